@@ -1,0 +1,76 @@
+"""Is a network what was asked for? Compares its ports with the spec and its dtypes with the precision, for any backend."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from latentrt.runtime.components import DTYPES
+from latentrt.runtime.errors import BuildError, PrecisionError
+from latentrt.runtime.specs import ComponentSpec, Port, Precision
+
+FLOAT32_COMPONENTS = frozenset({"sampler"})
+"""Components whose arithmetic is float32 whatever the dtype of their ports."""
+
+REMEDY = "Export the checkpoint again"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A network's input or output as a backend sees it; -1 is a length that is only known at run time."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join('?' if length == -1 else str(length) for length in self.shape)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer that does heavy arithmetic: a convolution, a matmul or an attention."""
+
+    kind: str
+    name: str
+    dtype: str
+
+
+def check_ports(spec: ComponentSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+    """Raise `BuildError` where the network's ports are not the spec's: names, dtypes, number of axes, fixed lengths."""
+    for kind, found, ports in (("inputs", inputs, spec.inputs), ("outputs", outputs, spec.outputs)):
+        needed = sorted(port.name for port in ports)
+        if sorted(found) != needed:
+            raise BuildError(
+                f"{spec.name}: the network's {kind} are {', '.join(sorted(found)) or 'none'}, the bundle says "
+                f"{', '.join(needed)}. {REMEDY}"
+            )
+    for port in spec.ports:
+        tensor = inputs[port.name] if port in spec.inputs else outputs[port.name]
+        if not fits(spec, port, tensor):
+            raise BuildError(f"{spec.name}: {port.name} is {tensor} in the network, the bundle says {port}. {REMEDY}")
+
+
+def fits(spec: ComponentSpec, port: Port, tensor: Tensor) -> bool:
+    """Whether a tensor can serve as a port.
+
+    A length with a range must be unknown, a fixed one known; an output's may stay unknown where shapes are computed.
+    """
+    low, high = port.shape(spec.sizes("min")), port.shape(spec.sizes("max"))
+    if tensor.dtype != port.dtype or len(tensor.shape) != len(low):
+        return False
+    return all(
+        length == smallest == largest or (length == -1 and (bool(axis.dim) or port in spec.outputs))
+        for length, smallest, largest, axis in zip(tensor.shape, low, high, port.axes, strict=True)
+    )
+
+
+def check_precision(spec: ComponentSpec, precision: Precision, layers: Sequence[Layer]) -> None:
+    """Raise `PrecisionError` where a convolution, matmul or attention runs in another dtype than the precision's.
+
+    They do nearly all the arithmetic. Other layers (normalisation, softmax, sinusoids) may be kept in float32.
+    """
+    asked: Precision = "fp32" if spec.name in FLOAT32_COMPONENTS else precision
+    wrong = [layer for layer in layers if layer.dtype != DTYPES[asked]]
+    if wrong:
+        raise PrecisionError(
+            f"{spec.name}: {wrong[0].kind} {wrong[0].name} runs in {wrong[0].dtype}, {asked} needs {DTYPES[asked]}; "
+            f"{len(wrong)} of {len(layers)} such layers differ. {REMEDY} with --precision {asked}"
+        )

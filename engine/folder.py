@@ -1,0 +1,115 @@
+"""The folder of one build on disk, kept such that a kill at any moment harms nothing.
+
+It holds `build.json` and the engine files that it names. A new engine gets a name of its own and is listed in
+`unfinished.json` as soon as it is whole; `build.json` is replaced when the last one is. So until then the build before
+stays whole, and the next run finds every engine that a killed one finished.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from shutil import rmtree
+
+from latentrt.runtime.bundle import BUILD, check_sizes, describe_file, read_record, write_record
+from latentrt.runtime.cache import locked
+from latentrt.runtime.errors import BundleError
+from latentrt.runtime.manifest import BuildRecord, EngineKey, EngineRecord, FileRecord
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = "unfinished.json"
+LOCK = ".lock"
+NEW = ".new"
+
+
+class BuildFolder:
+    """One build's folder within a bundle. Everything that changes it must be done while holding its lock."""
+
+    def __init__(self, bundle: Path, name: str):
+        self.bundle = bundle
+        self.path = bundle / "builds" / name
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Keep other processes from building here; raises `BuildError` where one does."""
+        return locked(self.path / LOCK, f"{self.path}: another process is building here")
+
+    def records(self) -> list[BuildRecord]:
+        """`build.json` and `unfinished.json`, as far as they are there and readable."""
+        found = []
+        for file in (self.path / BUILD, self.path / UNFINISHED):
+            try:
+                found += [read_record(file, BuildRecord)] if file.is_file() else []
+            except BundleError as error:
+                logger.warning("%s Its engines are built anew.", error)
+        return found
+
+    def finished(self, plan: BuildRecord, keys: Mapping[str, EngineKey]) -> BuildRecord | None:
+        """The build that is here, if it is the planned one, whole, and nothing else lies beside it."""
+        records = self.records()
+        if len(records) != 1 or records[0].limits != plan.limits or self.leftovers():
+            return None
+        whole = self.reusable(keys)
+        return records[0] if whole.keys() == keys.keys() == records[0].engines.keys() else None
+
+    def reusable(self, keys: Mapping[str, EngineKey]) -> dict[str, EngineRecord]:
+        """The engines here that have the key they must have, and whole files."""
+        found = [engine for record in self.records() for engine in record.engines.values()]
+        return {e.key.component: e for e in found if e.key == keys.get(e.key.component) and self._is_whole(e)}
+
+    def _is_whole(self, engine: EngineRecord) -> bool:
+        try:
+            check_sizes(self.bundle, engine.files, "It is built anew")
+        except BundleError as error:
+            logger.warning("%s", error)
+            return False
+        return True
+
+    def leftovers(self) -> list[Path]:
+        """What is here and belongs to no build: replaced engines, and what a killed process left."""
+        named = {self.bundle / file for record in self.records() for e in record.engines.values() for file in e.files}
+        kept = {self.path / LOCK, self.path / BUILD, self.path / UNFINISHED, *named}
+        return sorted(set(self.path.iterdir()) - kept) if self.path.is_dir() else []
+
+    def clean(self) -> None:
+        """Remove the leftovers."""
+        for path in self.leftovers():
+            logger.debug("removing %s", path)
+            if path.is_dir():
+                rmtree(path)
+            else:
+                path.unlink()
+
+    @contextmanager
+    def new_files(self) -> Iterator[Path]:
+        """An empty folder for one engine's files, on the same disk; gone when the block ends."""
+        temporary = self.path / NEW
+        rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+        finally:
+            rmtree(temporary, ignore_errors=True)
+
+    def stem(self, key: EngineKey) -> str:
+        """`<component>-<hash of the key>`, and `-2` where a build by that name is being replaced by force."""
+        name = f"{key.component}-{hashlib.sha256(key.model_dump_json().encode()).hexdigest()[:12]}"
+        return f"{name}-2" if any(self.path.glob(f"{name}.*")) else name
+
+    def adopt(self, temporary: Path, files: tuple[str, ...]) -> dict[str, FileRecord]:
+        """Move finished files to their place; the one to load first comes last, when all it needs is there."""
+        described = {str((self.path / name).relative_to(self.bundle)): describe_file(temporary / name) for name in files}
+        for name in reversed(files):
+            (temporary / name).replace(self.path / name)
+        return described
+
+    def save(self, record: BuildRecord) -> None:
+        """Remember the engines that are finished so far."""
+        write_record(self.path / UNFINISHED, record)
+
+    def commit(self, record: BuildRecord) -> None:
+        """Make this the build, and remove what it replaces."""
+        write_record(self.path / BUILD, record)
+        (self.path / UNFINISHED).unlink(missing_ok=True)
+        self.clean()

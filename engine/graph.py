@@ -1,0 +1,59 @@
+"""An ONNX graph, in latentrt's words."""
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+
+from latentrt.engine.checks import Layer, Tensor
+
+HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+
+SMALL_BYTES = 1024
+"""Constants up to this size may be shapes, which decide about other shapes; larger ones are weights."""
+
+
+def read_graph(file: Path) -> onnx.GraphProto:
+    """The graph of an ONNX file without its weights, with the dtype of every tensor.
+
+    Raises:
+        Exception: whatever onnx raises for a file that it cannot read or that contradicts itself.
+    """
+    model = onnx.load(file, load_external_data=False)
+    for tensor in model.graph.initializer:
+        if len(tensor.raw_data) > SMALL_BYTES:
+            tensor.ClearField("raw_data")
+    return onnx.shape_inference.infer_shapes(model).graph
+
+
+def dtype_name(number: int) -> str:
+    """An ONNX dtype by latentrt's name."""
+    name = onnx.TensorProto.DataType.Name(number).lower()
+    return "float32" if name == "float" else name
+
+
+def describe(value: onnx.ValueInfoProto) -> Tensor:
+    """Dtype and shape of a graph's input or output."""
+    kind = value.type.tensor_type
+    lengths = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
+    return Tensor(dtype_name(kind.elem_type), lengths)
+
+
+def output_dtypes(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, str]]:
+    """Every node with the dtype of its first output, `-` where it is not known."""
+    known = {value.name: dtype_name(value.type.tensor_type.elem_type) for value in (*graph.value_info, *graph.output)}
+    return [(node, known.get(node.output[0], "-")) for node in graph.node]
+
+
+def count_nodes(graph: onnx.GraphProto) -> dict[str, int]:
+    """How many nodes of each `Type dtype` the graph has."""
+    return dict(sorted(Counter(f"{node.op_type} {dtype}" for node, dtype in output_dtypes(graph)).items()))
+
+
+def heavy_nodes(graph: onnx.GraphProto) -> list[Layer]:
+    """The convolutions, matmuls and attentions of a graph."""
+    return [
+        Layer(node.op_type, node.name or node.output[0], dtype)
+        for node, dtype in output_dtypes(graph)
+        if node.op_type in HEAVY
+    ]

@@ -1,0 +1,72 @@
+"""A network that TensorRT has parsed, in latentrt's words.
+
+A strongly typed network runs in the dtypes that are written in it, so what is seen here is what the engine does.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from latentrt.engine.checks import Layer, Tensor
+
+DTYPES = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16", "INT64": "int64", "UINT8": "uint8"}
+"""TensorRT's names for the dtypes that a port or an engine's arithmetic may have."""
+
+HEAVY = frozenset({"ATTENTION_INPUT", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "MATRIX_MULTIPLY"})
+
+
+def dtype_name(dtype: Any) -> str:
+    """A TensorRT dtype by latentrt's name, or by its own where latentrt has none."""
+    return DTYPES.get(dtype.name, str(dtype.name).lower())
+
+
+def inputs(network: Any) -> dict[str, Tensor]:
+    """Every input of a network, by name."""
+    return {tensor.name: describe(tensor) for tensor in map(network.get_input, range(network.num_inputs))}
+
+
+def outputs(network: Any) -> dict[str, Tensor]:
+    """Every output of a network, by name."""
+    return {tensor.name: describe(tensor) for tensor in map(network.get_output, range(network.num_outputs))}
+
+
+def describe(tensor: Any) -> Tensor:
+    """Dtype and shape of a TensorRT tensor."""
+    return Tensor(dtype_name(tensor.dtype), tuple(tensor.shape))
+
+
+def walk(network: Any) -> Iterator[Any]:
+    """Every layer of a network, in order."""
+    return map(network.get_layer, range(network.num_layers))
+
+
+def layer_dtype(layer: Any) -> str:
+    """Dtype of a layer's first output, or `-` where it has none."""
+    return dtype_name(layer.get_output(0).dtype) if layer.num_outputs else "-"
+
+
+def count_layers(network: Any) -> dict[str, int]:
+    """How many layers of each `TYPE dtype` the network has."""
+    return dict(sorted(Counter(f"{layer.type.name} {layer_dtype(layer)}" for layer in walk(network)).items()))
+
+
+def heavy_layers(network: Any) -> list[Layer]:
+    """The convolutions, matmuls and attentions of a network."""
+    return [
+        Layer(layer.type.name, layer.name, layer_dtype(layer)) for layer in walk(network) if layer.type.name in HEAVY
+    ]
+
+
+def allow_decomposition(trt: ModuleType, network: Any) -> int:
+    """Let every attention run as matmul, softmax, matmul where no dedicated kernel serves it; returns their number.
+
+    Without this TensorRT refuses float32 attention, odd head sizes and the VAE's single head of 512.
+    """
+    count = 0
+    for layer in walk(network):
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # get_layer gives the base class
+            layer.attention.decomposable = True
+            count += 1
+    return count

@@ -1,0 +1,141 @@
+"""Builds TensorRT and TensorRT-RTX engines: one code path, strongly typed, for one optimisation profile.
+
+TensorRT is called directly. Polygraphy's loaders choose between `tensorrt` and `tensorrt_rtx` once per process, by an
+environment variable, and log to a logger of their own; latentrt serves both modules side by side.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from latentrt.engine.base import Built, Job
+from latentrt.engine.checks import check_ports, check_precision
+from latentrt.engine.inspection import inspect_engine
+from latentrt.engine.network import allow_decomposition, count_layers, heavy_layers, inputs, outputs
+from latentrt.engine.progress import monitor
+from latentrt.runtime.backends.targets import RTX_DEFAULT, load_module
+from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
+from latentrt.runtime.cache import cache_folder, write_atomically
+from latentrt.runtime.errors import BuildError
+from latentrt.runtime.specs import ComponentSpec
+
+logger = logging.getLogger(__name__)
+
+
+class TensorRTBuilder:
+    """Builds with `tensorrt` for the GPU of this machine, or with `tensorrt-rtx` for a target, without a GPU."""
+
+    def __init__(self, backend: str, target: str):
+        self.trt = load_module(backend)
+        self.rtx = backend == "tensorrt-rtx"
+        self.target = target
+        self.log = tensorrt_log(self.trt)
+
+    def build(self, job: Job) -> Built:
+        """Parse, check, build and inspect one component."""
+        self.log.errors.clear()
+        builder = self.trt.Builder(self.log)
+        job.report("parsing")
+        network, parser = self._parse(builder, job)
+        attentions = allow_decomposition(self.trt, network)
+        check_ports(job.spec, inputs(network), outputs(network))
+        check_precision(job.spec, job.precision, heavy_layers(network))
+        counts = count_layers(network)
+        with self._config(builder, job) as config:
+            plan = self._serialize(builder, network, config, job)
+        del parser  # it owns the weights that the network refers to
+        name = f"{job.stem}.engine"
+        (job.folder / name).write_bytes(plan)
+        notes = (f"{attentions} attention layers may decompose",) if attentions else ()
+        return Built((name,), counts, (*notes, *inspect_engine(self.trt, self.log, plan, job.spec)))
+
+    def _parse(self, builder: Any, job: Job) -> tuple[Any, Any]:
+        """The network of an ONNX file, and the parser, which must outlive it."""
+        network = builder.create_network(strongly_typed(self.trt))
+        parser = self.trt.OnnxParser(network, self.log)
+        # Data files are found beside the ONNX file only when its path is absolute.
+        if not parser.parse_from_file(str(job.onnx.absolute())):
+            raise BuildError(f"{job.spec.name}: {job.onnx} cannot be parsed: {'; '.join(parser_errors(parser, self.log))}")
+        return network, parser
+
+    @contextmanager
+    def _config(self, builder: Any, job: Job) -> Iterator[Any]:
+        """A builder config with the profile, the target and, for TensorRT, the timing cache, kept at the end."""
+        config = builder.create_builder_config()
+        config.add_optimization_profile(profile(builder, job.spec))
+        config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
+        # float32 asked is float32 obtained; only float32 layers would use TF32.
+        config.clear_flag(self.trt.BuilderFlag.TF32)
+        if self.rtx:
+            set_target(self.trt, config, self.target)
+            yield config
+            return
+        file = cache_folder() / "timing" / f"tensorrt-{self.trt.__version__}-{self.target}.cache"
+        load_timing_cache(config, file)
+        yield config
+        write_atomically(file, config.get_timing_cache().serialize())
+
+    def _serialize(self, builder: Any, network: Any, config: Any, job: Job) -> Any:
+        """Build the engine. Raises the first error that TensorRT logged, or what the progress callback raised."""
+        watch = monitor(self.trt, job.report)
+        config.progress_monitor = watch
+        plan = builder.build_serialized_network(network, config)
+        if watch.error is not None:
+            raise watch.error
+        if plan is None:
+            raise BuildError(f"{job.spec.name}: TensorRT cannot build it: {first_error(self.log, 'it gave no reason')}")
+        return plan
+
+
+def strongly_typed(trt: ModuleType) -> int:
+    """The creation flags of a strongly typed network; where the flag is gone every network is one."""
+    flag = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def parser_errors(parser: Any, log: Any) -> list[str]:
+    """Every error of the parser with its node, or the first one that was logged."""
+    found = [parser.get_error(index) for index in range(parser.num_errors)]
+    texts = [
+        f"node {error.node_name() or error.node()} ({error.node_operator()}): {' '.join(error.desc().split())}"
+        for error in found
+    ]
+    return texts or [first_error(log, "TensorRT gave no reason")]
+
+
+def profile(builder: Any, spec: ComponentSpec) -> Any:
+    """The optimisation profile of a spec: every input at its smallest, best and largest shape."""
+    shapes = builder.create_optimization_profile()
+    for port in spec.inputs:
+        shapes.set_shape(port.name, *(port.shape(spec.sizes(which)) for which in ("min", "opt", "max")))
+    return shapes
+
+
+def set_target(trt: ModuleType, config: Any, target: str) -> None:
+    """Build for one compute capability, or leave TensorRT-RTX's portable default.
+
+    Raises:
+        BuildError: TensorRT-RTX does not know the target.
+    """
+    if target == RTX_DEFAULT:
+        return
+    known = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
+    if target.upper() not in known:
+        allowed = ", ".join([RTX_DEFAULT, *(name.lower() for name in known)])
+        raise BuildError(f"target {target}: TensorRT-RTX {trt.__version__} builds for {allowed}")
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+
+
+def load_timing_cache(config: Any, file: Path) -> None:
+    """Give the config the kernel timings of earlier builds; a file that does not match is dropped."""
+    if file.is_file():
+        cache = config.create_timing_cache(file.read_bytes())
+        if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
+            return
+        logger.info("%s: another TensorRT or GPU wrote it, so kernels are timed anew", file)
+        file.unlink(missing_ok=True)
+    config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)

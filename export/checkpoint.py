@@ -1,0 +1,222 @@
+"""A checkpoint in diffusers format: its configs, the facts they state, its weight files, its networks."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+
+from latentrt.export.random_weights import random_network
+from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.model import Model, TextEncoder
+
+CLASSES = {
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+"""Folder of each network, the library its class lives in and the class itself, as model_index.json names them."""
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+UNSUPPORTED_UNET = ("class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim")
+UNSUPPORTED_VAE = ("shift_factor", "latents_mean", "latents_std")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder in diffusers format. `random_seed`: only its configs and tokenizers are read, weights are made up."""
+
+    path: Path
+    random_seed: int | None = None
+    variant: str | None = None
+
+    @classmethod
+    def open(cls, path: str | Path, random_seed: int | None = None, variant: str | None = None) -> "Checkpoint":
+        """Read every config, and find every weight file, before anything is loaded.
+
+        Raises:
+            CheckpointError: not a checkpoint, an unknown family, a missing file, or weights only as pickles.
+        """
+        path = Path(path)
+        if not (path / "model_index.json").is_file():
+            raise CheckpointError(
+                f"{path}: not a checkpoint, it has no model_index.json. latentrt reads folders in diffusers format"
+            )
+        checkpoint = cls(path.resolve(), random_seed, variant)
+        checkpoint.model  # noqa: B018 - reads and checks every config
+        if random_seed is None:
+            for folder in CLASSES:
+                checkpoint.weight_files(folder)
+        return checkpoint
+
+    def config(self, folder: str, name: str = "config.json") -> dict[str, Any]:
+        """One component's config."""
+        file = self.path / folder / name
+        try:
+            return dict(json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: missing. The checkpoint is incomplete; download it again") from None
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{file}: not valid JSON ({error}). Download the checkpoint again") from error
+
+    @cached_property
+    def model(self) -> Model:
+        """The facts that the configs state.
+
+        Raises:
+            CheckpointError: the pipeline or one of its parts is of a kind that latentrt does not serve.
+        """
+        index = self.config("", "model_index.json")
+        self._check_classes(index)
+        unet, vae = self.config("unet"), self.config("vae")
+        self._check_options(unet, vae)
+        first, second = self.config("text_encoder"), self.config("text_encoder_2")
+        scale = 2 ** (len(vae["block_out_channels"]) - 1)
+        pooled = second["projection_dim"]
+        model = Model(
+            family="sdxl",
+            text_encoders=(
+                TextEncoder(component="text_encoder", tokenizer="tokenizer", width=first["hidden_size"]),
+                TextEncoder(
+                    component="text_encoder_2", tokenizer="tokenizer_2", width=second["hidden_size"], pooled=pooled
+                ),
+            ),
+            unet_channels=unet["in_channels"],
+            latent_channels=vae["latent_channels"],
+            latent_scale=scale,
+            scaling_factor=vae["scaling_factor"],
+            native_size=unet["sample_size"] * scale,
+            time_ids=(unet["projection_class_embeddings_input_dim"] - pooled) // unet["addition_time_embed_dim"],
+            zero_negative=index.get("force_zeros_for_empty_prompt", False),
+            scheduler=self.config("scheduler", "scheduler_config.json"),
+        )
+        self._check_widths(model, unet)
+        return model
+
+    def _check_classes(self, index: dict[str, Any]) -> None:
+        if index.get("_class_name") != "StableDiffusionXLPipeline":
+            raise CheckpointError(
+                f"{self.path}: a {index.get('_class_name')}; this version serves StableDiffusionXLPipeline checkpoints"
+            )
+        for folder, (library, name) in CLASSES.items():
+            found = tuple(index.get(folder) or ("nothing", "nothing"))
+            if found != (library, name):
+                raise CheckpointError(f"{self.path}: {folder} is {found[1]} of {found[0]}; this version serves {name}")
+        for folder in ("tokenizer", "tokenizer_2"):
+            present = {file.name for file in (self.path / folder).glob("*.*")}
+            if not ("tokenizer.json" in present or {"vocab.json", "merges.txt"} <= present):
+                raise CheckpointError(f"{self.path / folder}: needs tokenizer.json, or vocab.json and merges.txt")
+
+    def _check_options(self, unet: dict[str, Any], vae: dict[str, Any]) -> None:
+        if unet.get("addition_embed_type") != "text_time":
+            raise CheckpointError(
+                f"{self.path}: the U-Net's addition_embed_type is {unet.get('addition_embed_type')}; "
+                "this version serves SDXL, which has text_time"
+            )
+        for config, folder, options in ((unet, "unet", UNSUPPORTED_UNET), (vae, "vae", UNSUPPORTED_VAE)):
+            for option in options:
+                if config.get(option) is not None:
+                    raise CheckpointError(f"{self.path}: {folder} uses {option}, which this version does not serve")
+
+    def _check_widths(self, model: Model, unet: dict[str, Any]) -> None:
+        for name, found, needed in (
+            ("cross_attention_dim", unet["cross_attention_dim"], model.context_width),
+            ("in_channels", unet["in_channels"], model.latent_channels),
+            ("number of time ids", model.time_ids, 6),
+        ):
+            if found != needed:
+                raise CheckpointError(f"{self.path}: the U-Net's {name} is {found}; an SDXL base model needs {needed}")
+
+    def weight_files(self, folder: str) -> list[Path]:
+        """The safetensors files of one network, all of them present.
+
+        Raises:
+            CheckpointError: one is missing, or there are only pickles.
+        """
+        stem = "model" if CLASSES[folder][0] == "transformers" else "diffusion_pytorch_model"
+        variants = [self.variant] if self.variant else ["", "fp16"]
+        for variant in variants:
+            suffix = f".{variant}" if variant else ""
+            single = self.path / folder / f"{stem}{suffix}.safetensors"
+            index = self.path / folder / f"{stem}.safetensors.index{suffix}.json"
+            if single.is_file():
+                return [single]
+            if index.is_file():
+                return self._shards(index)
+        wanted = " or ".join(f"{stem}{'.' + v if v else ''}.safetensors" for v in variants)
+        pickles = [file.name for file in (self.path / folder).glob("*") if file.suffix in PICKLES]
+        if pickles:
+            raise CheckpointError(
+                f"{self.path / folder}: only {pickles[0]}, a pickle, which can run any code when read. "
+                f"Convert it to safetensors ({wanted})"
+            )
+        raise CheckpointError(f"{self.path / folder}: {wanted} is missing. Download the checkpoint again")
+
+    def _shards(self, index: Path) -> list[Path]:
+        names = sorted(set(self.config(index.parent.name, index.name)["weight_map"].values()))
+        for name in names:
+            if not (index.parent / name).is_file():
+                raise CheckpointError(f"{index.parent / name}: missing, but {index.name} names it. Download it again")
+        return [index.parent / name for name in names]
+
+    def network(self, folder: str, dtype: torch.dtype) -> torch.nn.Module:
+        """One network with its weights in `dtype`, in evaluation mode.
+
+        Raises:
+            CheckpointError: the weight files cannot be read, or do not hold exactly the network's tensors.
+        """
+        library, name = CLASSES[folder]
+        kind = getattr(import_module(library), name)
+        if self.random_seed is not None:
+            config = self.config(folder)
+            return random_network(kind, config, dtype, self.random_seed)
+        try:
+            network, report = kind.from_pretrained(
+                self.path / folder,
+                torch_dtype=dtype,
+                variant=self._variant_found(folder),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path / folder}: the weights do not load as {name}: {error}") from error
+        self._check_keys(folder, report)
+        return cast(torch.nn.Module, network).eval()
+
+    def _variant_found(self, folder: str) -> str | None:
+        return "fp16" if ".fp16" in self.weight_files(folder)[0].name else self.variant
+
+    def _check_keys(self, folder: str, report: dict[str, Any]) -> None:
+        """Refuse a network with made-up tensors: the libraries only warn."""
+        harmless = "position_ids"
+        for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+            keys = sorted(str(key) for key in report.get(kind, ()) if harmless not in str(key))
+            if keys:
+                raise CheckpointError(
+                    f"{self.path / folder}: {len(keys)} {kind.replace('_', ' ')} in the weights, first {keys[0]}. "
+                    "The weights belong to another config"
+                )
+
+    def weights_sha256(self) -> str:
+        """A hash that changes with any weight; with random weights, with any config or the seed."""
+        digest = hashlib.sha256(f"random seed {self.random_seed}".encode())
+        for file in self._identity_files():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    def _identity_files(self) -> Iterator[Path]:
+        for folder in CLASSES:
+            yield self.path / folder / "config.json"
+            if self.random_seed is None:
+                yield from self.weight_files(folder)
+

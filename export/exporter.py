@@ -1,0 +1,143 @@
+"""From a checkpoint to a bundle: trace every component, compare it with torch, write everything or nothing."""
+
+import gc
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from latentrt.export import parity
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.modules import MODULES
+from latentrt.export.sampler_graph import sampler_graph
+from latentrt.export.trace import TORCH_DTYPES, count_parameters, save, trace
+from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, replacing_folder, write_record
+from latentrt.runtime.components import DTYPES, component_specs
+from latentrt.runtime.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
+from latentrt.runtime.model import Limits
+from latentrt.runtime.samplers import sampler_for
+from latentrt.runtime.specs import ComponentSpec, Precision
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+DEFAULT_STEPS = 30
+DEFAULT_GUIDANCE = 5.0
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what begins now, how many parts are done, how many there are)."""
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    target: Path,
+    *,
+    precision: Precision = "fp16",
+    limits: Limits | None = None,
+    depth: parity.Depth = "full",
+    progress: Progress = lambda part, done, total: None,
+) -> Bundle:
+    """Export every component of a checkpoint into the bundle `target`, replacing one that is there.
+
+    The bundle appears when everything in it is written and compared; an error or a kill leaves `target` as it was.
+
+    Raises:
+        CheckpointError: the checkpoint is incomplete, or a component does not trace to its ports.
+        ParityError: a component differs from torch by more than `parity.TOLERANCE`.
+    """
+    model = checkpoint.model
+    limits = limits or Limits.around(model.native_size)
+    precisions = component_precisions(checkpoint, precision)
+    specs = component_specs(model, limits, precisions)
+    with replacing_folder(target) as folder:
+        records: dict[str, ComponentRecord] = {}
+        for done, (name, spec) in enumerate(specs.items()):
+            progress(name, done, len(specs))
+            records[name] = export_component(checkpoint, spec, precisions.get(name, precision), folder, precision, depth)
+        progress("manifest", len(specs), len(specs))
+        _copy_tokenizers(checkpoint, folder)
+        write_record(folder / MANIFEST, _manifest(checkpoint, folder, precision, limits, records))
+    return Bundle.open(target)
+
+
+def component_precisions(checkpoint: Checkpoint, precision: Precision) -> dict[str, Precision]:
+    """Each component's precision: the one asked for, but float32 for a VAE whose config says that fp16 overflows."""
+    upcast = precision == "fp16" and bool(checkpoint.config("vae").get("force_upcast"))
+    vae: Precision = "fp32" if upcast else precision
+    return {name: vae if folder == "vae" else precision for name, (folder, _) in MODULES.items()}
+
+
+def export_component(
+    checkpoint: Checkpoint, spec: ComponentSpec, precision: Precision, folder: Path, bundle_precision: Precision, depth: parity.Depth
+) -> ComponentRecord:
+    """Trace one component, write its ONNX file under `folder` and compare it with torch."""
+    started = time.perf_counter()
+    file = folder / "onnx" / bundle_precision / f"{spec.name}.onnx"
+    cases: list[parity.Case] = []
+    vocabulary = 0
+    if spec.name == "sampler":
+        graph = sampler_graph(spec)
+    else:
+        source, wrapper = MODULES[spec.name]
+        vocabulary = checkpoint.config(source).get("vocab_size", 0)
+        dtype = TORCH_DTYPES[DTYPES[precision]]
+        module = wrapper(checkpoint.network(source, torch.float32 if depth != "off" else dtype)).eval()
+        cases = parity.reference_cases(module, spec, vocabulary, depth)
+        graph = trace(module.to(dtype), spec, vocabulary)
+        del module
+    files = save(graph, spec, file)
+    parameters, nodes = count_parameters(graph), sum(1 for _ in graph.graph.all_nodes())
+    del graph
+    gc.collect()  # the traced program holds cycles, and the weights with them
+    figures = parity.compare(file, spec, cases, vocabulary, precision)
+    logger.info("%s: %d nodes, %.1f M parameters, %.1f s", spec.name, nodes, parameters / 1e6, time.perf_counter() - started)
+    return ComponentRecord(
+        precision=precision,
+        files=tuple(path.relative_to(folder).as_posix() for path in files),
+        inputs=port_table(spec.inputs),
+        outputs=port_table(spec.outputs),
+        parameters=parameters,
+        nodes=nodes,
+        parity=figures,
+    )
+
+
+def _copy_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
+    for encoder in checkpoint.model.text_encoders:
+        (folder / encoder.tokenizer).mkdir()
+        for name in TOKENIZER_FILES:
+            file = checkpoint.path / encoder.tokenizer / name
+            if file.is_file():
+                shutil.copyfile(file, folder / encoder.tokenizer / name)
+
+
+def _manifest(
+    checkpoint: Checkpoint, folder: Path, precision: Precision, limits: Limits, records: Mapping[str, ComponentRecord]
+) -> Manifest:
+    random = checkpoint.random_seed
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return Manifest(
+        latentrt=version("latentrt"),
+        precision=precision,
+        model=checkpoint.model,
+        limits=limits,
+        defaults=Defaults(
+            sampler=sampler_for(checkpoint.model.scheduler), steps=DEFAULT_STEPS, guidance=DEFAULT_GUIDANCE
+        ),
+        components=dict(records),
+        provenance=Provenance(
+            checkpoint=checkpoint.path.name,
+            weights="checkpoint" if random is None else f"random weights, seed {random}",
+            weights_sha256=checkpoint.weights_sha256(),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions={name: version(name) for name in TOOLS},
+        ),
+        files={path.relative_to(folder).as_posix(): describe_file(path) for path in files},
+    )

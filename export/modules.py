@@ -1,0 +1,86 @@
+"""Torch modules whose forward has exactly the ports of a component's spec."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LOGVAR_RANGE = (-30.0, 20.0)
+"""Clamp of the VAE's log variance, as in the original autoencoder."""
+
+
+class TextEncoder(nn.Module):
+    """CLIP text encoder: the penultimate layer's hidden states, without the final norm (Podell et al. 2023, table 1).
+
+    `pooled` is the projected final state at the end token, for encoders that have a projection.
+    """
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+        self.has_projection = hasattr(network, "text_projection")
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """(texts, 77) int64 -> hidden (texts, 77, width), pooled (texts, projection)."""
+        output = self.network(input_ids, output_hidden_states=True)
+        hidden = output.hidden_states[-2]
+        return (hidden, output.text_embeds) if self.has_projection else (hidden,)
+
+
+class UNet(nn.Module):
+    """SDXL's U-Net. The micro-conditioning stays float32 up to its first linear layer, in every precision."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor, time_ids: Tensor
+    ) -> Tensor:
+        """Ports of `unet`; `timestep` has one entry per row."""
+        # The concatenation of both would mix dtypes, which strongly typed networks refuse.
+        conditions = {"text_embeds": text_embeds.float(), "time_ids": time_ids}
+        output: Tensor = self.network(
+            sample, timestep, encoder_hidden_states, added_cond_kwargs=conditions, return_dict=False
+        )[0]
+        return output
+
+
+class VaeDecoder(nn.Module):
+    """Latents to bytes: the image leaves the graph as uint8, the last axis holding red, green and blue."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+
+    def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """(images, 4, h, w) -> image (images, 8h, 8w, 3), mean absolute value before clamping (images,)."""
+        image = self.network.decode(latent, return_dict=False)[0].float()
+        pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1), image.abs().mean(dim=(1, 2, 3))
+
+
+class VaeEncoder(nn.Module):
+    """Image to the mean and log variance of its latents' distribution: no randomness inside the graph."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """(images, 3, 8h, 8w) in -1 … 1 -> mean, logvar (images, 4, h, w)."""
+        moments = self.network.encoder(image)
+        if self.network.quant_conv is not None:
+            moments = self.network.quant_conv(moments)
+        mean, logvar = moments.chunk(2, dim=1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+
+MODULES = {
+    "text_encoder": ("text_encoder", TextEncoder),
+    "text_encoder_2": ("text_encoder_2", TextEncoder),
+    "unet": ("unet", UNet),
+    "vae_decoder": ("vae", VaeDecoder),
+    "vae_encoder": ("vae", VaeEncoder),
+}
+"""Component: the checkpoint's folder that holds its network, and the module that gives it the component's ports."""

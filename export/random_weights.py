@@ -1,0 +1,48 @@
+"""Networks with made-up weights: size and speed can be tried without a download."""
+
+import zlib
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def random_network(kind: Any, config: dict[str, Any], dtype: torch.dtype, seed: int) -> nn.Module:
+    """A network of a diffusers or transformers class, in evaluation mode; memory peaks at the weights in `dtype`.
+
+    Each tensor depends on its name and the seed alone, so the same seed gives the same network in any precision.
+    """
+    network = _uninitialised(kind, config, dtype)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            _fill(name, parameter, generator)
+    return network.eval()
+
+
+def _uninitialised(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
+    def build() -> nn.Module:
+        network: nn.Module
+        if hasattr(kind, "load_config"):  # diffusers
+            network = kind.from_config(config)
+        else:
+            network = kind(kind.config_class(**config))
+        return network
+
+    with torch.device("meta"):
+        shapes = build()
+    if any(True for _ in shapes.buffers()):
+        return nn.Module.to(build(), dtype)  # buffers hold values that only the constructor knows
+    return nn.Module.to(shapes, dtype).to_empty(device="cpu")
+
+
+def _fill(name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
+    """Norms near one, biases near zero, weights that keep a unit variance (He et al. 2015, section 2.2)."""
+    noise = torch.randn(parameter.shape, generator=generator)
+    if parameter.ndim > 1:
+        fan_in = 1.0 if "embedding" in name and "position" not in name else parameter[0].numel()
+        parameter.copy_(noise / max(fan_in, 1.0) ** 0.5)
+    elif name.endswith("weight"):
+        parameter.copy_(1 + 0.1 * noise)
+    else:
+        parameter.copy_(0.1 * noise)

@@ -1,0 +1,135 @@
+"""From a torch module to a checked ONNX file with exactly the ports of a spec."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+
+from latentrt.export.samples import sample_inputs
+from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.specs import ComponentSpec, Port
+
+OPSET = 23
+"""The first opset with Attention; GroupNormalization has been there since 21."""
+
+EXTERNAL_BYTES = 2**31 - 2**24
+"""Above this, weights go to a data file: protobuf messages end at 2 GiB."""
+
+# Sizes of the traced example. None is 1, and no two are equal, so that torch.export specialises nothing; the odd
+# latents take the path on which upsampling meets the skip connection's size, which then serves even sizes too.
+EXAMPLE_SIZES = {"images": 2, "rows": 2, "texts": 2, "tokens": 154, "latent_height": 17, "latent_width": 27}
+
+TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16, "int64": torch.int64}
+
+
+def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.Model:
+    """Trace a module (already in the dtype of the spec) with every axis of the spec dynamic."""
+    inputs = sample_inputs(spec, EXAMPLE_SIZES, vocabulary)
+    example = tuple(inputs[port.name].to(TORCH_DTYPES[port.dtype]) for port in spec.inputs)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            dynamic_shapes={port.name: _dynamic_axes(port) for port in spec.inputs},
+            input_names=[port.name for port in spec.inputs],
+            output_names=[port.name for port in spec.outputs],
+            opset_version=OPSET,
+            verbose=False,
+        )
+    if program is None:
+        raise CheckpointError(f"{spec.name}: torch.onnx.export returned nothing")
+    return program.model
+
+
+def _dynamic_axes(port: Port) -> dict[int, Any]:
+    """Axis index -> name, or a multiple of a torch.export dim where the spec has a multiple.
+
+    Names are preferred: torch.export checks a dim against every guard of its kernels (in fp16, rows <= 63) and refuses.
+    """
+    return {
+        index: axis.dim if axis.scale == 1 else axis.scale * torch.export.Dim(axis.dim)  # type: ignore[operator]
+        for index, axis in enumerate(port.axes)
+        if axis.dim
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on its own inner life (a missing torchvision, deprecated helpers)."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils._sympy", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def declare_ports(model: ir.Model, spec: ComponentSpec) -> None:
+    """Write the spec's axis names into the graph, after checking that names, dtypes and fixed lengths agree.
+
+    Raises:
+        CheckpointError: the traced graph has another interface than the spec.
+    """
+    for kind, values, ports in (("input", model.graph.inputs, spec.inputs), ("output", model.graph.outputs, spec.outputs)):
+        names = [value.name for value in values]
+        if names != [port.name for port in ports]:
+            raise CheckpointError(f"{spec.name}: the graph's {kind}s are {names}, the spec has {[p.name for p in ports]}")
+        for value, port in zip(values, ports, strict=True):
+            _check_port(spec, value, port)
+            value.shape = ir.Shape([axis.offset if not axis.dim else str(axis) for axis in port.axes])
+
+
+def _check_port(spec: ComponentSpec, value: ir.Value, port: Port) -> None:
+    name = value.dtype.name.lower() if value.dtype else "untyped"
+    dtype = "float32" if name == "float" else name
+    shape = value.shape or ir.Shape([])
+    fixed = [axis.offset if not axis.dim else None for axis in port.axes]
+    found = [size if isinstance(size, int) else None for size in shape]
+    if dtype != port.dtype or found != fixed:
+        raise CheckpointError(f"{spec.name}: {port.name} is {dtype}{list(shape)} in the graph, the spec has {port}")
+
+
+def save(model: ir.Model, spec: ComponentSpec, file: Path) -> list[Path]:
+    """Write one ONNX file, with a data file beside it where the weights need one, and check what was written.
+
+    Raises:
+        CheckpointError: the interface is not the spec's, or the full checker refuses the graph.
+    """
+    declare_ports(model, spec)
+    model.graph.name = spec.name
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()  # torch stores a Python stack trace per node
+    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    data = f"{file.name}.data" if weights > EXTERNAL_BYTES else None
+    ir.save(model, file, external_data=data)
+    check(file)
+    return [file, file.with_name(data)] if data else [file]
+
+
+def check(file: Path) -> None:
+    """ONNX's full checker with strict shape inference: a mixed-dtype operator is an error here, not in TensorRT."""
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise CheckpointError(f"{file.name}: the exported graph is not valid ONNX: {error}") from error
+
+
+def count_parameters(model: ir.Model) -> int:
+    """Elements of all weights; constants of fewer than 16 elements are arithmetic, not weights."""
+    sizes: Mapping[str, int] = {
+        name: value.const_value.size for name, value in model.graph.initializers.items() if value.const_value is not None
+    }
+    return sum(size for size in sizes.values() if size >= 16)

@@ -1,0 +1,48 @@
+"""Buffers in host memory, for engines that run on the CPU."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.backends.base import Buffer
+
+
+class HostBuffer:
+    """A numpy array with a fixed address."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]):
+        self.array = np.zeros(shape, dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axis lengths."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Element type; bfloat16 is held as raw uint16."""
+        return self.array.dtype
+
+    @property
+    def pointer(self) -> int:
+        """Address of the first element."""
+        return self.array.ctypes.data
+
+    def write(self, values: NDArray[Any]) -> None:
+        """Copy `values` in, converted to the buffer's dtype."""
+        np.copyto(self.array, values, casting="same_kind")
+
+    def copy_from(self, other: Buffer) -> None:
+        """Copy another buffer in."""
+        np.copyto(self.array, np.from_dlpack(other), casting="no")
+
+    def numpy(self) -> NDArray[Any]:
+        """A copy."""
+        return self.array.copy()
+
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()

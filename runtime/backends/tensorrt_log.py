@@ -1,0 +1,56 @@
+"""TensorRT's own messages: forwarded to `logging`, the errors kept so that an exception can name the first real cause."""
+
+import functools
+import logging
+import re
+from collections import deque
+from types import ModuleType
+from typing import Any
+
+NOISE = re.compile(r"skipping tactic|tactic \S+ failed|insufficient memory on requested|requested amount of GPU", re.I)
+"""Trying a kernel that does not fit is how TensorRT searches; it says so as errors and warnings."""
+
+KEPT = 50
+
+
+@functools.cache
+def tensorrt_log(trt: ModuleType) -> Any:
+    """The one logger of a TensorRT module in this process: TensorRT keeps the first one that it is given.
+
+    It forwards to the Python logger `latentrt.<module>`, with info and tactic noise as debug. `errors` holds the last
+    messages of severity ERROR; whoever starts a piece of work clears it.
+    """
+    logger = logging.getLogger(f"latentrt.{trt.__name__}")
+    levels = {
+        trt.ILogger.INTERNAL_ERROR: logging.ERROR,
+        trt.ILogger.ERROR: logging.ERROR,
+        trt.ILogger.WARNING: logging.WARNING,
+        trt.ILogger.INFO: logging.DEBUG,
+    }
+
+    class Log(trt.ILogger):  # type: ignore[name-defined, misc]
+        """Called by TensorRT from any of its threads, so it must never raise."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=KEPT)
+
+        def log(self, severity: Any, msg: str) -> None:
+            level = levels.get(severity)
+            if level is None:  # VERBOSE: hundreds of lines per layer
+                return
+            message = " ".join(msg.split())
+            if NOISE.search(message):
+                level = logging.DEBUG
+            # An error reaches the user as the exception that it causes, so it is not logged a second time as one.
+            if level == logging.ERROR:
+                self.errors.append(message)
+                level = logging.DEBUG
+            logger.log(level, "%s", message)
+
+    return Log()
+
+
+def first_error(log: Any, otherwise: str) -> str:
+    """The first error that TensorRT reported since `log.errors` was last cleared."""
+    return log.errors[0] if log.errors else otherwise

@@ -1,0 +1,67 @@
+"""Files that several processes share: the user's cache folder, locks and atomic writes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from latentrt.runtime.errors import BuildError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def cache_folder() -> Path:
+    """Where timing caches and kernel caches live: `$XDG_CACHE_HOME/latentrt`, else `~/.cache/latentrt`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentrt"
+
+
+@contextmanager
+def locked(file: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
+    """Hold `file` as a lock between processes; the system drops it when its holder ends, however that happens.
+
+    Raises:
+        BuildError: another process holds it and `wait` is false; the message is `busy` and that process's number.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a+", encoding="ascii") as stream:
+        if not _acquire(stream, wait):
+            stream.seek(0)
+            holder = stream.read().strip() or "unknown"
+            raise BuildError(f"{busy} (process {holder}). Wait for it to end, or stop it")
+        # Windows lets nobody read a locked file, so the number is written for others only where it can be read.
+        if fcntl is not None:
+            stream.truncate(0)
+            stream.write(str(os.getpid()))
+            stream.flush()
+        yield
+
+
+def _acquire(stream: IO[Any], wait: bool) -> bool:
+    """Lock an open file until it is closed; False where another process holds it."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        else:
+            import msvcrt
+
+            mode: int = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK  # type: ignore[attr-defined]
+            stream.seek(0)
+            msvcrt.locking(stream.fileno(), mode, 1)  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    return True
+
+
+def write_atomically(file: Path, data: Any) -> None:
+    """Write bytes so that, at any moment, the file is either the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,148 @@
+"""What a bundle says of itself: `manifest.json`, written once by the export, and one `build.json` per build."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from latentrt.runtime.components import component_specs
+from latentrt.runtime.model import Limits, Model, Record
+from latentrt.runtime.specs import ComponentSpec, Port, Precision
+
+FORMAT = 1
+"""Version of the bundle's layout. A reader refuses newer ones."""
+
+
+class FileRecord(Record):
+    """One file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+class ParityRecord(Record):
+    """One comparison of a component's ONNX file with torch, in ONNX Runtime."""
+
+    case: str
+    sizes: dict[str, int]
+    output: str
+    max_abs: float
+    relative: float
+    """Root-mean-square error over the reference's root mean square."""
+
+
+class ComponentRecord(Record):
+    """One exported component. Ports are written as `float16[rows, 4, latent_height, latent_width]`."""
+
+    precision: Precision
+    files: tuple[str, ...]
+    """Paths within the bundle: the ONNX file first, then its data file if it has one."""
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    parameters: int
+    nodes: int
+    parity: tuple[ParityRecord, ...] = ()
+
+
+class Provenance(Record):
+    """Where the bundle comes from."""
+
+    checkpoint: str
+    weights: str
+    """`checkpoint`, or `random weights, seed N`."""
+    weights_sha256: str
+    created: str
+    versions: dict[str, str]
+
+
+class Defaults(Record):
+    """What a request gets that does not say."""
+
+    sampler: str
+    steps: int
+    guidance: float
+
+
+class Manifest(Record):
+    """The whole of `manifest.json`."""
+
+    format: Literal[1] = FORMAT
+    latentrt: str
+    precision: Precision
+    model: Model
+    limits: Limits
+    defaults: Defaults
+    components: dict[str, ComponentRecord]
+    provenance: Provenance
+    files: dict[str, FileRecord]
+
+    def specs(self, limits: Limits | None = None) -> dict[str, ComponentSpec]:
+        """Every component's ports and dims, for these limits or the bundle's own."""
+        precisions = {name: record.precision for name, record in self.components.items()}
+        return component_specs(self.model, limits or self.limits, precisions, self.components)
+
+    def content(self, component: str) -> str:
+        """One string that changes with any byte of the component's files."""
+        return " ".join(self.files[name].sha256 for name in self.components[component].files)
+
+
+def port_table(ports: tuple[Port, ...]) -> dict[str, str]:
+    """Ports as the manifest writes them."""
+    return {port.name: str(port) for port in ports}
+
+
+class EngineKey(Record):
+    """Everything that makes an engine what it is. Two equal keys: the same engine, and nothing is built."""
+
+    component: str
+    content: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    dims: dict[str, str]
+    precision: Precision
+    backend: str
+    backend_version: str
+    target: str
+    latentrt: str
+
+    def difference(self, wanted: "EngineKey") -> str | None:
+        """The first field in which the engine differs, as `field X, needed Y`, or None."""
+        for name in type(self).model_fields:
+            found, needed = getattr(self, name), getattr(wanted, name)
+            if found != needed:
+                return f"{name} {_brief(found, needed)}, needed {_brief(needed, found)}"
+        return None
+
+
+def _brief(value: Any, other: Any) -> str:
+    """A field's value, and of a table only the entries that differ."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {entry}" for name, entry in value.items() if other.get(name) != entry) or "none"
+    return str(value) if len(str(value)) <= 40 else f"{str(value)[:16]}…"
+
+
+class EngineRecord(Record):
+    """One built engine."""
+
+    key: EngineKey
+    files: dict[str, FileRecord]
+    """Paths within the bundle: the file to load first."""
+    seconds: float
+    layers: dict[str, int] = Field(default_factory=dict)
+    """Layers of the network that the backend took in, counted as `TYPE dtype`."""
+    notes: tuple[str, ...] = ()
+
+
+class BuildRecord(Record):
+    """The whole of `build.json`: the engines of one bundle for one backend, precision and target."""
+
+    format: Literal[1] = FORMAT
+    backend: str
+    precision: Precision
+    target: str
+    limits: Limits
+    engines: dict[str, EngineRecord]
+
+    @property
+    def name(self) -> str:
+        """Name of the build's folder."""
+        return f"{self.backend}-{self.precision}-{self.target}"

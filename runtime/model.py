@@ -1,0 +1,109 @@
+"""What a checkpoint is, as facts read from its own config files, and the ranges of requests that are served."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
+
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.specs import TOKENS_PER_CHUNK, Dim
+
+
+class Record(BaseModel):
+    """Base of everything that is written to a bundle: frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TextEncoder(Record):
+    """One text encoder: `width` of its hidden states, `pooled` width of its projected output (0: it has none)."""
+
+    component: str
+    tokenizer: str
+    width: int
+    pooled: int = 0
+
+
+class Model(Record):
+    """Facts of one checkpoint. Sizes in pixels; widths in channels."""
+
+    family: str
+    text_encoders: tuple[TextEncoder, ...]
+    unet_channels: int
+    latent_channels: int
+    latent_scale: int
+    """Pixels per latent, along each axis."""
+    scaling_factor: float
+    """Latents in the loop = `scaling_factor` × latents of the VAE."""
+    native_size: int
+    time_ids: int
+    """Micro-conditioning numbers per row; 6: original size, crop, target size (Podell et al. 2023, section 2.2)."""
+    zero_negative: bool
+    """A negative prompt that is not given is all zeros instead of the encoding of an empty text."""
+    scheduler: dict[str, Any]
+
+    @property
+    def context_width(self) -> int:
+        """Width of the U-Net's `encoder_hidden_states`: the encoders' hidden states side by side."""
+        return sum(encoder.width for encoder in self.text_encoders)
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the U-Net's `text_embeds`."""
+        return sum(encoder.pooled for encoder in self.text_encoders)
+
+
+def parse_range(name: str, value: Any) -> Any:
+    """A `Dim` from `min:opt:max`, `min:max` (opt = max) or one number (static).
+
+    Raises:
+        RequestError: the text is none of these.
+    """
+    if isinstance(value, Dim):
+        return value
+    try:
+        parts = [int(part) for part in str(value).split(":")]
+    except ValueError:
+        parts = []
+    if not 1 <= len(parts) <= 3:
+        raise RequestError(f"{name} {value}: a range is written min:opt:max, min:max or one number")
+    return Dim(name, parts[0], parts[1 if len(parts) > 1 else 0], parts[-1])
+
+
+def _range(name: str) -> Any:
+    return Annotated[
+        Dim, BeforeValidator(lambda value: parse_range(name, value)), PlainSerializer(str, return_type=str)
+    ]
+
+
+class Limits(Record):
+    """The requests a bundle or a build serves: images per request, pixels, tokens of prompt (77 per chunk)."""
+
+    STEP: ClassVar[dict[str, int]] = {"images": 1, "width": 8, "height": 8, "tokens": TOKENS_PER_CHUNK}
+
+    images: _range("images")  # type: ignore[valid-type]
+    width: _range("width")  # type: ignore[valid-type]
+    height: _range("height")  # type: ignore[valid-type]
+    tokens: _range("tokens")  # type: ignore[valid-type]
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Raise `RequestError` where a bound is not a multiple of its step."""
+        for name, step in self.STEP.items():
+            if any(bound % step for bound in self.bounds(name)):
+                raise RequestError(f"{name} {getattr(self, name)}: every bound must be a multiple of {step}")
+
+    def bounds(self, name: str) -> tuple[int, int, int]:
+        """(min, opt, max) of `images`, `width`, `height` or `tokens`."""
+        dim: Dim = getattr(self, name)
+        return dim.min, dim.opt, dim.max
+
+    def replace(self, **ranges: str | Dim | None) -> "Limits":
+        """These limits with some ranges changed; None keeps a range."""
+        given = {name: value for name, value in ranges.items() if value is not None}
+        return Limits(**{name: given.get(name, getattr(self, name)) for name in self.STEP})
+
+    @classmethod
+    def around(cls, native_size: int) -> "Limits":
+        """The default: half to one and a half times the native size, up to 4 images and 3 chunks of tokens."""
+        half = native_size // 2 // 8 * 8
+        pixels = f"{half}:{native_size}:{native_size + half}"
+        return cls(images="1:1:4", width=pixels, height=pixels, tokens="77:77:231")

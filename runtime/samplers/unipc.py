@@ -1,0 +1,155 @@
+"""UniPC: a multistep predictor and a corrector that reuses the same model outputs."""
+
+from dataclasses import dataclass, replace
+from math import factorial
+
+import numpy as np
+
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.samplers.config import ScheduleConfig
+from latentrt.runtime.samplers.multistep import MULTISTEP_FIELDS, closed, spaced_sigmas
+from latentrt.runtime.samplers.plan import Floats, Plan, Sampler, State, Value, no_draws
+from latentrt.runtime.samplers.schedule import (
+    LINEAR_BETAS,
+    SIGMA_FIELDS,
+    SigmaSchedule,
+    predicted_noise,
+    predicted_x0,
+    respaced_sigmas,
+    timesteps_of,
+    training_sigmas,
+)
+
+LARGEST_ORDER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Coefficients of one step of order p: ratios r (p - 1,), predictor rho (p - 1,), corrector rho (p,).
+
+    Zhao et al. 2023 (arXiv:2302.04867), section 3: x' = keep x - phi m0 - weight sum(rho D), D_i = (m_i - m0) / r_i,
+    where m0, m1, ... are the model's outputs so far, newest first, and the corrector adds m' - m0 with r = 1.
+    """
+
+    keep: float
+    phi: float
+    weight: float
+    ratios: Floats
+    predictor: Floats
+    corrector: Floats
+
+    def predict(self, x: Value, outputs: State) -> Value:
+        """UniP-p, algorithm 2: the latents of the next step."""
+        return self._step(x, outputs, self.predictor)
+
+    def correct(self, x: Value, outputs: State) -> Value:
+        """UniC-p, algorithm 1, short of its last term: `gain` times the next output is still to be subtracted."""
+        return self._step(x, outputs, self.corrector[:-1]) + self.gain * outputs[0]
+
+    @property
+    def gain(self) -> float:
+        """Factor of the next step's output in the corrector."""
+        return float(self.weight * self.corrector[-1])
+
+    def _step(self, x: Value, outputs: State, rho: Floats) -> Value:
+        moved = self.keep * x - self.phi * outputs[0]
+        for factor, ratio, output in zip(rho, self.ratios, outputs[1:], strict=False):
+            moved = moved - self.weight * factor * (output - outputs[0]) / ratio
+        return moved
+
+
+def interval(schedule: SigmaSchedule, step: int, order: int, config: ScheduleConfig) -> Interval:
+    """The coefficients of one step, with B(h) of `bh1` or `bh2` and rho from R(r) rho = b; theorem 3.1 of the paper."""
+    sigmas, alphas = schedule.sigmas, schedule.alphas
+    rates = alphas * sigmas
+    log_snr = -np.log(sigmas)
+    h = log_snr[step + 1] - log_snr[step]
+    ratios = np.array([(log_snr[step - i] - log_snr[step]) / h for i in range(1, order)])
+    signed = -h if config.predict_x0 else h
+    kept, moved = (rates, alphas) if config.predict_x0 else (alphas, rates)
+    scale = signed if config.solver_type == "bh1" else np.expm1(signed)
+    matrix = np.vander(np.append(ratios, 1.0), order, increasing=True).T
+    right = _right_side(signed, order) / scale
+    return Interval(
+        keep=kept[step + 1] / kept[step],
+        phi=moved[step + 1] * np.expm1(signed),
+        weight=moved[step + 1] * scale,
+        ratios=ratios,
+        predictor=np.array([0.5]) if order == 2 else np.linalg.solve(matrix[:-1, :-1], right[:-1]),
+        corrector=np.array([0.5]) if order == 1 else np.linalg.solve(matrix, right),
+    )
+
+
+def _right_side(h: float, order: int) -> Floats:
+    """The terms h phi_(k+1)(h) k! for k = 1 to order; phi_1(h) = (exp(h) - 1) / h and h phi_(k+1) = phi_k - 1 / k!."""
+    terms = []
+    phi = np.expm1(h) / h
+    for k in range(1, order + 1):
+        rest = phi - 1 / factorial(k)
+        terms.append(rest * factorial(k))
+        phi = rest / h
+    return np.array(terms)
+
+
+def plan_unipc(config: ScheduleConfig, steps: int) -> Plan:
+    """The plan of diffusers' UniPCMultistepScheduler.
+
+    State of order p, p + 1 values: the predicted latents; the corrected latents as far as they are known before the
+    next output; the p - 1 latest outputs, as x0 or noise.
+    """
+    config = _checked(config)
+    schedule = _schedule(config, steps)
+    count = len(schedule.timesteps)
+    orders = [min(config.solver_order, step + 1) for step in range(count)]
+    if config.lower_order_final:
+        orders = [min(order, count - step) for step, order in enumerate(orders)]
+    intervals = [interval(schedule, step, order, config) for step, order in enumerate(orders)]
+    convert = predicted_x0 if config.predict_x0 else predicted_noise
+
+    def advance(state: State, output: Value, noise: Value, step: int) -> State:
+        x, correction, *history = state
+        alpha = schedule.alphas[step]
+        latest = convert(x, output, alpha, alpha * schedule.sigmas[step], config.prediction_type)
+        if step > 0 and step - 1 not in config.disable_corrector:
+            x = correction - intervals[step - 1].gain * latest
+        outputs = (latest, *history)
+        predicted = intervals[step].predict(x, outputs)
+        corrected = intervals[step].correct(x, outputs) if step < count - 1 else 0 * x
+        return predicted, corrected, *outputs[: config.solver_order - 1]
+
+    return Plan(
+        timesteps=schedule.timesteps,
+        input_scale=np.ones(count),
+        draws=no_draws(count),
+        advance=advance,
+        state_count=config.solver_order + 1,
+    )
+
+
+def _checked(config: ScheduleConfig) -> ScheduleConfig:
+    """The config with solver_type `bh1` or `bh2`; the names of other solver families mean bh2, as in diffusers."""
+    if not 1 <= config.solver_order <= LARGEST_ORDER:
+        raise RequestError(f"unipc: solver_order {config.solver_order}: latentrt knows 1 to {LARGEST_ORDER}")
+    if config.solver_type not in ("bh1", "bh2", "midpoint", "heun", "logrho", None):
+        raise RequestError(f"unipc: solver_type {config.solver_type!r}: latentrt knows bh1 and bh2")
+    return replace(config, solver_type="bh1" if config.solver_type == "bh1" else "bh2")
+
+
+def _schedule(config: ScheduleConfig, steps: int) -> SigmaSchedule:
+    training = training_sigmas(config)
+    sigmas, timesteps = spaced_sigmas(config, steps, training)
+    sigma_last = training[0]
+    respaced = respaced_sigmas(config, training[-1], training[0], steps)
+    if respaced is not None:
+        fractional = timesteps_of(respaced, training)
+        sigmas, timesteps = respaced, np.round(fractional) if config.use_karras_sigmas else fractional
+        sigma_last = respaced[-1]
+    return closed(sigmas, timesteps, sigma_last if config.final_sigmas_type == "sigma_min" else 0.0)
+
+
+UNIPC = Sampler(
+    scheduler="UniPCMultistepScheduler",
+    plan=plan_unipc,
+    defaults={**LINEAR_BETAS, "timestep_spacing": "linspace"},
+    reads=MULTISTEP_FIELDS | SIGMA_FIELDS | {"disable_corrector", "predict_x0"},
+)

@@ -1,0 +1,113 @@
+"""Which engine files a pipeline loads: a build of the bundle, or its ONNX files through ONNX Runtime."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from latentrt.runtime.backends import BACKENDS, Backend, identity, open_backend
+from latentrt.runtime.backends.targets import load_module, runnable_targets
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.errors import BackendError, BundleError
+from latentrt.runtime.manifest import BuildRecord
+from latentrt.runtime.model import Limits
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A backend, a device, and the file of every component."""
+
+    backend: str
+    device: str
+    limits: Limits
+    files: Mapping[str, Path]
+
+    def open(self) -> Backend:
+        """Open the backend on the device."""
+        return open_backend(self.backend, self.device)
+
+    def file(self, component: str) -> Path:
+        """The file to load for a component."""
+        return self.files[component]
+
+
+def select(bundle: Bundle, backend: str | None = None, device: str | None = None) -> Selection:
+    """Choose the best build for this machine, or the ONNX files where ONNX Runtime may run them.
+
+    Raises:
+        BackendError: a named backend is not installed, or none is.
+        BundleError: a named TensorRT backend has no build here.
+        StaleBuildError: the build that would be used is not what it should be.
+    """
+    for name in [backend] if backend else _usable_backends(bundle):
+        for place in [device] if device else _devices(name):
+            chosen = _build(bundle, name, place)
+            if chosen is not None:
+                return chosen
+    return _onnx_files(bundle, backend, device)
+
+
+def _usable_backends(bundle: Bundle) -> list[str]:
+    """The backends that the bundle has builds for and whose library and device are here; best first."""
+    built = {build.backend for build in bundle.builds().values()}
+    return [name for name in BACKENDS if name in built and _works(name)]
+
+
+def _works(backend: str) -> bool:
+    try:
+        return any(runnable_targets(backend, device) for device in _devices(backend))
+    except BackendError as error:
+        logger.info("%s: not used, %s", backend, error)
+        return False
+
+
+def _build(bundle: Bundle, backend: str, device: str) -> Selection | None:
+    """The build of this backend that runs on this device, checked."""
+    targets = runnable_targets(backend, device)
+    builds = [build for build in bundle.builds().values() if build.backend == backend and build.target in targets]
+    if not builds:
+        return None
+    build = min(builds, key=lambda build: targets.index(build.target))
+    bundle.check_build(build, **identity(backend, build.target))
+    return Selection(backend, device, build.limits, _engine_files(bundle, build))
+
+
+def _engine_files(bundle: Bundle, build: BuildRecord) -> dict[str, Path]:
+    return {name: bundle.path / next(iter(engine.files)) for name, engine in build.engines.items()}
+
+
+def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Selection:
+    """The bundle's ONNX files, which only ONNX Runtime runs as they are."""
+    if backend not in (None, "onnxruntime"):
+        command = bundle.build_command(backend, bundle.manifest.limits)
+        raise BundleError(
+            f"{bundle.path}: no {backend} build for this machine; it has {', '.join(bundle.builds()) or 'none'}. "
+            f"Build one with: {command}"
+        )
+    if not _installed("onnxruntime"):
+        raise BackendError(
+            "no backend is installed that can run this bundle here. Install one with: pip install 'latentrt[cpu]' "
+            "(or [cuda], [tensorrt], [tensorrt-rtx], and build engines with build-engine)"
+        )
+    place = device or _devices("onnxruntime")[0]
+    logger.warning("%s: no build for this machine; running its ONNX files through ONNX Runtime on %s", bundle.path, place)
+    files = {name: bundle.onnx(name) for name in bundle.manifest.components}
+    return Selection("onnxruntime", place, bundle.manifest.limits, files)
+
+
+def _installed(backend: str) -> bool:
+    try:
+        load_module(backend)
+    except BackendError:
+        return False
+    return True
+
+
+def _devices(backend: str) -> list[str]:
+    """Devices to try, best first."""
+    if backend != "onnxruntime":
+        return ["cuda:0"]
+    providers = load_module(backend).get_available_providers()
+    return ["cuda:0", "cpu"] if "CUDAExecutionProvider" in providers else ["cpu"]

@@ -1,0 +1,129 @@
+"""Bundles of hand-written graphs, a few nodes per component, that build in a second."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, write_record
+from latentrt.runtime.components import DTYPES, component_specs
+from latentrt.runtime.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
+from latentrt.runtime.model import Limits, Model, TextEncoder
+from latentrt.runtime.specs import Precision
+
+MODEL = Model(
+    family="sdxl",
+    text_encoders=(TextEncoder(component="text_encoder", tokenizer="tokenizer", width=16),),
+    unet_channels=4,
+    latent_channels=4,
+    latent_scale=8,
+    scaling_factor=0.13,
+    native_size=128,
+    time_ids=0,
+    zero_negative=True,
+    scheduler={},
+)
+LIMITS = Limits(images="1:1:2", width="64:128:192", height="64:128:192", tokens="77:77:154")
+
+HEADER = '<ir_version: 11, opset_import: ["" : 23]>'
+
+# F stands for the dtype of the precision; weights are random constants named in upper case with their shapes.
+GRAPHS = {
+    "text_encoder": """text_encoder (int64[texts,77] input_ids) => (F[texts,77,16] hidden)
+        <F[100,16] EMBEDDING, F[16,16] WEIGHT>
+        { words = Gather(EMBEDDING, input_ids)
+          hidden = MatMul(words, WEIGHT) }""",
+    "unet": """unet (F[rows,4,h,w] sample, float[rows] timestep, F[rows,tokens,16] encoder_hidden_states)
+          => (F[rows,4,h,w] noise_pred)
+        <F[8] SCALE, F[8] BIAS, F[8,4,3,3] CONV_IN, F[4,8,3,3] CONV_OUT, F[16,8] TO_KEY>
+        { c = Conv<pads=[1,1,1,1]>(sample, CONV_IN)
+          n = GroupNormalization<num_groups=2, epsilon=0.00001>(c, SCALE, BIAS)
+          shape = Shape(n)
+          flat = Constant<value_ints=[0,8,-1]>()
+          n3 = Reshape(n, flat)
+          query = Transpose<perm=[0,2,1]>(n3)
+          key = MatMul(encoder_hidden_states, TO_KEY)
+          a = Attention<q_num_heads=2, kv_num_heads=2>(query, key, key)
+          at = Transpose<perm=[0,2,1]>(a)
+          a4 = Reshape(at, shape)
+          column = Constant<value_ints=[-1,1,1,1]>()
+          t = Cast<to=TYPE>(timestep)
+          t4 = Reshape(t, column)
+          sum = Add(a4, t4)
+          noise_pred = Conv<pads=[1,1,1,1]>(sum, CONV_OUT) }""",
+    "vae_decoder": """vae_decoder (F[images,4,h,w] latent) => (uint8[images,height,width,3] image, float[images] magnitude)
+        <F[192,4,3,3] CONV>
+        { c = Conv<pads=[1,1,1,1]>(latent, CONV)
+          pixels = DepthToSpace<blocksize=8>(c)
+          wide = Cast<to=1>(pixels)
+          size = Abs(wide)
+          axes = Constant<value_ints=[1,2,3]>()
+          magnitude = ReduceMean<keepdims=0>(size, axes)
+          zero = Constant<value_float=0.0>()
+          full = Constant<value_float=255.0>()
+          scaled = Mul(wide, full)
+          clamped = Clip(scaled, zero, full)
+          rounded = Round(clamped)
+          last = Transpose<perm=[0,2,3,1]>(rounded)
+          image = Cast<to=2>(last) }""",
+    "vae_encoder": """vae_encoder (F[images,3,height,width] image) => (F[images,4,h,w] mean, F[images,4,h,w] logvar)
+        <F[4,192,1,1] MEAN, F[4,192,1,1] LOGVAR>
+        { d = SpaceToDepth<blocksize=8>(image)
+          mean = Conv(d, MEAN)
+          logvar = Conv(d, LOGVAR) }""",
+}
+ONNX_NAMES = {"fp16": "float16", "fp32": "float", "bf16": "bfloat16"}
+
+
+def write_onnx(file: Path, text: str, precision: Precision) -> None:
+    """Write a graph of `GRAPHS`, its weights drawn from a seed."""
+    dtype = ONNX_NAMES[precision]
+    number = getattr(onnx.TensorProto, dtype.upper())
+    model = onnx.parser.parse_model(
+        HEADER + text.replace("F[", f"{dtype}[").replace("TYPE", str(number))
+    )
+    draw = np.random.default_rng(0).standard_normal
+    weights = [value for value in model.graph.value_info if value.name.isupper()]
+    for value in weights:
+        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        values = (draw(shape) / 4).astype("f4").ravel()
+        model.graph.initializer.append(onnx.helper.make_tensor(value.name, number, shape, values))
+        model.graph.value_info.remove(value)
+    onnx.checker.check_model(model, full_check=True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, file)
+
+
+def write_bundle(
+    folder: Path,
+    names: tuple[str, ...] = tuple(GRAPHS),
+    precision: Precision = "fp16",
+    graphs: dict[str, str] | None = None,
+    written: Precision | None = None,
+) -> Bundle:
+    """A bundle of these components. `graphs` replaces some; `written` is the dtype that really stands in them."""
+    specs = component_specs(MODEL, LIMITS, dict.fromkeys(GRAPHS, precision), names)
+    components, files = {}, {}
+    for name in names:
+        path = f"onnx/{precision}/{name}.onnx"
+        write_onnx(folder / path, {**GRAPHS, **(graphs or {})}[name], written or precision)
+        files[path] = describe_file(folder / path)
+        components[name] = ComponentRecord(
+            precision=precision,
+            files=(path,),
+            inputs=port_table(specs[name].inputs),
+            outputs=port_table(specs[name].outputs),
+            parameters=0,
+            nodes=0,
+        )
+    manifest = Manifest(
+        latentrt="0",
+        precision=precision,
+        model=MODEL,
+        limits=LIMITS,
+        defaults=Defaults(sampler="euler", steps=4, guidance=1.0),
+        components=components,
+        provenance=Provenance(checkpoint="none", weights="random", weights_sha256="", created="", versions={}),
+        files=files,
+    )
+    write_record(folder / MANIFEST, manifest)
+    return Bundle.open(folder)
