@@ -1,0 +1,1 @@
+"""Builds engines from a bundle's ONNX files: `latentrt.engine.build.build_engines`."""

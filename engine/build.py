@@ -3,12 +3,12 @@
 import importlib
 import logging
 from collections.abc import Callable
-from importlib.metadata import version
 
 from latentrt.engine.base import Builder, BuildProgress, Job
 from latentrt.engine.folder import BuildFolder
 from latentrt.engine.progress import Tracker
-from latentrt.runtime.backends.targets import backend_version, default_target
+from latentrt.runtime.backends import identity
+from latentrt.runtime.backends.targets import default_target
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.manifest import BuildRecord, EngineKey, EngineRecord
 from latentrt.runtime.model import Limits
@@ -42,13 +42,9 @@ def build_engines(
     """
     limits = limits or bundle.manifest.limits
     specs = bundle.manifest.specs(limits)
-    # First, because it knows the backend's name or says which ones there are.
-    found_version = backend_version(backend)
     target = target or default_target(backend)
     plan = BuildRecord(backend=backend, precision=bundle.manifest.precision, target=target, limits=limits, engines={})
-    keys = bundle.keys(
-        specs, backend=backend, backend_version=found_version, target=target, latentrt=version("latentrt")
-    )
+    keys = bundle.keys(specs, **identity(backend, target))
     folder = BuildFolder(bundle.path, plan.name)
     built = None if force else folder.finished(plan, keys)
     if built:

@@ -1,4 +1,4 @@
-"""Is a network what was asked for? Compares its ports with the spec and its dtypes with the precision, for any backend."""
+"""Is a network what was asked for? Compares ports with the spec and dtypes with the precision, for any backend."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -99,7 +99,9 @@ class BuildFolder:
 
     def adopt(self, temporary: Path, files: tuple[str, ...]) -> dict[str, FileRecord]:
         """Move finished files to their place; the one to load first comes last, when all it needs is there."""
-        described = {str((self.path / name).relative_to(self.bundle)): describe_file(temporary / name) for name in files}
+        described = {
+            (self.path / name).relative_to(self.bundle).as_posix(): describe_file(temporary / name) for name in files
+        }
         for name in reversed(files):
             (temporary / name).replace(self.path / name)
         return described

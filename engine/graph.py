@@ -39,21 +39,31 @@ def describe(value: onnx.ValueInfoProto) -> Tensor:
     return Tensor(dtype_name(kind.elem_type), lengths)
 
 
-def output_dtypes(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, str]]:
-    """Every node with the dtype of its first output, `-` where it is not known."""
-    known = {value.name: dtype_name(value.type.tensor_type.elem_type) for value in (*graph.value_info, *graph.output)}
-    return [(node, known.get(node.output[0], "-")) for node in graph.node]
+def node_dtypes(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, str]]:
+    """Every node with the dtype of its first output, `-` where it is not known.
+
+    ONNX infers no dtype where it cannot infer a shape (`Attention` behind a reshape); an input then stands for the
+    output, which is of the same dtype for all nodes that `heavy_nodes` looks at.
+    """
+    values = (*graph.input, *graph.value_info, *graph.output)
+    known = {value.name: dtype_name(value.type.tensor_type.elem_type) for value in values}
+    known |= {tensor.name: dtype_name(tensor.data_type) for tensor in graph.initializer}
+    found = []
+    for node in graph.node:
+        names = (node.output[0], *node.input) if node.op_type in HEAVY else node.output[:1]
+        found.append((node, next((known[name] for name in names if name in known), "-")))
+    return found
 
 
 def count_nodes(graph: onnx.GraphProto) -> dict[str, int]:
     """How many nodes of each `Type dtype` the graph has."""
-    return dict(sorted(Counter(f"{node.op_type} {dtype}" for node, dtype in output_dtypes(graph)).items()))
+    return dict(sorted(Counter(f"{node.op_type} {dtype}" for node, dtype in node_dtypes(graph)).items()))
 
 
 def heavy_nodes(graph: onnx.GraphProto) -> list[Layer]:
     """The convolutions, matmuls and attentions of a graph."""
     return [
         Layer(node.op_type, node.name or node.output[0], dtype)
-        for node, dtype in output_dtypes(graph)
+        for node, dtype in node_dtypes(graph)
         if node.op_type in HEAVY
     ]

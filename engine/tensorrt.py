@@ -58,7 +58,8 @@ class TensorRTBuilder:
         parser = self.trt.OnnxParser(network, self.log)
         # Data files are found beside the ONNX file only when its path is absolute.
         if not parser.parse_from_file(str(job.onnx.absolute())):
-            raise BuildError(f"{job.spec.name}: {job.onnx} cannot be parsed: {'; '.join(parser_errors(parser, self.log))}")
+            errors = "; ".join(parser_errors(parser, self.log))
+            raise BuildError(f"{job.spec.name}: {job.onnx} cannot be parsed: {errors}")
         return network, parser
 
     @contextmanager
@@ -70,6 +71,8 @@ class TensorRTBuilder:
         # float32 asked is float32 obtained; only float32 layers would use TF32.
         config.clear_flag(self.trt.BuilderFlag.TF32)
         if self.rtx:
+            # We provide the activation memory, which also lets a step be captured as a CUDA graph.
+            config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
             set_target(self.trt, config, self.target)
             yield config
             return

@@ -23,7 +23,7 @@ EXTERNAL_BYTES = 2**31 - 2**24
 
 # Sizes of the traced example. None is 1, and no two are equal, so that torch.export specialises nothing; the odd
 # latents take the path on which upsampling meets the skip connection's size, which then serves even sizes too.
-EXAMPLE_SIZES = {"images": 2, "rows": 2, "texts": 2, "tokens": 154, "latent_height": 17, "latent_width": 27}
+EXAMPLE_SIZES = {"vae_images": 2, "rows": 2, "texts": 2, "tokens": 154, "latent_height": 17, "latent_width": 27}
 
 TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16, "int64": torch.int64}
 

@@ -1,6 +1,7 @@
 """Files that several processes share: the user's cache folder, locks and atomic writes."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import IO, Any
 
 from latentrt.runtime.errors import BuildError
 
-try:
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 
 def cache_folder() -> Path:
@@ -32,8 +33,8 @@ def locked(file: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise BuildError(f"{busy} (process {holder}). Wait for it to end, or stop it")
-        # Windows lets nobody read a locked file, so the number is written for others only where it can be read.
-        if fcntl is not None:
+        # On Windows nobody else could read it from a locked file.
+        if sys.platform != "win32":
             stream.truncate(0)
             stream.write(str(os.getpid()))
             stream.flush()
@@ -43,14 +44,11 @@ def locked(file: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
 def _acquire(stream: IO[Any], wait: bool) -> bool:
     """Lock an open file until it is closed; False where another process holds it."""
     try:
-        if fcntl is not None:
-            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        else:
-            import msvcrt
-
-            mode: int = msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK  # type: ignore[attr-defined]
+        if sys.platform == "win32":
             stream.seek(0)
-            msvcrt.locking(stream.fileno(), mode, 1)  # type: ignore[attr-defined]
+            msvcrt.locking(stream.fileno(), msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError:
         return False
     return True

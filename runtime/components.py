@@ -3,6 +3,7 @@
 Dims, from the request's point of view (g = 1 or 2 guidance branches):
 
     images          images of one request
+    vae_images      images that the VAE takes at once
     rows            U-Net rows, images × g
     texts           text-encoder rows: distinct prompts × chunks of 77 tokens
     tokens          77 × chunks
@@ -30,6 +31,7 @@ def request_dims(limits: Limits, model: Model) -> dict[str, Dim]:
     scale = model.latent_scale
     bounds = {
         "images": images,
+        "vae_images": limits.bounds("vae_images"),
         "rows": (images[0], 2 * images[1], 2 * images[2]),
         "texts": (1, 2 * chunks[1], 2 * images[2] * chunks[2]),
         "tokens": tokens,
@@ -86,19 +88,19 @@ def _vae_decoder(model: Model, dtype: DType) -> Ports:
     """`magnitude` is each image's mean absolute value before clamping: not finite where any pixel is not."""
     scale = model.latent_scale
     return (
-        (port("latent", dtype, "images", model.latent_channels, "latent_height", "latent_width"),),
+        (port("latent", dtype, "vae_images", model.latent_channels, "latent_height", "latent_width"),),
         (
-            port("image", "uint8", "images", f"{scale}*latent_height", f"{scale}*latent_width", 3),
-            port("magnitude", "float32", "images"),
+            port("image", "uint8", "vae_images", f"{scale}*latent_height", f"{scale}*latent_width", 3),
+            port("magnitude", "float32", "vae_images"),
         ),
     )
 
 
 def _vae_encoder(model: Model, dtype: DType) -> Ports:
     scale = model.latent_scale
-    latent = ("images", model.latent_channels, "latent_height", "latent_width")
+    latent = ("vae_images", model.latent_channels, "latent_height", "latent_width")
     return (
-        (port("image", dtype, "images", 3, f"{scale}*latent_height", f"{scale}*latent_width"),),
+        (port("image", dtype, "vae_images", 3, f"{scale}*latent_height", f"{scale}*latent_width"),),
         (port("mean", dtype, *latent), port("logvar", dtype, *latent)),
     )
 

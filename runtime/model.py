@@ -76,20 +76,32 @@ def _range(name: str) -> Any:
 
 
 class Limits(Record):
-    """The requests a bundle or a build serves: images per request, pixels, tokens of prompt (77 per chunk)."""
+    """The requests a bundle or a build serves: images per request, pixels, tokens of prompt (77 per chunk).
 
-    STEP: ClassVar[dict[str, int]] = {"images": 1, "width": 8, "height": 8, "tokens": TOKENS_PER_CHUNK}
+    `vae_images`: images that the VAE takes at once; larger requests go through it in slices, which bounds its memory.
+    """
+
+    STEP: ClassVar[dict[str, int]] = {
+        "images": 1,
+        "width": 8,
+        "height": 8,
+        "tokens": TOKENS_PER_CHUNK,
+        "vae_images": 1,
+    }
 
     images: _range("images")  # type: ignore[valid-type]
     width: _range("width")  # type: ignore[valid-type]
     height: _range("height")  # type: ignore[valid-type]
     tokens: _range("tokens")  # type: ignore[valid-type]
+    vae_images: _range("vae_images")  # type: ignore[valid-type]
 
     def model_post_init(self, _context: Any, /) -> None:
         """Raise `RequestError` where a bound is not a multiple of its step."""
         for name, step in self.STEP.items():
             if any(bound % step for bound in self.bounds(name)):
                 raise RequestError(f"{name} {getattr(self, name)}: every bound must be a multiple of {step}")
+        if self.bounds("vae_images")[0] != 1:
+            raise RequestError(f"vae_images {self.vae_images}: must begin at 1, for the last slice of a request")
 
     def bounds(self, name: str) -> tuple[int, int, int]:
         """(min, opt, max) of `images`, `width`, `height` or `tokens`."""
@@ -106,4 +118,4 @@ class Limits(Record):
         """The default: half to one and a half times the native size, up to 4 images and 3 chunks of tokens."""
         half = native_size // 2 // 8 * 8
         pixels = f"{half}:{native_size}:{native_size + half}"
-        return cls(images="1:1:4", width=pixels, height=pixels, tokens="77:77:231")
+        return cls(images="1:1:4", width=pixels, height=pixels, tokens="77:77:231", vae_images="1:1:1")

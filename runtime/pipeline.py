@@ -146,13 +146,21 @@ class Pipeline:
         return Result(pictures, latents, timings, request)
 
     def _decode(self, latents: Floats) -> list[Image.Image]:
+        """Pictures from latents (images, 4, h, w), as many at once as the decoder takes."""
         decoder = self._engines["vae_decoder"]
-        count, _, height, width = latents.shape
-        buffers = decoder.bind({"images": count, "latent_height": height, "latent_width": width})
-        buffers["latent"].write(latents / np.float32(self.bundle.manifest.model.scaling_factor))
-        decoder.run()
-        _check_finite("vae_decoder", buffers["magnitude"].numpy(), "the image")
-        return [Image.fromarray(pixels) for pixels in buffers["image"].numpy()]
+        at_once = decoder.spec.dims["vae_images"].max
+        scaled = latents / np.float32(self.bundle.manifest.model.scaling_factor)
+        pictures: list[Image.Image] = []
+        for first in range(0, len(scaled), at_once):
+            part = scaled[first : first + at_once]
+            buffers = decoder.bind(
+                {"vae_images": len(part), "latent_height": part.shape[2], "latent_width": part.shape[3]}
+            )
+            buffers["latent"].write(part)
+            decoder.run()
+            _check_finite("vae_decoder", buffers["magnitude"].numpy(), "the image")
+            pictures += [Image.fromarray(pixels) for pixels in buffers["image"].numpy()]
+        return pictures
 
     @contextmanager
     def _stage(self, timings: dict[str, float], name: str) -> Iterator[None]:

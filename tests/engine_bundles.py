@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+
 from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, write_record
-from latentrt.runtime.components import DTYPES, component_specs
+from latentrt.runtime.components import component_specs
 from latentrt.runtime.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
 from latentrt.runtime.model import Limits, Model, TextEncoder
 from latentrt.runtime.specs import Precision
@@ -50,7 +51,8 @@ GRAPHS = {
           t4 = Reshape(t, column)
           sum = Add(a4, t4)
           noise_pred = Conv<pads=[1,1,1,1]>(sum, CONV_OUT) }""",
-    "vae_decoder": """vae_decoder (F[images,4,h,w] latent) => (uint8[images,height,width,3] image, float[images] magnitude)
+    "vae_decoder": """vae_decoder (F[images,4,h,w] latent)
+          => (uint8[images,height,width,3] image, float[images] magnitude)
         <F[192,4,3,3] CONV>
         { c = Conv<pads=[1,1,1,1]>(latent, CONV)
           pixels = DepthToSpace<blocksize=8>(c)
@@ -78,9 +80,7 @@ def write_onnx(file: Path, text: str, precision: Precision) -> None:
     """Write a graph of `GRAPHS`, its weights drawn from a seed."""
     dtype = ONNX_NAMES[precision]
     number = getattr(onnx.TensorProto, dtype.upper())
-    model = onnx.parser.parse_model(
-        HEADER + text.replace("F[", f"{dtype}[").replace("TYPE", str(number))
-    )
+    model = onnx.parser.parse_model(HEADER + text.replace("F[", f"{dtype}[").replace("TYPE", str(number)))
     draw = np.random.default_rng(0).standard_normal
     weights = [value for value in model.graph.value_info if value.name.isupper()]
     for value in weights:

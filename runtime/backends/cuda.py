@@ -30,7 +30,8 @@ def bindings() -> ModuleType:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        raise BackendError(f"cuda-python cannot be imported ({error}). Install it with: pip install 'latentrt[cuda]'") from error
+        remedy = "Install it with: pip install 'latentrt[cuda]'"
+        raise BackendError(f"cuda-python cannot be imported ({error}). {remedy}") from error
 
 
 def call(name: str, *arguments: Any) -> Any:
@@ -75,7 +76,7 @@ def describe_device(index: int) -> Device:
     if not 0 <= index < count:
         raise BackendError(f"cuda:{index}: this process has {count} GPUs, cuda:0 to cuda:{count - 1}")
     found = call("cudaGetDeviceProperties", index)
-    return Device(index, found.name.decode(), found.major, found.minor)
+    return Device(index, found.name.decode().rstrip(chr(0)), found.major, found.minor)
 
 
 class Stream:

@@ -52,20 +52,22 @@ def make_capsule(
     lengths = (ctypes.c_int64 * len(shape))(*shape)
     bits = 8 * dtype.itemsize
     tensor = _Tensor(pointer, *device, len(shape), TYPE_CODES[dtype.kind], bits, 1, lengths, None, 0)
-    managed = _ManagedTensor(tensor, None, _give_back)
+    managed = _ManagedTensor(tensor, None, _deleter)
     address = ctypes.addressof(managed)
     _lent[address] = (managed, lengths, owner)
-    return _new(address, _NAME, _drop_capsule)
+    return _new(address, _NAME, _destructor)
 
 
-@_Deleter
 def _give_back(managed: Any) -> None:
     """Called by the consumer when it is done."""
     _lent.pop(ctypes.addressof(managed.contents), None)
 
 
-@_Destructor
 def _drop_capsule(capsule: int) -> None:
     """Called when a capsule dies; one that nobody consumed still has its name."""
     if _is_valid(capsule, _NAME):
         _lent.pop(_get(capsule, _NAME), None)
+
+
+_deleter = _Deleter(_give_back)
+_destructor = _Destructor(_drop_capsule)

@@ -2,9 +2,11 @@
 
 A target names everything outside the bundle that an engine depends on, and is part of its key and of its folder:
 
-    onnxruntime    cpu-x86_64-avx512             layouts are chosen for the vector width; on a GPU: cuda-sm89
-    tensorrt       sm89-linux-geforce-rtx-4090   kernels are timed on one GPU model, and files do not move between systems
-    tensorrt-rtx   sm80+                         8.0 and newer, any system; sm75, sm86, sm89, ... for one capability alone
+    onnxruntime    cpu-x86_64-avx512             layouts are chosen for the vector width
+                   cuda-sm89                     fusions are chosen for the GPU's generation
+    tensorrt       sm89-linux-geforce-rtx-4090   kernels are timed on one GPU model, for one operating system
+    tensorrt-rtx   sm80+                         compute capability 8.0 and newer, any operating system
+                   sm75, sm86, sm89, ...         one compute capability alone
 """
 
 import importlib
@@ -23,14 +25,19 @@ RTX_DEFAULT = "sm80+"
 """What TensorRT-RTX builds for when no compute capability is named: 8.0, 8.6, 8.9 and 12.x."""
 
 
+def check_backend(backend: str) -> None:
+    """Raise `BackendError` where no backend has this name."""
+    if backend not in MODULES:
+        raise BackendError(f"backend {backend!r} is unknown; the known ones are {', '.join(MODULES)}")
+
+
 def load_module(backend: str) -> ModuleType:
     """The Python module of a backend's library.
 
     Raises:
         BackendError: the backend is unknown, or its library is not installed or cannot be loaded.
     """
-    if backend not in MODULES:
-        raise BackendError(f"backend {backend!r} is unknown; the known ones are {', '.join(MODULES)}")
+    check_backend(backend)
     try:
         return importlib.import_module(MODULES[backend])
     except ImportError as error:
@@ -45,8 +52,7 @@ def backend_version(backend: str) -> str:
 
 def runnable_targets(backend: str, device: str) -> tuple[str, ...]:
     """Targets whose engines run on `cpu` or `cuda:<index>`, best first; the first is what a build makes by default."""
-    if backend not in MODULES:
-        raise BackendError(f"backend {backend!r} is unknown; the known ones are {', '.join(MODULES)}")
+    check_backend(backend)
     if device == "cpu":
         return (cpu_target(),) if backend == "onnxruntime" else ()
     from latentrt.runtime.backends.cuda import describe_device
@@ -63,6 +69,7 @@ def runnable_targets(backend: str, device: str) -> tuple[str, ...]:
 
 def default_target(backend: str) -> str:
     """The target of a build that names none: TensorRT-RTX's portable one, this CPU, or the first GPU for TensorRT."""
+    check_backend(backend)
     if backend == "tensorrt-rtx":
         return RTX_DEFAULT
     return runnable_targets(backend, "cpu" if backend == "onnxruntime" else "cuda:0")[0]

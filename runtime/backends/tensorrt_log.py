@@ -1,4 +1,4 @@
-"""TensorRT's own messages: forwarded to `logging`, the errors kept so that an exception can name the first real cause."""
+"""TensorRT's own messages: forwarded to `logging`, the errors kept so that an exception can name the first cause."""
 
 import functools
 import logging
@@ -7,8 +7,12 @@ from collections import deque
 from types import ModuleType
 from typing import Any
 
-NOISE = re.compile(r"skipping tactic|tactic \S+ failed|insufficient memory on requested|requested amount of GPU", re.I)
-"""Trying a kernel that does not fit is how TensorRT searches; it says so as errors and warnings."""
+NOISE = re.compile(
+    r"skipping tactic|tactic \S+ failed|insufficient memory on requested|requested amount of GPU"
+    r"|make sure input \S+ has int64 binding",
+    re.IGNORECASE,
+)
+"""Trying kernels that do not fit is how TensorRT searches, and it says so as errors; the ports' dtypes are checked."""
 
 KEPT = 50
 

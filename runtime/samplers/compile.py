@@ -76,7 +76,7 @@ def compile_sampler(name: str, config: ScheduleConfig, steps: int) -> SamplerTab
     if not 1 <= steps <= config.num_train_timesteps:
         raise RequestError(f"steps {steps}: this checkpoint's schedule takes 1 to {config.num_train_timesteps}")
     sampler = SAMPLERS[name]
-    resolved = _resolve(name, sampler, config)
+    resolved = resolve(name, sampler, config)
     with np.errstate(all="ignore"):  # infinities are wanted: log-SNR where the last sigma is zero
         try:
             table = _tabulate(name, sampler.plan(resolved, steps))
@@ -90,8 +90,12 @@ def compile_sampler(name: str, config: ScheduleConfig, steps: int) -> SamplerTab
     return table
 
 
-def _resolve(name: str, sampler: Sampler, config: ScheduleConfig) -> ScheduleConfig:
-    """The config as this sampler sees it: its own defaults where none is stated, unread fields left at rest."""
+def resolve(name: str, sampler: Sampler, config: ScheduleConfig) -> ScheduleConfig:
+    """The config as this sampler sees it: its own defaults where none is stated, unread fields left at rest.
+
+    Raises:
+        RequestError: the config asks for something that is not linear or not there yet.
+    """
     stated = {field.name: getattr(config, field.name) for field in fields(config)}
     read = COMMON_FIELDS | sampler.reads
     seen: dict[str, Any] = {key: value for key, value in stated.items() if key in read and value is not None}

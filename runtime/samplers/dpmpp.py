@@ -98,7 +98,7 @@ def _schedule(config: ScheduleConfig, steps: int) -> SigmaSchedule:
     # lambda = log(alpha / sigma) rises as the timestep falls; steps below lambda_min_clipped are left out.
     last = int(np.count_nonzero(-np.log(training) >= config.lambda_min_clipped))
     sigmas, timesteps = spaced_sigmas(config, steps, training, last)
-    whole = config.beta_schedule != "squaredcos_cap_v2" and not config.use_exponential_sigmas
+    whole = (config.use_karras_sigmas or config.use_lu_lambdas) and config.beta_schedule != "squaredcos_cap_v2"
     if config.use_lu_lambdas and not config.use_karras_sigmas:
         # Uniform in log-SNR between the training schedule's own ends: the exponential spacing under another name.
         config = replace(config, use_exponential_sigmas=True, sigma_min=None, sigma_max=None)

@@ -55,7 +55,8 @@ def betas(config: ScheduleConfig) -> Float32s:
     elif config.beta_schedule == "linear":
         values = linspace32(start, end, count)
     elif config.beta_schedule == "scaled_linear":
-        values = np.square(linspace32(np.sqrt(start), np.sqrt(end), count))
+        roots = linspace32(np.sqrt(start), np.sqrt(end), count)
+        values = roots * roots
     else:
         edges = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
         values = np.minimum(1 - edges[1:] / edges[:-1], 0.999).astype(np.float32)
@@ -72,7 +73,8 @@ def training_sigmas(config: ScheduleConfig) -> Float32s:
     signal = alpha_bars(config)
     if config.rescale_betas_zero_snr:
         signal[-1] = SMALLEST_ALPHA_BAR
-    return np.sqrt((np.float32(1) - signal) / signal)
+    sigmas: Float32s = np.sqrt((np.float32(1) - signal) / signal)
+    return sigmas
 
 
 def spaced_timesteps(config: ScheduleConfig, steps: int, *, skip_zero: bool = False, last: int | None = None) -> Floats:

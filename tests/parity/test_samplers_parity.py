@@ -3,9 +3,9 @@
 Two regimes, one tolerance:
 
 - ordinary schedules: diffusers exactly as it is, float32 in and out;
-- schedules with zero terminal signal, where latents reach 4096 and float32 steps lose four digits: diffusers' sigmas and
-  the latents in float64, still its own arithmetic. Its training schedule stays float32 and is compared up to 25 steps:
-  torch's float32 square root is not rounded correctly, and the rescaling amplifies its last bit to some 1e-5 in sigma.
+- schedules with zero terminal signal, where latents reach 4096 and float32 steps lose four digits: diffusers' sigmas
+  and the latents in float64, still its own arithmetic. Its training schedule stays float32 and is compared up to 25
+  steps: torch's float32 square root is off by a last bit here and there, which the rescaling turns into 1e-5 of sigma.
 """
 
 import logging
@@ -25,8 +25,8 @@ from latentrt.runtime.samplers import SAMPLERS, SamplerTable, ScheduleConfig, co
 TOLERANCE = 1e-5
 """Largest difference relative to the largest value, at every step: float32 rounding of schedule and steps."""
 
-TIMESTEP_TOLERANCE = 1e-6
-"""Relative: diffusers holds fractional timesteps in float32."""
+TIMESTEP_TOLERANCE = 1e-3
+"""Of one training timestep: Karras sigmas give fractional ones, interpolated in float32. All others agree exactly."""
 
 SHAPE = (1, 4, 3, 5)
 STEPS = (1, 2, 4, 10, 25)
@@ -114,9 +114,8 @@ def assert_parity(name: str, config: Mapping[str, Any], steps: int, dtype: torch
     assert table.step_count == len(scheduler.timesteps)
     # Exponential sigmas put timesteps on the edge between two integers: the last bit of a logarithm decides.
     slack = 1 if config.get("use_exponential_sigmas") or config.get("use_lu_lambdas") else 0
-    np.testing.assert_allclose(
-        table.timesteps[:-1], scheduler.timesteps.numpy(), rtol=TIMESTEP_TOLERANCE, atol=1e-4 + slack
-    )
+    timesteps = scheduler.timesteps.numpy()
+    np.testing.assert_allclose(table.timesteps[:-1], timesteps, rtol=0, atol=TIMESTEP_TOLERANCE + slack)
     assert table.initial_scale == pytest.approx(float(scheduler.init_noise_sigma), rel=1e-6)
     assert trajectory_difference(scheduler, table, dtype) <= TOLERANCE
 
@@ -217,7 +216,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @pytest.mark.parametrize(("name", "changes"), OPTIONS, ids=label)
 def test_options(name: str, changes: dict[str, Any]) -> None:
-    # The third-order solve loses digits in float32; the others do not need the exact sigmas, nor are they harmed.
+    # Third order: diffusers solves for its coefficients in float32 and loses digits.
     dtype = torch.float64 if changes.get("solver_order") == 3 else torch.float32
     for steps in (1, 3, 7, 16):
         assert_parity(name, {**SDXL, **changes}, steps, dtype)

@@ -1,0 +1,95 @@
+"""`build-engine`: a bundle, or a checkpoint that is exported first, gets engines for one backend."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from latentrt.cli.export import export_checkpoint
+from latentrt.cli.home import bundle_path
+from latentrt.cli.options import (
+    BackendName,
+    HeightOption,
+    ImagesOption,
+    ParityDepth,
+    ParityOption,
+    PrecisionName,
+    PrecisionOption,
+    SeedOption,
+    TokensOption,
+    VaeImagesOption,
+    VariantOption,
+    VerboseOption,
+    WidthOption,
+)
+from latentrt.cli.output import configure_logging, finish, progress_bar
+from latentrt.runtime.bundle import MANIFEST, Bundle
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.manifest import BuildRecord
+
+
+def build_engine(
+    source: Annotated[Path, typer.Argument(help="A bundle, or a checkpoint to export first.", metavar="SOURCE")],
+    backend: Annotated[BackendName, typer.Option("--backend", help="What will run the engines.")],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
+        typer.Option("--output", "-o", help="Bundle to write when SOURCE is a checkpoint.", metavar="BUNDLE"),
+    ] = None,
+    width: WidthOption = None,
+    height: HeightOption = None,
+    images: ImagesOption = None,
+    tokens: TokensOption = None,
+    vae_images: VaeImagesOption = None,
+    target: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--target", help="Machines to build for (docs/engine.md); default: this one, or for RTX sm80+."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build engines that are up to date, too.")] = False,
+    precision: PrecisionOption = PrecisionName.fp16,
+    parity: ParityOption = ParityDepth.full,
+    random_weights: SeedOption = None,
+    variant: VariantOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Build the engines of a bundle for one backend; what is up to date is kept."""
+    configure_logging(verbose)
+    ranges = {"width": width, "height": height, "images": images, "tokens": tokens, "vae_images": vae_images}
+    if is_bundle(bundle_path(source)):
+        bundle = Bundle.open(bundle_path(source))
+        if output is not None and output.resolve() != bundle.path.resolve():
+            raise RequestError(f"--output {output}: {source} is a bundle already, and its engines go into it")
+    elif output is None:
+        raise RequestError(f"{source} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE")
+    else:
+        bundle = export_checkpoint(source, output, precision, ranges, parity, random_weights, variant)
+    record = build_with_progress(bundle, backend, ranges, target, force)
+    finish(
+        bundle=bundle.path,
+        build=record.name,
+        engines={
+            name: {"bytes": sum(file.size for file in engine.files.values()), "seconds": round(engine.seconds, 2)}
+            for name, engine in record.engines.items()
+        },
+    )
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder claims to be a bundle."""
+    return (path / MANIFEST).is_file()
+
+
+def build_with_progress(
+    bundle: Bundle, backend: str, ranges: dict[str, str | None], target: str | None = None, force: bool = False
+) -> BuildRecord:
+    """Build with a progress bar that also estimates the time left."""
+    from latentrt.engine.base import BuildProgress
+    from latentrt.engine.build import build_engines
+
+    limits = bundle.manifest.limits.replace(**ranges)
+    with progress_bar("engines") as update:
+
+        def show(event: BuildProgress) -> None:
+            left = f", about {event.seconds_left:.0f} s left" if event.seconds_left else ""
+            update(f"{event.component}: {event.phase}{left}", event.number - 1, event.count)
+
+        return build_engines(bundle, backend, limits, target=target, progress=show, force=force)

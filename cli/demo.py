@@ -1,0 +1,81 @@
+"""`latentrt demo`: the main job on the checkpoint that ships, from nothing to a picture."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.table import Table
+
+from latentrt.cli.build import build_with_progress, is_bundle
+from latentrt.cli.export import export_checkpoint
+from latentrt.cli.home import DEMO, home
+from latentrt.cli.options import VerboseOption
+from latentrt.cli.output import configure_logging, console, finish, progress_bar
+from latentrt.cli.sheet import contact_sheet
+from latentrt.demo import CHECKPOINT, PROMPTS, RANDOM_SEED
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.pipeline import Pipeline
+
+PRECISION = "fp32"
+"""CPUs have no fast fp16 arithmetic."""
+
+
+def demo(
+    prompt: Annotated[Optional[str], typer.Argument(help="Draw this, instead of a few prompts of ours.")] = None,  # noqa: UP045
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("latentrt-demo.png"),
+    steps: Annotated[int, typer.Option("--steps", help="Evaluations of the U-Net.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", help="Same seed, same pictures.")] = 7,
+    verbose: VerboseOption = False,
+) -> None:
+    """Export the checkpoint that ships, build its engines for this CPU, and draw a contact sheet."""
+    configure_logging(verbose)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "export"):
+        bundle = demo_bundle()
+    with _timed(seconds, "build"):
+        build_with_progress(bundle, "onnxruntime", {})
+    with _timed(seconds, "load"):
+        pipeline = Pipeline.load(bundle, "onnxruntime", "cpu")
+    prompts = [prompt] if prompt else list(PROMPTS)
+    with pipeline, progress_bar("pictures") as update, _timed(seconds, "draw"):
+        pictures = []
+        for done, text in enumerate(prompts):
+            update(text, done, len(prompts))
+            pictures += pipeline.generate(text, steps=steps, seed=seed).images
+    output.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(pictures, prompts).save(output)
+    _report(seconds, output)
+    finish(image=output.resolve(), bundle=bundle.path, seconds={name: round(value, 2) for name, value in seconds.items()})
+
+
+def demo_bundle() -> Bundle:
+    """The demo's bundle in latentrt's home, exported if it is not there or was made from something else."""
+    from latentrt.export.checkpoint import Checkpoint
+
+    path = home() / DEMO
+    if is_bundle(path):
+        found = Bundle.open(path)
+        wanted = Checkpoint.open(CHECKPOINT, RANDOM_SEED).weights_sha256()
+        if found.manifest.provenance.weights_sha256 == wanted and found.manifest.latentrt == version("latentrt"):
+            return found
+    return export_checkpoint(CHECKPOINT, path, PRECISION, {}, "quick", RANDOM_SEED)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = time.perf_counter() - started
+
+
+def _report(seconds: dict[str, float], output: Path) -> None:
+    table = Table("stage", "seconds", title="latentrt demo", title_justify="left")
+    for stage, value in seconds.items():
+        table.add_row(stage, f"{value:.1f}")
+    screen = console()
+    screen.print(table)
+    screen.print(f"The picture is at {output.resolve()}")

@@ -1,0 +1,141 @@
+"""`latentrt doctor`: what is installed, what really works, and the remedy for what does not."""
+
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+import typer
+from packaging.requirements import Requirement
+from rich.markup import escape
+from rich.table import Table
+
+from latentrt.cli.output import FAILED, console, finish
+from latentrt.runtime.backends.targets import EXTRAS, MODULES, load_module
+from latentrt.runtime.errors import BackendError
+
+Status = Literal["ok", "absent", "problem"]
+COLOURS = {"ok": "green", "absent": "yellow", "problem": "bold red"}
+
+IDENTITY_MODEL = bytes.fromhex(
+    "08083a390a120a017812017922084964656e746974793a001201675a0f0a0178120a0a08080112040a020801620f0a017912"
+    "0a0a08080112040a02080142040a00100d"
+)
+"""A whole ONNX model, y = Identity(x) on one float: a provider works when a session over this one says it runs there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at."""
+
+    name: str
+    status: Status
+    detail: str
+    remedy: str = ""
+
+
+def doctor() -> None:
+    """Show versions, GPU, driver, the providers that really work, and conflicts; exit 1 where something is wrong."""
+    findings = [Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}"), *examine()]
+    table = Table(show_header=False)
+    for finding in findings:
+        # Remedies hold brackets, as in latentrt[cpu], which rich would take for its own.
+        row = (finding.name, f"[{COLOURS[finding.status]}]{finding.status}[/]", finding.detail, escape(finding.remedy))
+        table.add_row(*row)
+    console().print(table)
+    problems = [finding.name for finding in findings if finding.status == "problem"]
+    finish(problems=problems, findings=[asdict(finding) for finding in findings])
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+def examine() -> Iterator[Finding]:
+    """Everything there is to look at."""
+    versions = {name.lower().replace("_", "-"): version for name, version in _installed()}
+    yield from check_duplicates(versions)
+    yield from check_versions(versions)
+    yield from check_gpu()
+    for backend in MODULES:
+        yield check_backend(backend)
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for distribution in metadata.distributions():
+        name: str | None = distribution.metadata["Name"]
+        if name:
+            yield name, distribution.version
+
+
+def check_duplicates(versions: dict[str, str]) -> Iterator[Finding]:
+    """onnxruntime and onnxruntime-gpu install the same module: the later one overwrites half of the other."""
+    both = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in versions]
+    if len(both) == 2:
+        yield Finding(
+            "onnxruntime and onnxruntime-gpu",
+            "problem",
+            "both are installed, and they overwrite each other's files",
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install latentrt[cpu] or latentrt[cuda]",
+        )
+
+
+def check_versions(versions: dict[str, str]) -> Iterator[Finding]:
+    """Every installed package that latentrt has a range for, against that range."""
+    seen: set[str] = set()
+    for text in metadata.requires("latentrt") or ():
+        requirement = Requirement(text)
+        name = requirement.name.lower()
+        if name == "latentrt" or name in seen or name not in versions:
+            continue
+        seen.add(name)
+        if requirement.specifier.contains(versions[name], prereleases=True):
+            yield Finding(name, "ok", versions[name])
+        else:
+            remedy = f"pip install '{requirement.name}{requirement.specifier}'"
+            yield Finding(name, "problem", f"{versions[name]}, needed {requirement.specifier}", remedy)
+
+
+def check_gpu() -> Iterator[Finding]:
+    """Each GPU and its driver, as the driver's own tool tells them."""
+    query = ["nvidia-smi", "--query-gpu=index,name,compute_cap,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
+    except FileNotFoundError:
+        yield Finding("gpu", "absent", "no NVIDIA driver: nvidia-smi is not there", "engines still build for TensorRT-RTX")
+        return
+    except (subprocess.SubprocessError, OSError) as error:
+        yield Finding("gpu", "problem", f"nvidia-smi fails: {error}", "reinstall the NVIDIA driver")
+        return
+    for line in found.stdout.strip().splitlines():
+        index, name, capability, driver, memory = (part.strip() for part in line.split(","))
+        yield Finding(f"gpu {index}", "ok", f"{name}, compute capability {capability}, driver {driver}, {memory}")
+
+
+def check_backend(backend: str) -> Finding:
+    """Whether a backend's library imports and, for ONNX Runtime, which providers really run a model."""
+    try:
+        library = load_module(backend)
+    except BackendError as error:
+        return Finding(f"backend {backend}", "absent", "not installed", str(error).partition("Install it with: ")[2])
+    if backend != "onnxruntime":
+        return Finding(f"backend {backend}", "ok", f"{library.__version__}")
+    working = [name for name in library.get_available_providers() if _runs(library, name)]
+    broken = "CUDAExecutionProvider" in library.get_available_providers() and "CUDAExecutionProvider" not in working
+    detail = f"{library.__version__}, working providers: {', '.join(working) or 'none'}"
+    if broken:
+        remedy = "ONNX Runtime fell back to the CPU: install a driver for CUDA 13 and the cuDNN 9 libraries"
+        return Finding(f"backend {backend}", "problem", detail, remedy)
+    if not working:
+        return Finding(f"backend {backend}", "problem", detail, f"pip install --force-reinstall 'latentrt[{EXTRAS[backend]}]'")
+    return Finding(f"backend {backend}", "ok", detail)
+
+
+def _runs(library: Any, provider: str) -> bool:
+    options = library.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = library.InferenceSession(IDENTITY_MODEL, options, providers=[provider])
+    except Exception:  # whatever it raises, the provider does not work
+        return False
+    return bool(session.get_providers()[0] == provider)

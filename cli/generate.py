@@ -1,0 +1,65 @@
+"""`latentrt generate`: one request, PNG files out."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from latentrt.cli.home import bundle_path
+from latentrt.cli.options import SAMPLER_NAMES, BackendName, BundleArgument, VerboseOption
+from latentrt.cli.output import configure_logging, finish, progress_bar
+from latentrt.runtime.pipeline import Pipeline, Result
+
+# typer reads these annotations at run time, which is why they are not written X | None.
+OptionalInt = Optional[int]  # noqa: UP045
+OptionalFloat = Optional[float]  # noqa: UP045
+OptionalText = Optional[str]  # noqa: UP045
+
+
+def generate(
+    bundle: BundleArgument,
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get -1, -2, ...")] = Path("out.png"),
+    negative: Annotated[OptionalText, typer.Option("--negative", help="What to keep away from.")] = None,
+    steps: Annotated[OptionalInt, typer.Option("--steps", help="Evaluations of the U-Net.")] = None,
+    guidance: Annotated[OptionalFloat, typer.Option("--guidance", help="Guidance scale; 1 turns guidance off.")] = None,
+    seed: Annotated[OptionalInt, typer.Option("--seed", help="Same seed, same picture; default: a fresh one.")] = None,
+    width: Annotated[OptionalInt, typer.Option("--width", help="Pixels, a multiple of 8.")] = None,
+    height: Annotated[OptionalInt, typer.Option("--height", help="Pixels, a multiple of 8.")] = None,
+    images: Annotated[int, typer.Option("--images", help="Pictures to draw.")] = 1,
+    sampler: Annotated[OptionalText, typer.Option("--sampler", help=f"One of {SAMPLER_NAMES}.")] = None,
+    backend: Annotated[Optional[BackendName], typer.Option("--backend", help="Which engines to use.")] = None,  # noqa: UP045
+    device: Annotated[OptionalText, typer.Option("--device", help="cpu or cuda:<index>.")] = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Draw one prompt."""
+    configure_logging(verbose)
+    with Pipeline.load(bundle_path(bundle), backend, device) as pipeline, progress_bar("steps") as update:
+        result = pipeline.generate(
+            prompt,
+            negative=negative,
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            width=width,
+            height=height,
+            images=images,
+            sampler=sampler,
+            progress=lambda done, total: update("drawing", done, total),
+        )
+    files = save_images(result, output)
+    seconds = {stage: round(value, 4) for stage, value in result.timings.items()}
+    finish(files=files, seed=result.request.seeds[0], seconds=seconds)
+
+
+def save_images(result: Result, output: Path) -> list[Path]:
+    """Write `output`, or for several pictures `output` with -1, -2, ... before the suffix."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    several = len(result.images) > 1
+    files = [
+        output.with_stem(f"{output.stem}-{number}") if several else output
+        for number in range(1, len(result.images) + 1)
+    ]
+    for file, image in zip(files, result.images, strict=True):
+        image.save(file, format="PNG")
+    return files

@@ -1,0 +1,40 @@
+"""The entry points: `latentrt COMMAND` and `build-engine`."""
+
+import typer
+
+from latentrt.cli.build import build_engine as build_engine_command
+from latentrt.cli.demo import demo
+from latentrt.cli.doctor import doctor
+from latentrt.cli.export import export
+from latentrt.cli.generate import generate
+from latentrt.cli.inspect import inspect
+from latentrt.cli.output import run_command
+
+SETTINGS = {"no_args_is_help": True, "pretty_exceptions_enable": False, "rich_markup_mode": "rich"}
+
+
+def application() -> typer.Typer:
+    """The command tree."""
+    app = typer.Typer(help="Stable Diffusion XL as TensorRT engines, run without torch.", add_completion=False, **SETTINGS)
+    for name, command in (
+        ("export", export),
+        ("build-engine", build_engine_command),
+        ("generate", generate),
+        ("inspect", inspect),
+        ("doctor", doctor),
+        ("demo", demo),
+    ):
+        app.command(name)(command)
+    return app
+
+
+def main() -> None:
+    """Run `latentrt`."""
+    run_command(application())
+
+
+def build_engine() -> None:
+    """Run `build-engine`, which is `latentrt build-engine` by its own name."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(build_engine_command)
+    run_command(app)

@@ -1,0 +1,58 @@
+"""Options that several commands share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from latentrt.runtime.backends import BACKENDS
+from latentrt.runtime.samplers import SAMPLERS
+
+BackendName = StrEnum("BackendName", {name: name for name in sorted(BACKENDS)})
+
+
+class PrecisionName(StrEnum):
+    """Precisions a bundle can be exported in."""
+
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
+class ParityDepth(StrEnum):
+    """How thoroughly an export is compared with torch."""
+
+    full = "full"
+    quick = "quick"
+    off = "off"
+
+
+PrecisionOption = Annotated[PrecisionName, typer.Option("--precision", help="Arithmetic of the exported networks.")]
+ParityOption = Annotated[
+    ParityDepth,
+    typer.Option("--parity", help="Comparison with torch: at min, opt, max and special sizes; at small sizes; none."),
+]
+SeedOption = Annotated[
+    Optional[int],  # noqa: UP045 - typer reads the annotation at run time
+    typer.Option("--random-weights", metavar="SEED", help="Make weights up; the checkpoint may hold only configs."),
+]
+VariantOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--variant", help="Which weight files to read, as in model.VARIANT.safetensors."),
+]
+
+
+def _range(flag: str, what: str) -> typer.models.OptionInfo:
+    return typer.Option(flag, metavar="MIN:OPT:MAX", help=f"{what} that the engines serve.")
+
+
+WidthOption = Annotated[Optional[str], _range("--width", "Image widths in pixels")]  # noqa: UP045
+HeightOption = Annotated[Optional[str], _range("--height", "Image heights in pixels")]  # noqa: UP045
+ImagesOption = Annotated[Optional[str], _range("--images", "Images per request")]  # noqa: UP045
+TokensOption = Annotated[Optional[str], _range("--tokens", "Prompt lengths in tokens (77 per chunk)")]  # noqa: UP045
+VaeImagesOption = Annotated[Optional[str], _range("--vae-images", "Images the VAE takes at once")]  # noqa: UP045
+
+BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle, or `demo`.", metavar="BUNDLE")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what goes on inside.")]
+
+SAMPLER_NAMES = ", ".join(sorted(SAMPLERS))

@@ -1,0 +1,63 @@
+"""What every command says: progress and logs to stderr, one JSON object as stdout's last line, errors without a trace."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from latentrt.runtime.errors import LatentRTError
+
+LOG_WIDTH = 160
+FAILED = 1
+"""Exit code of a run that latentrt ended with an error of its own; wrong usage is 2."""
+
+
+def console(stream: TextIO | None = None) -> Console:
+    """A console on stderr, or on another stream; wide where nobody watches, so that nothing is cut from a log."""
+    stream = stream or sys.stderr
+    return Console(file=stream, soft_wrap=True, highlight=False, width=None if stream.isatty() else LOG_WIDTH)
+
+
+def configure_logging(verbose: bool) -> None:
+    """latentrt's log to stderr; other libraries' warnings only."""
+    handler = RichHandler(console=console(), show_path=False, show_time=verbose, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("latentrt").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def finish(**values: Any) -> None:
+    """Print a command's result: one JSON object, the last line of stdout."""
+    sys.stdout.write(json.dumps(values, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def run_command(command: Callable[[], Any]) -> None:
+    """Run a command line, turning latentrt's own errors into one line on stderr and exit code 1."""
+    try:
+        command()
+    except LatentRTError as error:
+        console().print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console().print(str(error), markup=False)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        console().print("stopped; nothing was left half done")
+        sys.exit(130)
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[str, float, float], None]]:
+    """A bar on stderr, fed with (what is going on, done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit))
+    with Progress(*columns, TimeElapsedColumn(), console=console(), transient=True) as bar:
+        task = bar.add_task("", total=1)
+
+        def update(description: str, done: float, total: float) -> None:
+            bar.update(task, description=description, completed=done, total=total)
+
+        yield update
