@@ -23,7 +23,7 @@ IDENTITY_MODEL = bytes.fromhex(
     "08083a390a120a017812017922084964656e746974793a001201675a0f0a0178120a0a08080112040a020801620f0a017912"
     "0a0a08080112040a02080142040a00100d"
 )
-"""A whole ONNX model, y = Identity(x) on one float: a provider works when a session over this one says it runs there."""
+"""A whole ONNX model, y = Identity(x) on one float: a provider works when a session over this one runs there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def _installed() -> Iterator[tuple[str, str]]:
 
 
 def check_duplicates(versions: dict[str, str]) -> Iterator[Finding]:
-    """onnxruntime and onnxruntime-gpu install the same module: the later one overwrites half of the other."""
+    """Find onnxruntime beside onnxruntime-gpu: one module, of which the later one overwrites half."""
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in versions]
     if len(both) == 2:
         yield Finding(

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from latentrt.runtime.bundle import MANIFEST
 from latentrt.runtime.cache import cache_folder
 
 DEMO = "demo"
@@ -16,4 +17,4 @@ def home() -> Path:
 
 def bundle_path(name: Path) -> Path:
     """A bundle's folder from what the user wrote: a path, or `demo` for the bundle that `latentrt demo` made."""
-    return home() / DEMO if str(name) == DEMO and not name.exists() else name
+    return home() / DEMO if str(name) == DEMO and not (name / MANIFEST).is_file() else name

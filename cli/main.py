@@ -10,12 +10,16 @@ from latentrt.cli.generate import generate
 from latentrt.cli.inspect import inspect
 from latentrt.cli.output import run_command
 
-SETTINGS = {"no_args_is_help": True, "pretty_exceptions_enable": False, "rich_markup_mode": "rich"}
-
 
 def application() -> typer.Typer:
     """The command tree."""
-    app = typer.Typer(help="Stable Diffusion XL as TensorRT engines, run without torch.", add_completion=False, **SETTINGS)
+    app = typer.Typer(
+        help="Stable Diffusion XL as TensorRT engines, run without torch.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
     for name, command in (
         ("export", export),
         ("build-engine", build_engine_command),

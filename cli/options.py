@@ -9,7 +9,8 @@ import typer
 from latentrt.runtime.backends import BACKENDS
 from latentrt.runtime.samplers import SAMPLERS
 
-BackendName = StrEnum("BackendName", {name: name for name in sorted(BACKENDS)})
+# mypy cannot see members that come from a table.
+BackendName = StrEnum("BackendName", {name: name for name in sorted(BACKENDS)})  # type: ignore[misc]
 
 
 class PrecisionName(StrEnum):
@@ -43,7 +44,8 @@ VariantOption = Annotated[
 
 
 def _range(flag: str, what: str) -> typer.models.OptionInfo:
-    return typer.Option(flag, metavar="MIN:OPT:MAX", help=f"{what} that the engines serve.")
+    option: typer.models.OptionInfo = typer.Option(flag, metavar="MIN:OPT:MAX", help=f"{what} that the engines serve.")
+    return option
 
 
 WidthOption = Annotated[Optional[str], _range("--width", "Image widths in pixels")]  # noqa: UP045

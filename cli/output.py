@@ -1,4 +1,4 @@
-"""What every command says: progress and logs to stderr, one JSON object as stdout's last line, errors without a trace."""
+"""What every command says: progress and logs to stderr, one JSON line at the end of stdout, errors without a trace."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ def console(stream: TextIO | None = None) -> Console:
 
 
 def configure_logging(verbose: bool) -> None:
-    """latentrt's log to stderr; other libraries' warnings only."""
+    """Send latentrt's log to stderr; other libraries' warnings only."""
     handler = RichHandler(console=console(), show_path=False, show_time=verbose, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("latentrt").setLevel(logging.DEBUG if verbose else logging.INFO)

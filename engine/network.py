@@ -58,15 +58,7 @@ def heavy_layers(network: Any) -> list[Layer]:
     ]
 
 
-def allow_decomposition(trt: ModuleType, network: Any) -> int:
-    """Let every attention run as matmul, softmax, matmul where no dedicated kernel serves it; returns their number.
-
-    Without this TensorRT refuses float32 attention, odd head sizes and the VAE's single head of 512.
-    """
-    count = 0
-    for layer in walk(network):
-        if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer  # get_layer gives the base class
-            layer.attention.decomposable = True
-            count += 1
-    return count
+def strongly_typed(trt: ModuleType) -> int:
+    """The creation flags of a strongly typed network; where the flag is gone every network is one."""
+    flag = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)

@@ -11,10 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from latentrt.engine.attention import allow_decomposition, attention_notes
 from latentrt.engine.base import Built, Job
 from latentrt.engine.checks import check_ports, check_precision
 from latentrt.engine.inspection import inspect_engine
-from latentrt.engine.network import allow_decomposition, count_layers, heavy_layers, inputs, outputs
+from latentrt.engine.network import count_layers, heavy_layers, inputs, outputs, strongly_typed
 from latentrt.engine.progress import monitor
 from latentrt.runtime.backends.targets import RTX_DEFAULT, load_module
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
@@ -40,7 +41,7 @@ class TensorRTBuilder:
         builder = self.trt.Builder(self.log)
         job.report("parsing")
         network, parser = self._parse(builder, job)
-        attentions = allow_decomposition(self.trt, network)
+        kinds = allow_decomposition(self.trt, network)
         check_ports(job.spec, inputs(network), outputs(network))
         check_precision(job.spec, job.precision, heavy_layers(network))
         counts = count_layers(network)
@@ -49,7 +50,7 @@ class TensorRTBuilder:
         del parser  # it owns the weights that the network refers to
         name = f"{job.stem}.engine"
         (job.folder / name).write_bytes(plan)
-        notes = (f"{attentions} attention layers may decompose",) if attentions else ()
+        notes = attention_notes(self.trt, builder, kinds, lambda: self._new_config(builder))
         return Built((name,), counts, (*notes, *inspect_engine(self.trt, self.log, plan, job.spec)))
 
     def _parse(self, builder: Any, job: Job) -> tuple[Any, Any]:
@@ -64,9 +65,20 @@ class TensorRTBuilder:
 
     @contextmanager
     def _config(self, builder: Any, job: Job) -> Iterator[Any]:
-        """A builder config with the profile, the target and, for TensorRT, the timing cache, kept at the end."""
-        config = builder.create_builder_config()
+        """The config of one build: with its profile and, for TensorRT, the timing cache, which is kept at the end."""
+        config = self._new_config(builder)
         config.add_optimization_profile(profile(builder, job.spec))
+        if self.rtx:
+            yield config
+            return
+        file = cache_folder() / "timing" / f"tensorrt-{self.trt.__version__}-{self.target}.cache"
+        load_timing_cache(config, file)
+        yield config
+        write_atomically(file, config.get_timing_cache().serialize())
+
+    def _new_config(self, builder: Any) -> Any:
+        """A config for the target."""
+        config = builder.create_builder_config()
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
         # float32 asked is float32 obtained; only float32 layers would use TF32.
         config.clear_flag(self.trt.BuilderFlag.TF32)
@@ -74,12 +86,7 @@ class TensorRTBuilder:
             # We provide the activation memory, which also lets a step be captured as a CUDA graph.
             config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
             set_target(self.trt, config, self.target)
-            yield config
-            return
-        file = cache_folder() / "timing" / f"tensorrt-{self.trt.__version__}-{self.target}.cache"
-        load_timing_cache(config, file)
-        yield config
-        write_atomically(file, config.get_timing_cache().serialize())
+        return config
 
     def _serialize(self, builder: Any, network: Any, config: Any, job: Job) -> Any:
         """Build the engine. Raises the first error that TensorRT logged, or what the progress callback raised."""
@@ -91,12 +98,6 @@ class TensorRTBuilder:
         if plan is None:
             raise BuildError(f"{job.spec.name}: TensorRT cannot build it: {first_error(self.log, 'it gave no reason')}")
         return plan
-
-
-def strongly_typed(trt: ModuleType) -> int:
-    """The creation flags of a strongly typed network; where the flag is gone every network is one."""
-    flag = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
-    return 0 if flag is None else 1 << int(flag)
 
 
 def parser_errors(parser: Any, log: Any) -> list[str]:

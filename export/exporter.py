@@ -1,6 +1,5 @@
 """From a checkpoint to a bundle: trace every component, compare it with torch, write everything or nothing."""
 
-import gc
 import logging
 import shutil
 import time
@@ -79,6 +78,7 @@ def export_component(
 ) -> ComponentRecord:
     """Trace one component, write its ONNX file under `folder` and compare it with torch."""
     started = time.perf_counter()
+    module: torch.nn.Module | None = None
     file = folder / "onnx" / bundle_precision / f"{spec.name}.onnx"
     cases: list[parity.Case] = []
     vocabulary = 0
@@ -91,11 +91,11 @@ def export_component(
         module = wrapper(checkpoint.network(source, torch.float32 if depth != "off" else dtype)).eval()
         cases = parity.reference_cases(module, spec, vocabulary, depth)
         graph = trace(module.to(dtype), spec, vocabulary)
-        del module
     files = save(graph, spec, file)
     parameters, nodes = count_parameters(graph), sum(1 for _ in graph.graph.all_nodes())
     del graph
-    gc.collect()  # the traced program holds cycles, and the weights with them
+    if module is not None:
+        release(module)
     figures = parity.compare(file, spec, cases, vocabulary, precision)
     logger.info("%s: %d nodes, %.1f M parameters, %.1f s", spec.name, nodes, parameters / 1e6, time.perf_counter() - started)
     return ComponentRecord(
@@ -107,6 +107,12 @@ def export_component(
         nodes=nodes,
         parity=figures,
     )
+
+
+def release(module: torch.nn.Module) -> None:
+    """Free a module's weights for good: torch.export's caches keep the tensors themselves alive."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
 
 
 def _copy_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:

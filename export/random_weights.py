@@ -22,11 +22,8 @@ def random_network(kind: Any, config: dict[str, Any], dtype: torch.dtype, seed: 
 
 def _uninitialised(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
     def build() -> nn.Module:
-        network: nn.Module
-        if hasattr(kind, "load_config"):  # diffusers
-            network = kind.from_config(config)
-        else:
-            network = kind(kind.config_class(**config))
+        is_diffusers = hasattr(kind, "load_config")
+        network: nn.Module = kind.from_config(config) if is_diffusers else kind(kind.config_class(**config))
         return network
 
     with torch.device("meta"):

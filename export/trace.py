@@ -54,7 +54,7 @@ def _dynamic_axes(port: Port) -> dict[int, Any]:
     Names are preferred: torch.export checks a dim against every guard of its kernels (in fp16, rows <= 63) and refuses.
     """
     return {
-        index: axis.dim if axis.scale == 1 else axis.scale * torch.export.Dim(axis.dim)  # type: ignore[operator]
+        index: axis.dim if axis.scale == 1 else axis.scale * torch.export.Dim(axis.dim)
         for index, axis in enumerate(port.axes)
         if axis.dim
     }

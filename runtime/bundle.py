@@ -1,4 +1,4 @@
-"""A bundle on disk: opened and checked, its files found, its manifests written so that a killed process harms nothing."""
+"""A bundle on disk: opened and checked, its files found, its manifests written so that a kill harms nothing."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from shutil import rmtree
 from typing import TypeVar
 
@@ -86,8 +87,9 @@ class Bundle:
     def build_command(self, backend: str, limits: Limits) -> str:
         """The `build-engine` command that makes a build with these limits."""
         own = self.manifest.limits
-        ranges = [f"--{name} {getattr(limits, name)}" for name in Limits.STEP if getattr(limits, name) != getattr(own, name)]
-        return " ".join(["build-engine", str(self.path), "--backend", backend, *ranges])
+        changed = [name for name in Limits.STEP if getattr(limits, name) != getattr(own, name)]
+        ranges = [f"--{name.replace('_', '-')} {getattr(limits, name)}" for name in changed]
+        return " ".join(["build-engine", quote(str(self.path)), "--backend", backend, *ranges])
 
 
 def read_record(file: Path, kind: type[RecordT]) -> RecordT:

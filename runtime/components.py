@@ -4,9 +4,9 @@ Dims, from the request's point of view (g = 1 or 2 guidance branches):
 
     images          images of one request
     vae_images      images that the VAE takes at once
-    rows            U-Net rows, images × g
-    texts           text-encoder rows: distinct prompts × chunks of 77 tokens
-    tokens          77 × chunks
+    rows            U-Net rows, images * g
+    texts           text-encoder rows: distinct prompts * chunks of 77 tokens
+    tokens          77 * chunks
     latent_height   height / 8 (the VAE's own factor); latent_width likewise
     steps           U-Net evaluations of the sampler's table
     history         state tensors of the sampler, the latents first

@@ -1,6 +1,7 @@
 """What a bundle says of itself: `manifest.json`, written once by the export, and one `build.json` per build."""
 
-from typing import Any, Literal
+from collections import defaultdict
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -8,7 +9,7 @@ from latentrt.runtime.components import component_specs
 from latentrt.runtime.model import Limits, Model, Record
 from latentrt.runtime.specs import ComponentSpec, Port, Precision
 
-FORMAT = 1
+FORMAT: Final = 1
 """Version of the bundle's layout. A reader refuses newer ones."""
 
 
@@ -77,7 +78,8 @@ class Manifest(Record):
 
     def specs(self, limits: Limits | None = None) -> dict[str, ComponentSpec]:
         """Every component's ports and dims, for these limits or the bundle's own."""
-        precisions = {name: record.precision for name, record in self.components.items()}
+        # A bundle may hold only some of a model's components.
+        precisions = defaultdict(lambda: self.precision, {name: c.precision for name, c in self.components.items()})
         return component_specs(self.model, limits or self.limits, precisions, self.components)
 
     def content(self, component: str) -> str:

@@ -33,7 +33,7 @@ class Model(Record):
     latent_scale: int
     """Pixels per latent, along each axis."""
     scaling_factor: float
-    """Latents in the loop = `scaling_factor` × latents of the VAE."""
+    """Latents in the loop = `scaling_factor` * latents of the VAE."""
     native_size: int
     time_ids: int
     """Micro-conditioning numbers per row; 6: original size, crop, target size (Podell et al. 2023, section 2.2)."""

@@ -3,7 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,9 @@ from latentrt.runtime.errors import NumericsError
 from latentrt.runtime.loop import Floats, StepProgress, denoise, draw_noise
 from latentrt.runtime.model import Limits
 from latentrt.runtime.prompt import PromptEncoder
-from latentrt.runtime.request import MicroConditioning, Request, Size, check_tokens, per_prompt
+from latentrt.runtime.request import MicroConditioning, Request, Size, check_tokens, one_or_more, per_prompt
 from latentrt.runtime.samplers import ScheduleConfig, compile_sampler
 from latentrt.runtime.selection import Selection, select
-from latentrt.runtime.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ class Pipeline:
         self,
         prompt: str | Sequence[str],
         *,
-        negative: str | None | Sequence[str | None] = None,
+        negative: str | Sequence[str | None] | None = None,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int | Sequence[int] | None = None,
@@ -107,7 +106,7 @@ class Pipeline:
         """
         manifest = self.bundle.manifest
         defaults, native = manifest.defaults, manifest.model.native_size
-        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        prompts = one_or_more(prompt)
         request = Request(
             prompts=prompts,
             negatives=per_prompt("negative", negative, len(prompts)),
@@ -127,7 +126,7 @@ class Pipeline:
         """Serve a request; see `generate`."""
         request.check(self.limits, self._rebuild)
         tokens = max(self._prompts.tokens(request), self.limits.tokens.min)
-        check_tokens(tokens, self.limits, self._rebuild, max(request.prompts, key=len))
+        check_tokens(tokens, self.limits, self._rebuild, max(request.texts, key=len))
         table = compile_sampler(request.sampler, self._schedule, request.steps)
         timings: dict[str, float] = {}
         with self._stage(timings, "text"):
@@ -196,7 +195,7 @@ def _seeds(seed: int | Sequence[int] | None) -> tuple[int, ...]:
     """The seeds given, or a fresh one, which the result's request then tells."""
     if seed is None:
         return (secrets.randbits(32),)
-    return (seed,) if isinstance(seed, int) else tuple(seed)
+    return one_or_more(seed)
 
 
 def _check_finite(component: str, values: Floats, what: str) -> None:

@@ -36,8 +36,8 @@ class PromptEncoder:
 
     def tokens(self, request: Request) -> int:
         """Tokens that the longest text of the request needs, in whole chunks of 77."""
-        texts = {text for text in (*request.prompts, *request.negatives) if text is not None}
-        return max(len(tokenizer.chunks(text)) for text in texts for tokenizer in self.tokenizers.values()) * TOKENS_PER_CHUNK
+        chunks = [len(tokenizer.chunks(text)) for text in request.texts for tokenizer in self.tokenizers.values()]
+        return max(chunks) * TOKENS_PER_CHUNK
 
     def encode(self, request: Request, tokens: int) -> Conditioning:
         """Encode every text once, in one call per encoder, and lay the rows out for the U-Net."""

@@ -1,6 +1,7 @@
 """Which engine files a pipeline loads: a build of the bundle, or its ONNX files through ONNX Runtime."""
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +38,27 @@ def select(bundle: Bundle, backend: str | None = None, device: str | None = None
     """Choose the best build for this machine, or the ONNX files where ONNX Runtime may run them.
 
     Raises:
-        BackendError: a named backend is not installed, or none is.
+        BackendError: a named backend is not installed, or none is; no such device.
         BundleError: a named TensorRT backend has no build here.
         StaleBuildError: the build that would be used is not what it should be.
     """
+    _check_names(backend, device)
     for name in [backend] if backend else _usable_backends(bundle):
         for place in [device] if device else _devices(name):
             chosen = _build(bundle, name, place)
             if chosen is not None:
                 return chosen
     return _onnx_files(bundle, backend, device)
+
+
+def _check_names(backend: str | None, device: str | None) -> None:
+    """Refuse what no bundle could serve, before looking at this one."""
+    if backend is not None:
+        load_module(backend)
+    if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise BackendError(f"device {device!r}: must be cpu or cuda:<index>, such as cuda:0")
+    if device == "cpu" and backend not in (None, "onnxruntime"):
+        raise BackendError(f"device cpu: {backend} runs on NVIDIA GPUs only. Name cuda:0, or the backend onnxruntime")
 
 
 def _usable_backends(bundle: Bundle) -> list[str]:
@@ -57,6 +69,7 @@ def _usable_backends(bundle: Bundle) -> list[str]:
 
 def _works(backend: str) -> bool:
     try:
+        load_module(backend)
         return any(runnable_targets(backend, device) for device in _devices(backend))
     except BackendError as error:
         logger.info("%s: not used, %s", backend, error)
@@ -65,8 +78,9 @@ def _works(backend: str) -> bool:
 
 def _build(bundle: Bundle, backend: str, device: str) -> Selection | None:
     """The build of this backend that runs on this device, checked."""
-    targets = runnable_targets(backend, device)
-    builds = [build for build in bundle.builds().values() if build.backend == backend and build.target in targets]
+    builds = [build for build in bundle.builds().values() if build.backend == backend]
+    targets = runnable_targets(backend, device) if builds else ()
+    builds = [build for build in builds if build.target in targets]
     if not builds:
         return None
     build = min(builds, key=lambda build: targets.index(build.target))

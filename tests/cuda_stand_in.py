@@ -6,13 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 
-class cudaError_t(IntEnum):  # noqa: N801
+class cudaError_t(IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
     cudaErrorInvalidDevice = 101
 
 
-class cudaMemcpyKind(IntEnum):  # noqa: N801
+class cudaMemcpyKind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
     cudaMemcpyDeviceToDevice = 3
@@ -39,38 +39,38 @@ class StandInCuda:
 
         return call
 
-    def _cudaGetErrorString(self, error: cudaError_t) -> tuple[bytes]:  # noqa: N802
+    def _cudaGetErrorString(self, error: cudaError_t) -> tuple[bytes]:
         return (error.name.encode(),)
 
-    def _cudaGetDeviceCount(self) -> tuple[int]:  # noqa: N802
+    def _cudaGetDeviceCount(self) -> tuple[int]:
         return (1,)
 
-    def _cudaGetDeviceProperties(self, _index: int) -> tuple[Any]:  # noqa: N802
+    def _cudaGetDeviceProperties(self, _index: int) -> tuple[Any]:
         return (SimpleNamespace(name=b"NVIDIA GeForce RTX 4090", major=self.capability[0], minor=self.capability[1]),)
 
-    def _cudaStreamCreateWithFlags(self, _flags: int) -> tuple[int]:  # noqa: N802
+    def _cudaStreamCreateWithFlags(self, _flags: int) -> tuple[int]:
         return (7,)
 
-    def _cudaEventCreate(self) -> tuple[int]:  # noqa: N802
+    def _cudaEventCreate(self) -> tuple[int]:
         return (9,)
 
-    def _cudaEventElapsedTime(self, _start: int, _end: int) -> tuple[float]:  # noqa: N802
+    def _cudaEventElapsedTime(self, _start: int, _end: int) -> tuple[float]:
         return (1500.0,)
 
-    def _cudaMemGetInfo(self) -> tuple[int, int]:  # noqa: N802
+    def _cudaMemGetInfo(self) -> tuple[int, int]:
         return (self.limit, self.limit)
 
-    def _cudaMalloc(self, size: int) -> tuple[Any, ...]:  # noqa: N802
+    def _cudaMalloc(self, size: int) -> tuple[Any, ...]:
         if size > self.limit:
             return (cudaError_t.cudaErrorMemoryAllocation, None)
         block = ctypes.create_string_buffer(size)
         self.memory[ctypes.addressof(block)] = block
         return (ctypes.addressof(block),)
 
-    def _cudaFree(self, pointer: int) -> tuple[()]:  # noqa: N802
+    def _cudaFree(self, pointer: int) -> tuple[()]:
         del self.memory[pointer]
         return ()
 
-    def _cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> tuple[()]:  # noqa: N802
+    def _cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> tuple[()]:
         ctypes.memmove(target, source, size)
         return ()

@@ -23,7 +23,7 @@ MODEL = Model(
     zero_negative=True,
     scheduler={},
 )
-LIMITS = Limits(images="1:1:2", width="64:128:192", height="64:128:192", tokens="77:77:154")
+LIMITS = Limits(images="1:1:2", width="64:128:192", height="64:128:192", tokens="77:77:154", vae_images="1:1:2")
 
 HEADER = '<ir_version: 11, opset_import: ["" : 23]>'
 
@@ -84,9 +84,10 @@ def write_onnx(file: Path, text: str, precision: Precision) -> None:
     draw = np.random.default_rng(0).standard_normal
     weights = [value for value in model.graph.value_info if value.name.isupper()]
     for value in weights:
-        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        kind = value.type.tensor_type
+        shape = [dim.dim_value for dim in kind.shape.dim]
         values = (draw(shape) / 4).astype("f4").ravel()
-        model.graph.initializer.append(onnx.helper.make_tensor(value.name, number, shape, values))
+        model.graph.initializer.append(onnx.helper.make_tensor(value.name, kind.elem_type, shape, values))
         model.graph.value_info.remove(value)
     onnx.checker.check_model(model, full_check=True)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,11 @@ into the method's docstring, and gives a stand-in of the class that the signatur
 """
 
 import ctypes
-import importlib
+import importlib.util
 import inspect
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,10 +18,16 @@ import pytest
 
 LIBRARIES = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
 ENTRY_POINTS = (
-    "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL createNvOnnxParser_INTERNAL "
-    "createNvOnnxParserRefitter_INTERNAL getBuilderPluginRegistry getNvOnnxParserVersion getPluginRegistry "
-    "initLibNvInferPlugins"
-).split()
+    "createInferBuilder_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getNvOnnxParserVersion",
+    "getPluginRegistry",
+    "initLibNvInferPlugins",
+)
 
 
 def import_tensorrt_bindings(folder: Path) -> ModuleType:
@@ -46,14 +51,20 @@ def import_tensorrt_bindings(folder: Path) -> ModuleType:
 
 
 class StandInModule:
-    """A TensorRT module whose classes make stand-ins. `answers` gives what named methods and properties return:
-    `{"IExecutionContext.get_tensor_shape": lambda name: (1, 2)}`; `calls` collects what was used.
+    """A TensorRT module whose classes make stand-ins; `used` collects every attribute that is read, set or called.
+
+    `answers` says what some give: `{"IExecutionContext.get_tensor_shape": lambda name: (1, 2)}` for a method,
+    `{"ITensor.name": lambda tag: tag}` for a property, where `tag` is what `stand_in` was given.
     """
 
     def __init__(self, module: ModuleType, answers: dict[str, Any]):
         self.module, self.answers = module, answers
-        self.calls: set[str] = set()
+        self.used: set[str] = set()
         self.__name__, self.__version__ = module.__name__, module.__version__
+
+    def stand_in(self, kind: str, tag: Any = None) -> "StandIn":
+        """An object of the named class."""
+        return StandIn(self, getattr(self.module, kind), tag)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.module, name)
@@ -77,23 +88,25 @@ class StandInClass:
 class StandIn:
     """An object of one class of the module."""
 
-    def __init__(self, owner: StandInModule, kind: type):
-        object.__setattr__(self, "_owner", owner)
-        object.__setattr__(self, "_kind", kind)
+    def __init__(self, owner: StandInModule, kind: type, tag: Any = None):
+        for name, value in (("_owner", owner), ("_kind", kind), ("_tag", tag)):
+            object.__setattr__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         owner, kind = self._owner, self._kind
         found = inspect.getattr_static(kind, name)  # AttributeError where the class has no such thing
         title = f"{kind.__name__}.{name}"
-        owner.calls.add(title)
+        owner.used.add(title)
         if isinstance(found, property):
-            answer = owner.answers.get(title)
-            return returned(owner, (found.fget.__doc__ or "").split("\n")[0]) if answer is None else answer
+            if title in owner.answers:
+                return owner.answers[title](self._tag)
+            return returned(owner, (found.fget.__doc__ or "").split("\n")[0])
 
         def method(*arguments: Any, **named: Any) -> Any:
             signature = check_call(title, found.__doc__ or "", arguments, named)
-            answer = owner.answers.get(title)
-            return answer(*arguments, **named) if callable(answer) else returned(owner, signature)
+            if title in owner.answers:
+                return owner.answers[title](*arguments, **named)
+            return returned(owner, signature)
 
         return method
 
@@ -104,7 +117,7 @@ class StandIn:
         found = inspect.getattr_static(self._kind, name)
         if not isinstance(found, property) or found.fset is None:
             raise AttributeError(f"{self._kind.__name__}.{name} cannot be set")
-        self._owner.calls.add(f"{self._kind.__name__}.{name}")
+        self._owner.used.add(f"{self._kind.__name__}.{name}")
 
 
 def returned(owner: StandInModule, signature: str) -> Any:
@@ -150,6 +163,3 @@ def parameters(signature: str) -> inspect.Signature:
             for part in parts[1:]
         ]
     )
-
-
-Answer = Callable[..., Any]

@@ -14,9 +14,13 @@ class Buffer(Protocol):
     """Memory for one tensor on a backend's device, contiguous in C order, owned by the engine that allocated it."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Axis lengths."""
+
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype[Any]:
+        """Element type; bfloat16 is held as raw uint16."""
+
     @property
     def pointer(self) -> int:
         """Address in the device's address space; it never changes during the buffer's life."""
@@ -38,7 +42,8 @@ class Engine(Protocol):
     """One component, ready to run. Buffers belong to the engine."""
 
     @property
-    def spec(self) -> ComponentSpec: ...
+    def spec(self) -> ComponentSpec:
+        """The component's ports and the ranges that this engine serves."""
 
     def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> Mapping[str, Buffer]:
         """Allocate (or keep) every buffer for these named sizes: dim name -> size.
@@ -61,7 +66,9 @@ class Backend(Protocol):
     """A device and a stream of one inference library, from which engines are loaded. One per thread of work."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Key of `BACKENDS`."""
+
     @property
     def device(self) -> str:
         """`cpu` or `cuda:<index>`."""

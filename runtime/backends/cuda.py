@@ -88,7 +88,7 @@ class Stream:
         self._stream = call("cudaStreamCreateWithFlags", bindings().cudaStreamNonBlocking)
         self.handle = int(self._stream)
         self._in_flight: list[Any] = []
-        self._destroy = weakref.finalize(self, _release, "cudaStreamDestroy", self._stream)
+        self._destroy = weakref.finalize(self, bindings().cudaStreamDestroy, self._stream)
 
     def activate(self) -> None:
         """Make this stream's device the calling thread's current one."""
@@ -119,7 +119,7 @@ class Event:
 
     def __init__(self) -> None:
         self.event = call("cudaEventCreate")
-        self._destroy = weakref.finalize(self, _release, "cudaEventDestroy", self.event)
+        self._destroy = weakref.finalize(self, bindings().cudaEventDestroy, self.event)
 
     def record(self, stream: Stream) -> None:
         """Mark the end of the work enqueued so far."""
@@ -154,7 +154,7 @@ class DeviceBuffer:
                 f"cuda:{stream.device_index}: {self.nbytes / 1e9:.2f} GB asked, {free / 1e9:.2f} of {total / 1e9:.2f} "
                 f"GB free ({error}). Ask for fewer images or a smaller size, or close other pipelines"
             ) from error
-        self._free = weakref.finalize(self, _release, "cudaFree", self.pointer)
+        self._free = weakref.finalize(self, bindings().cudaFree, self.pointer)
 
     def write(self, values: NDArray[Any]) -> None:
         """Enqueue a copy of `values`, converted to the buffer's dtype; the caller may change them afterwards.
@@ -199,8 +199,3 @@ class DeviceBuffer:
     def close(self) -> None:
         """Give the memory back. Closing twice is allowed."""
         self._free()
-
-
-def _release(name: str, handle: Any) -> None:
-    """Free something when its owner is gone; an error has nobody left to go to."""
-    getattr(bindings(), name)(handle)

@@ -12,7 +12,7 @@ class HostBuffer:
     """A numpy array with a fixed address."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]):
-        self.array = np.zeros(shape, dtype)
+        self.array: NDArray[Any] = np.zeros(shape, dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:

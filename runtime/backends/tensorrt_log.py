@@ -9,7 +9,7 @@ from typing import Any
 
 NOISE = re.compile(
     r"skipping tactic|tactic \S+ failed|insufficient memory on requested|requested amount of GPU"
-    r"|make sure input \S+ has int64 binding",
+    r"|make sure (?:in|out)put \S+ has int64 binding",
     re.IGNORECASE,
 )
 """Trying kernels that do not fit is how TensorRT searches, and it says so as errors; the ports' dtypes are checked."""

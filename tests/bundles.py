@@ -1,0 +1,97 @@
+"""Bundles made by hand, whose ONNX and engine files hold a few bytes of text: for all that is decided before one runs."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from latentrt.demo import CHECKPOINT
+from latentrt.runtime.backends import identity
+from latentrt.runtime.bundle import BUILD, MANIFEST, Bundle, describe_file, write_record
+from latentrt.runtime.components import component_specs
+from latentrt.runtime.manifest import (
+    BuildRecord,
+    ComponentRecord,
+    Defaults,
+    EngineRecord,
+    Manifest,
+    Provenance,
+    port_table,
+)
+from latentrt.runtime.model import Limits, Model, TextEncoder
+
+SDXL = Model(
+    family="sdxl",
+    text_encoders=(
+        TextEncoder(component="text_encoder", tokenizer="tokenizer", width=768),
+        TextEncoder(component="text_encoder_2", tokenizer="tokenizer_2", width=1280, pooled=1280),
+    ),
+    unet_channels=4,
+    latent_channels=4,
+    latent_scale=8,
+    scaling_factor=0.13025,
+    native_size=1024,
+    time_ids=6,
+    zero_negative=True,
+    scheduler=json.loads((CHECKPOINT / "scheduler" / "scheduler_config.json").read_text()),
+)
+"""Facts of the full-size SDXL base model."""
+
+LIMITS = Limits.around(1024)
+PRECISIONS = dict.fromkeys(("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"), "fp16")
+
+
+def write_bundle(folder: Path, limits: Limits = LIMITS) -> Bundle:
+    """A bundle of full-size SDXL with the demo's tokenizers."""
+    specs = component_specs(SDXL, limits, PRECISIONS)
+    components = {}
+    for name, spec in specs.items():
+        path = f"onnx/fp16/{name}.onnx"
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(f"the graph of {name}")
+        components[name] = ComponentRecord(
+            precision="fp16",
+            files=(path,),
+            inputs=port_table(spec.inputs),
+            outputs=port_table(spec.outputs),
+            parameters=0,
+            nodes=0,
+        )
+    for name in ("tokenizer", "tokenizer_2"):
+        shutil.copytree(CHECKPOINT / name, folder / name)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    manifest = Manifest(
+        latentrt="0.1.0",
+        precision="fp16",
+        model=SDXL,
+        limits=limits,
+        defaults=Defaults(sampler="euler", steps=30, guidance=5.0),
+        components=components,
+        provenance=Provenance(checkpoint="none", weights="none", weights_sha256="0" * 64, created="", versions={}),
+        files={path.relative_to(folder).as_posix(): describe_file(path) for path in files},
+    )
+    write_record(folder / MANIFEST, manifest)
+    return Bundle.open(folder)
+
+
+def write_build(bundle: Bundle, backend: str, target: str, limits: Limits = LIMITS) -> BuildRecord:
+    """Add a build of every component with the keys that this installation gives."""
+    specs = bundle.manifest.specs(limits)
+    build = BuildRecord(backend=backend, precision="fp16", target=target, limits=limits, engines={})
+    engines = {}
+    for name, key in bundle.keys(specs, **identity(backend, target)).items():
+        path = f"builds/{build.name}/{name}.engine"
+        (bundle.path / path).parent.mkdir(parents=True, exist_ok=True)
+        (bundle.path / path).write_text(f"the engine of {name}")
+        engines[name] = EngineRecord(key=key, files={path: describe_file(bundle.path / path)}, seconds=1.0)
+    build = build.model_copy(update={"engines": engines})
+    write_record(bundle.path / "builds" / build.name / BUILD, build)
+    return build
+
+
+def edit_json(file: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON file in place."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    change(content)
+    file.write_text(json.dumps(content), encoding="utf-8")

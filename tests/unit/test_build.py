@@ -1,0 +1,322 @@
+"""Real TensorRT-RTX builds of hand-written graphs: keys, reuse, kills, and every way in which a build must fail."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_bundles import GRAPHS, LIMITS, write_bundle
+
+from latentrt.engine import tensorrt as tensorrt_builder
+from latentrt.engine.base import BuildProgress
+from latentrt.engine.build import build_engines
+from latentrt.engine.folder import LOCK, BuildFolder
+from latentrt.engine.progress import Tracker
+from latentrt.runtime.backends import identity
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.cache import locked
+from latentrt.runtime.errors import BackendError, BuildError, PrecisionError
+from latentrt.runtime.manifest import BuildRecord
+
+pytest.importorskip("tensorrt_rtx")
+
+BACKEND = "tensorrt-rtx"
+FOLDER = "builds/tensorrt-rtx-fp16-sm80+"
+SMALLER_VAE = LIMITS.replace(vae_images="1:1:1")
+VAE = ["vae_decoder", "vae_encoder"]
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return write_bundle(tmp_path / "bundle")
+
+
+def build(bundle: Bundle, *arguments: Any, **named: Any) -> tuple[BuildRecord, list[str]]:
+    """The build, and the components that were really built."""
+    events: list[BuildProgress] = []
+    record = build_engines(bundle, BACKEND, *arguments, progress=events.append, **named)
+    return record, [event.component for event in events if event.phase == "done"]
+
+
+def names(record: BuildRecord) -> list[str]:
+    return sorted(Path(file).name for engine in record.engines.values() for file in engine.files)
+
+
+def contents(bundle: Bundle) -> list[str]:
+    return sorted(path.name for path in (bundle.path / FOLDER).iterdir())
+
+
+def check(bundle: Bundle, record: BuildRecord) -> None:
+    bundle.check_build(record, **identity(BACKEND, record.target))
+
+
+def test_a_build_has_every_engine_and_nothing_else(bundle: Bundle) -> None:
+    record, built = build(bundle)
+    assert built == list(record.engines) == list(GRAPHS)
+    assert bundle.builds() == {record.name: record}
+    assert contents(bundle) == sorted([LOCK, "build.json", *names(record)])
+    check(bundle, record)
+    unet = record.engines["unet"]
+    assert unet.layers["CONVOLUTION float16"] == 2
+    assert unet.layers["ATTENTION_INPUT float16"] == 1
+    assert "attention layers: 1, decomposed for want of a dedicated kernel: 1" in unet.notes
+    assert unet.seconds > 0
+
+
+def test_building_again_does_nothing(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    first, _ = build(bundle)
+    before = {path: path.stat().st_mtime_ns for path in (bundle.path / FOLDER).iterdir()}
+    caplog.set_level(logging.INFO)
+    assert build(bundle) == (first, [])
+    assert before == {path: path.stat().st_mtime_ns for path in (bundle.path / FOLDER).iterdir()}
+    assert "up to date" in caplog.text
+
+
+def test_other_bounds_rebuild_only_what_they_concern(bundle: Bundle) -> None:
+    first, _ = build(bundle)
+    second, built = build(bundle, SMALLER_VAE)
+    assert built == VAE
+    assert second.engines["unet"] == first.engines["unet"]
+    assert second.limits == SMALLER_VAE
+    assert contents(bundle) == sorted([LOCK, "build.json", *names(second)])
+    check(bundle, second)
+    assert build(bundle)[1] == VAE
+
+
+def test_force_builds_everything_anew(bundle: Bundle) -> None:
+    first, _ = build(bundle)
+    second, built = build(bundle, force=True)
+    assert built == list(GRAPHS)
+    assert not set(names(first)) & set(names(second))
+    third, _ = build(bundle, force=True)
+    assert names(third) == names(first)
+    check(bundle, third)
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"short"), Path.unlink])
+def test_a_damaged_engine_is_built_anew(bundle: Bundle, damage: Any) -> None:
+    record, _ = build(bundle)
+    (file,) = record.engines["unet"].files
+    damage(bundle.path / file)
+    record, built = build(bundle)
+    assert built == ["unet"]
+    check(bundle, record)
+
+
+def test_a_damaged_record_is_replaced(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    build(bundle)
+    (bundle.path / FOLDER / "build.json").write_text("{")
+    record, built = build(bundle)
+    assert built == list(GRAPHS)
+    assert "build.json: not readable as a manifest" in caplog.text
+    assert contents(bundle) == sorted([LOCK, "build.json", *names(record)])
+
+
+def test_a_build_that_fails_keeps_the_build_before_and_what_it_finished(bundle: Bundle) -> None:
+    first, _ = build(bundle)
+
+    def interrupt(event: BuildProgress) -> None:
+        if event.component == "vae_encoder" and event.phase not in ("starting", "parsing"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, BACKEND, SMALLER_VAE, progress=interrupt)
+    assert bundle.builds() == {first.name: first}
+    check(bundle, first)
+    assert not (bundle.path / FOLDER / ".new").exists()
+    assert build(bundle, SMALLER_VAE)[1] == ["vae_encoder"]
+
+
+KILLS = {
+    "while the second engine is built": "progress = lambda event: event.component == 'vae_encoder' and die()",
+    "before the first engine is listed": "BuildFolder.save = die",
+    "before the first engine is moved": "BuildFolder.adopt = die",
+    "before the build is replaced": "BuildFolder.commit = die",
+    "before the old engines are removed": "BuildFolder.commit = lambda self, record: (write_record("
+    "self.path / 'build.json', record), die())",
+}
+SCRIPT = """
+import os, signal, sys
+from engine_bundles import LIMITS
+from latentrt.engine.build import build_engines
+from latentrt.engine.folder import BuildFolder
+from latentrt.runtime.bundle import Bundle, write_record
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+progress = None
+{kill}
+build_engines(Bundle.open(sys.argv[1]), "tensorrt-rtx", LIMITS.replace(vae_images="1:1:1"), progress=progress)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_kill_at_any_moment_leaves_a_whole_bundle(bundle: Bundle, moment: str) -> None:
+    build(bundle)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    script = SCRIPT.format(kill=KILLS[moment])
+    killed = subprocess.run([sys.executable, "-c", script, str(bundle.path)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    opened = Bundle.open(bundle.path)
+    (left,) = opened.builds().values()
+    check(opened, left)
+    expected = {
+        "while the second engine is built": ["vae_encoder"],
+        "before the first engine is listed": VAE,
+        "before the first engine is moved": VAE,
+    }
+    record, built = build(opened, SMALLER_VAE)
+    assert built == expected.get(moment, [])
+    assert contents(opened) == sorted([LOCK, "build.json", *names(record)])
+    check(opened, record)
+
+
+def test_two_processes_do_not_build_at_once(bundle: Bundle) -> None:
+    with (
+        locked(bundle.path / FOLDER / LOCK, "busy"),
+        pytest.raises(BuildError, match=rf"another process is building here \(process {os.getpid()}\)\. Wait for it"),
+    ):
+        build(bundle)
+    assert len(build(bundle)[1]) == len(GRAPHS)
+
+
+def test_a_float32_convolution_fails_an_fp16_build(tmp_path: Path) -> None:
+    graph = """vae_encoder (F[images,3,height,width] image) => (F[images,4,h,w] mean, F[images,4,h,w] logvar)
+        <float[4,192,1,1] MEAN>
+        { d = SpaceToDepth<blocksize=8>(image)
+          wide = Cast<to=1>(d)
+          sum = Conv(wide, MEAN)
+          mean = Cast<to=TYPE>(sum)
+          logvar = Identity(mean) }"""
+    bundle = write_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": graph})
+    message = r"vae_encoder: CONVOLUTION \S* runs in float32, fp16 needs float16; 1 of 1 such layers differ\. Export"
+    with pytest.raises(PrecisionError, match=message):
+        build(bundle)
+    assert not bundle.builds()
+
+
+WRONG_PORTS = {
+    "outputs are logvar, mean_value, the bundle says logvar, mean": ("mean", "mean_value"),
+    r"image is float16\[\?, 3, 64, \?\] in the network, the bundle says float16\[vae_images, 3, 8": ("height", "64"),
+    r"image is float16\[\?, \?, \?, \?\] in the network, the bundle says float16\[vae_images, 3": ("3", "c"),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_PORTS)
+def test_ports_that_are_not_the_bundles(tmp_path: Path, message: str) -> None:
+    graph = """vae_encoder (F[images,3,height,width] image) => (F[images,4,h,w] mean, F[images,4,h,w] logvar)
+        <F[4,192,1,1] KERNEL>
+        { d = SpaceToDepth<blocksize=8>(image)
+          mean = Conv(d, KERNEL)
+          logvar = Identity(mean) }"""
+    old, new = WRONG_PORTS[message]
+    graph = graph.replace(f"{old}]", f"{new}]") if old in "3" else graph.replace(old, new)
+    graph = graph.replace("images,3,", f"images,{new},") if old == "3" else graph
+    with pytest.raises(BuildError, match=message):
+        build(write_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": graph}))
+
+
+def test_a_network_in_another_dtype(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, ("vae_encoder",), written="fp32")
+    with pytest.raises(BuildError, match=r"image is float32\[\?, 3, \?, \?\] in the network, the bundle says float16"):
+        build(bundle)
+
+
+def test_parse_errors_name_the_node(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, ("vae_encoder",))
+    file = bundle.onnx("vae_encoder")
+    file.write_bytes(file.read_bytes().replace(b"SpaceToDepth", b"SpaceToSpace"))
+    with pytest.raises(BuildError, match=r"vae_encoder: .*onnx cannot be parsed: node .* \(SpaceToSpace\): .*lugin"):
+        build(bundle)
+
+
+def test_a_file_that_is_no_network(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, ("vae_encoder",))
+    bundle.onnx("vae_encoder").write_bytes(b"hello")
+    with pytest.raises(BuildError, match="the network's inputs are none, the bundle says image"):
+        build(bundle)
+
+
+def test_a_build_that_tensorrt_refuses_names_the_first_cause(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_builder, "allow_decomposition", lambda trt, network: Counter())
+    with pytest.raises(BuildError, match=r"unet: TensorRT cannot build it: .*not supported by a dedicated kernel"):
+        build(bundle)
+    monkeypatch.undo()
+    assert build(bundle)[1] == ["unet", *VAE]
+
+
+def test_float32(tmp_path: Path) -> None:
+    record, _ = build(write_bundle(tmp_path, precision="fp32"))
+    assert record.name == "tensorrt-rtx-fp32-sm80+"
+    assert record.engines["unet"].layers["MATRIX_MULTIPLY float32"] == 1
+
+
+def test_targets(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, ("text_encoder",))
+    record, _ = build(bundle, target="sm75")
+    assert record.name == "tensorrt-rtx-fp16-sm75"
+    assert build(bundle)[1] == ["text_encoder"]
+    assert sorted(bundle.builds()) == ["tensorrt-rtx-fp16-sm75", "tensorrt-rtx-fp16-sm80+"]
+    with pytest.raises(BuildError, match=r"target sm90: TensorRT-RTX \S+ builds for sm80\+, sm75, sm80, .*sm120"):
+        build(bundle, target="sm90")
+
+
+def test_unknown_backend(bundle: Bundle) -> None:
+    with pytest.raises(BackendError, match="backend 'tensort' is unknown; the known ones are onnxruntime, tensorrt, t"):
+        build_engines(bundle, "tensort")
+
+
+def test_a_backend_that_is_not_installed(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BackendError, match=r"tensorrt_rtx cannot be imported .*pip install 'latentrt\[tensorrt-rtx\]'"):
+        build(bundle)
+
+
+def test_progress_names_component_phase_and_time(bundle: Bundle) -> None:
+    events: list[BuildProgress] = []
+    build_engines(bundle, BACKEND, progress=events.append)
+    assert [event.number for event in events if event.phase == "starting"] == [1, 2, 3, 4]
+    assert {event.count for event in events} == {4}
+    assert all(event.seconds_left >= 0 for event in events)
+    assert events[-1].seconds_left == 0
+    assert any("/" in event.phase for event in events)
+
+
+def test_the_time_left_follows_what_was_measured() -> None:
+    times: Iterator[float] = iter([0, 0, 20, 20, 20, 20, 25])
+    events: list[BuildProgress] = []
+    sizes = {"a": 10**9, "b": 2 * 10**9}
+    tracker = Tracker(BACKEND, sizes, {"a": 10.0, "b": 30.0}, events.append, clock=lambda: next(times))
+    tracker.begin("a")
+    assert tracker.done() == 20
+    tracker.begin("b")
+    tracker.phase("timing")
+    # "a" took twice as long as before, so "b" is expected to as well.
+    assert [event.seconds_left for event in events] == [40, 60, 60, 55]
+
+
+def test_leftovers_of_other_files_are_removed(bundle: Bundle) -> None:
+    record, _ = build(bundle)
+    (bundle.path / FOLDER / "unet-0.engine").write_bytes(b"old")
+    (bundle.path / FOLDER / ".new").mkdir()
+    (bundle.path / FOLDER / ".new" / "half.engine").write_bytes(b"half")
+    assert build(bundle) == (record, [])
+    assert BuildFolder(bundle.path, record.name).leftovers() == []
+
+
+def test_attention_is_counted_by_whether_it_has_a_kernel(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    wide = GRAPHS["unet"].replace("num_heads=2", "num_heads=1").replace(",8]", ",64]").replace("[8", "[64")
+    wide = wide.replace("F[4,8,", "F[4,64,").replace("[0,8,-1]", "[0,64,-1]")
+    record, _ = build(write_bundle(tmp_path, ("unet",), graphs={"unet": wide}))
+    assert "attention layers: 1, decomposed for want of a dedicated kernel: 0" in record.engines["unet"].notes
+    record, _ = build(write_bundle(tmp_path / "fp32", ("unet",), "fp32", graphs={"unet": wide}))
+    assert "attention layers: 1, decomposed for want of a dedicated kernel: 1" in record.engines["unet"].notes
+    assert "Internal Error" not in capfd.readouterr().err

@@ -1,0 +1,263 @@
+"""Requests are refused before anything runs: the pipelines here have no engines at all."""
+
+import re
+import time
+
+import numpy as np
+import pytest
+from bundles import LIMITS, write_bundle
+
+from latentrt.runtime.backends import open_backend
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.request import MicroConditioning, Request, check_tokens, per_prompt
+from latentrt.runtime.samplers import SAMPLERS
+from latentrt.runtime.selection import Selection
+
+SERVED = {"prompt": "a cat", "steps": 4, "guidance": 5.0, "seed": 1, "width": 1024, "height": 1024}
+
+
+def request(**changes):
+    values = {
+        "prompts": ("a cat",),
+        "negatives": (None,),
+        "images": 1,
+        "steps": 4,
+        "guidance": 5.0,
+        "seeds": (1,),
+        "width": 1024,
+        "height": 1024,
+        "sampler": "euler",
+    }
+    return Request(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """Named by a relative path, as a user would."""
+    folder = tmp_path_factory.mktemp("request")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        bundle = write_bundle(folder / "my-bundle")
+        bundle.path = bundle.path.relative_to(folder)
+        yield bundle
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle):
+    selection = Selection("onnxruntime", "cpu", bundle.manifest.limits, {})
+    return Pipeline(bundle, selection, open_backend("onnxruntime", "cpu"), {})
+
+
+def refused(pipeline, **changes):
+    """The message with which a pipeline refuses a request."""
+    with pytest.raises(RequestError) as caught:
+        pipeline.generate(**(SERVED | changes))
+    return str(caught.value)
+
+
+def command(options):
+    return f"Rebuild with: build-engine my-bundle --backend onnxruntime {options}"
+
+
+def test_a_request_that_is_served_reaches_the_engines(pipeline):
+    with pytest.raises(KeyError, match="text_encoder"):
+        pipeline.generate(**SERVED)
+
+
+@pytest.mark.parametrize("name", ["width", "height"])
+def test_a_size_above_the_range(pipeline, name):
+    assert refused(pipeline, **{name: 1600}) == (
+        f"{name} 1600: this build serves 512 to 1536 in steps of 8. {command(f'--{name} 512:1024:1600')}"
+    )
+
+
+def test_a_size_below_the_range(pipeline):
+    assert refused(pipeline, width=256).endswith(command("--width 256:1024:1536"))
+
+
+def test_the_command_names_the_backend_that_is_asked(bundle):
+    message = "Rebuild with: build-engine my-bundle --backend tensorrt --width 512:1024:1600"
+    with pytest.raises(RequestError, match=f"{re.escape(message)}$"):
+        request(width=1600).check(LIMITS, lambda limits: bundle.build_command("tensorrt", limits))
+
+
+def test_a_size_of_a_static_build(bundle):
+    limits = LIMITS.replace(height="1024")
+    with pytest.raises(RequestError, match=r"^height 512: this build serves 1024 only\. .* --height 512:1024:1024$"):
+        request(height=512).check(limits, lambda limits: bundle.build_command("onnxruntime", limits))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "nearest"),
+    [
+        ("width", 1001, "nearest are 1000 and 1008"),
+        ("height", 1023, "nearest are 1016 and 1024"),
+        ("width", 2001, "nearest are 2000 and 2008"),
+        ("width", 4, "smallest is 8"),
+    ],
+)
+def test_a_size_that_is_no_multiple_of_8(pipeline, name, size, nearest):
+    assert refused(pipeline, **{name: size}) == f"{name} {size}: must be a multiple of 8; the {nearest}"
+
+
+@pytest.mark.parametrize("size", [512, 520, 1016, 1048, 1536])
+def test_every_multiple_of_8_is_served(bundle, size):
+    request(width=size, height=size).check(LIMITS, lambda limits: bundle.build_command("onnxruntime", limits))
+
+
+@pytest.mark.parametrize("value", [0, -8, 1.5, float("nan"), "8", True, None, [8], 2 + 0j])
+@pytest.mark.parametrize("name", ["steps", "images", "width", "height"])
+def test_counts_and_sizes_are_whole_numbers(name, value):
+    message = f"{name} {value!r}: must be a whole number of at least 1"
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}$"):
+        request(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("steps", 1.5), ("images", None), ("width", "wide")])
+def test_counts_and_sizes_through_the_pipeline(pipeline, name, value):
+    assert refused(pipeline, **{name: value}) == f"{name} {value!r}: must be a whole number of at least 1"
+
+
+def test_more_steps_than_the_schedule_has(pipeline):
+    assert refused(pipeline, steps=1001) == "steps 1001: this checkpoint's schedule takes 1 to 1000"
+
+
+def test_numbers_of_numpy_are_numbers(pipeline):
+    whole = request(steps=np.int64(4), width=np.int32(1024), guidance=np.float32(2), seeds=(np.uint64(7),))
+    assert whole.guided
+    with pytest.raises(KeyError, match="text_encoder"):
+        pipeline.generate(**(SERVED | {"seed": np.int64(3), "steps": np.int64(2)}))
+
+
+@pytest.mark.parametrize("value", [-1, -0.01, float("nan"), float("inf"), float("-inf"), "5", True, None, [5.0], 1j])
+def test_guidance_is_a_number_of_0_or_more(value):
+    message = f"guidance {value!r}: must be a number of 0 or more; 1 and below turn guidance off, 5 is usual"
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}$"):
+        request(guidance=value)
+
+
+@pytest.mark.parametrize(("scale", "guided"), [(0, False), (0.5, False), (1, False), (1.01, True), (7, True)])
+def test_guidance_above_1_is_guided(scale, guided):
+    assert request(guidance=scale).guided is guided
+
+
+@pytest.mark.parametrize("name", ["dpm", "Euler", 3, ["euler"]])
+def test_an_unknown_sampler_names_the_known_ones(pipeline, name):
+    message = f"sampler {name!r}: unknown. The samplers are ddim, dpmpp_2m, euler, euler_a, lcm, unipc"
+    assert refused(pipeline, sampler=name) == message
+    assert message.endswith(", ".join(sorted(SAMPLERS)))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "7", True, float("nan")])
+def test_a_seed_out_of_range(pipeline, seed):
+    assert refused(pipeline, seed=seed) == f"seed {seed!r}: must be a whole number from 0 to 18446744073709551615"
+    assert refused(pipeline, seed=[seed]) == f"seed {seed!r}: must be a whole number from 0 to 18446744073709551615"
+
+
+@pytest.mark.parametrize("seeds", [[], [1, 2], [1, 2, 3, 4]])
+def test_seeds_are_one_or_one_per_picture(pipeline, seeds):
+    message = f"seeds: {len(seeds)} given for 3 pictures; give one, or one per picture"
+    assert refused(pipeline, seed=seeds, images=3) == message
+    assert refused(pipeline, seed=seeds, prompt=["a", "b", "c"]) == message
+
+
+def test_no_seed_draws_one_and_tells_it(pipeline, monkeypatch):
+    told = []
+    monkeypatch.setattr(Pipeline, "run", lambda self, request, progress: told.append(request.seeds))
+    for _ in range(2):
+        pipeline.generate("a cat")
+    assert all(0 <= seed < 2**32 for (seed,) in told)
+    assert told[0] != told[1]
+
+
+def test_no_prompt_at_all(pipeline):
+    assert refused(pipeline, prompt=[]) == "prompt: an empty list; give at least one prompt (an empty text is allowed)"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "part"), [(None, "None"), (5, "5"), (b"a cat", "97"), (["a cat", None], "None"), ([["a"]], "['a']")]
+)
+def test_a_prompt_that_is_no_text(pipeline, prompt, part):
+    assert refused(pipeline, prompt=prompt) == f"prompt {part}: must be text"
+
+
+def test_half_a_surrogate_pair_is_no_text(pipeline):
+    assert refused(pipeline, prompt="a \ud83d").startswith("prompt holds U+D83D at position 2")
+
+
+def test_an_empty_prompt_is_text(pipeline):
+    with pytest.raises(KeyError, match="text_encoder"):
+        pipeline.generate(**(SERVED | {"prompt": ""}))
+
+
+@pytest.mark.parametrize("negatives", [[], ["x"], ["x", "y", "z"]])
+def test_negatives_are_one_or_one_per_prompt(pipeline, negatives):
+    message = f"negative: {len(negatives)} given for 2 prompts; give one, or one per prompt"
+    assert refused(pipeline, prompt=["a", "b"], negative=negatives) == message
+
+
+def test_a_negative_that_is_no_text(pipeline):
+    assert refused(pipeline, negative=5) == "negative 5: must be text"
+    assert refused(pipeline, negative=[["x"]]) == "negative ['x']: must be text"
+
+
+def test_one_negative_serves_every_prompt():
+    assert per_prompt("negative", "x", 3) == ("x", "x", "x")
+    assert per_prompt("negative", None, 2) == (None, None)
+    assert per_prompt("negative", ["x", None], 2) == ("x", None)
+
+
+def test_more_images_than_are_served(pipeline):
+    options = command("--images 1:1:5")
+    assert refused(pipeline, images=5) == f"images 5: this build serves 1 to 4. {options}"
+    assert refused(pipeline, prompt=list("abcde")) == f"images 5: this build serves 1 to 4. {options}"
+    assert refused(pipeline, prompt=list("abc"), images=2).startswith("images 6: this build serves 1 to 4")
+
+
+def test_a_prompt_of_10000_words(pipeline):
+    started = time.perf_counter()
+    message = refused(pipeline, prompt="zebra crossing " * 5000)
+    assert time.perf_counter() - started < 5
+    found = re.fullmatch(
+        r"prompt 'zebra crossing zebra crossing …': it needs (\d+) chunks of 75 tokens, this build serves up to 3\. "
+        r"Shorten it, or rebuild with: build-engine my-bundle --backend onnxruntime --tokens 77:77:(\d+)",
+        message,
+    )
+    assert found, message
+    assert int(found[1]) > 10000 // 75
+    assert int(found[2]) == 77 * int(found[1])
+
+
+def test_the_prompt_that_is_too_long_is_the_one_that_is_named(pipeline):
+    long = "blurry " * 5000
+    assert refused(pipeline, negative=long).startswith("prompt 'blurry blurry blurry blurry bl…': it needs ")
+    assert refused(pipeline, prompt=["a cat", long]).startswith("prompt 'blurry ")
+
+
+def test_a_negative_that_guidance_does_not_use_costs_no_tokens(pipeline):
+    assert request(negatives=("x",), guidance=1.0).texts == {"a cat"}
+    assert request(negatives=("x",), guidance=2.0).texts == {"a cat", "x"}
+    with pytest.raises(KeyError, match="text_encoder"):
+        pipeline.generate(**(SERVED | {"negative": "blurry " * 5000, "guidance": 1.0}))
+
+
+def test_as_many_tokens_as_are_served():
+    check_tokens(231, LIMITS, lambda limits: "", "a cat")
+    with pytest.raises(RequestError, match=r"^prompt 'a cat': it needs 4 chunks of 75 tokens, .* --tokens 77:77:308$"):
+        check_tokens(308, LIMITS, lambda limits: f"--tokens {limits.tokens}", "a cat")
+
+
+@pytest.mark.parametrize("pair", [(1024,), (1, 2, 3), (-1, 0), (0.5, 1), "12", (True, 1), 1024])
+@pytest.mark.parametrize("name", ["original", "crop", "target"])
+def test_micro_conditioning_is_pairs_of_numbers(name, pair):
+    spelled = name if name == "crop" else f"{name} size"
+    message = f"{spelled} {pair!r}: must be two whole numbers of at least 0, (height, width) or (top, left)"
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}$"):
+        MicroConditioning(**{name: pair})
+
+
+def test_micro_conditioning_defaults_to_the_size_asked():
+    assert MicroConditioning().time_ids(768, 512) == (768, 512, 0, 0, 768, 512)
+    named = MicroConditioning(original=(100, 200), crop=(3, 4), target=[500, 600])
+    assert named.time_ids(768, 512) == (100, 200, 3, 4, 500, 600)

@@ -1,0 +1,227 @@
+"""Which engine files a pipeline loads, and what it says where it can load none."""
+
+import logging
+import re
+import sys
+
+import pytest
+from bundles import edit_json, write_build, write_bundle
+
+from latentrt.runtime.backends.targets import cpu_target
+from latentrt.runtime.bundle import BUILD, Bundle
+from latentrt.runtime.errors import BackendError, BundleError, StaleBuildError
+from latentrt.runtime.model import Limits
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.selection import select
+
+OTHER_TARGET = "cpu-riscv64-base"
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_bundle(tmp_path / "my-bundle")
+
+
+def hide(monkeypatch, *modules):
+    for name in modules:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def edit_unet_key(bundle, build, field, change):
+    """Change one field of the U-Net's key in build.json."""
+
+    def edit(content):
+        key = content["engines"]["unet"]["key"]
+        key[field] = change(key[field])
+
+    edit_json(bundle.path / "builds" / build.name / BUILD, edit)
+
+
+def test_a_build_for_this_machine_is_chosen_without_a_word(bundle, caplog):
+    build = write_build(bundle, "onnxruntime", cpu_target())
+    for names in ((), ("onnxruntime",), ("onnxruntime", "cpu"), (None, "cpu")):
+        selection = select(bundle, *names)
+        assert (selection.backend, selection.device) == ("onnxruntime", "cpu")
+        folder = bundle.path / "builds" / build.name
+        assert dict(selection.files) == {name: folder / f"{name}.engine" for name in bundle.manifest.components}
+    assert not caplog.records
+
+
+def test_a_build_brings_its_own_limits(bundle):
+    narrow = bundle.manifest.limits.replace(width="512:768:1024")
+    write_build(bundle, "onnxruntime", cpu_target(), narrow)
+    assert select(bundle).limits == narrow
+
+
+def test_onnx_files_run_without_a_build_and_say_so_once(bundle, caplog):
+    selection = select(bundle)
+    assert (selection.backend, selection.device, selection.limits) == ("onnxruntime", "cpu", bundle.manifest.limits)
+    assert selection.file("unet") == bundle.path / "onnx" / "fp16" / "unet.onnx"
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (
+            logging.WARNING,
+            f"{bundle.path}: no build for this machine; running its ONNX files through ONNX Runtime on cpu",
+        )
+    ]
+
+
+def test_a_build_for_another_machine_is_not_used(bundle, caplog):
+    write_build(bundle, "onnxruntime", OTHER_TARGET)
+    assert select(bundle).file("unet").suffix == ".onnx"
+    assert "no build for this machine" in caplog.text
+
+
+def test_no_backend_installed(bundle, monkeypatch):
+    write_build(bundle, "onnxruntime", cpu_target())
+    hide(monkeypatch, "onnxruntime", "tensorrt", "tensorrt_rtx")
+    with pytest.raises(BackendError, match=r"no backend is installed .* pip install 'latentrt\[cpu\]'"):
+        select(bundle)
+    with pytest.raises(BackendError, match="no backend is installed"):
+        Pipeline.load(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("backend", "module", "extra"),
+    [("onnxruntime", "onnxruntime", "cpu"), ("tensorrt", "tensorrt", "tensorrt")]
+    + [("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx")],
+)
+def test_a_named_backend_that_is_not_installed(bundle, monkeypatch, backend, module, extra):
+    hide(monkeypatch, module)
+    message = rf"backend {backend}: {module} cannot be imported .* pip install 'latentrt\[{extra}\]'$"
+    with pytest.raises(BackendError, match=message):
+        select(bundle, backend)
+
+
+def test_an_unknown_backend_names_the_known_ones(bundle):
+    message = r"^backend 'tensorflow' is unknown; the known ones are onnxruntime, tensorrt, tensorrt-rtx$"
+    with pytest.raises(BackendError, match=message):
+        select(bundle, "tensorflow")
+
+
+def test_a_named_backend_without_a_build(bundle):
+    pytest.importorskip("tensorrt_rtx")
+    write_build(bundle, "onnxruntime", cpu_target())
+    message = (
+        f"{bundle.path}: no tensorrt-rtx build for this machine; it has onnxruntime-fp16-{cpu_target()}. "
+        f"Build one with: build-engine {bundle.path} --backend tensorrt-rtx"
+    )
+    with pytest.raises(BundleError, match=f"^{re.escape(message)}$"):
+        select(bundle, "tensorrt-rtx")
+
+
+def test_a_named_backend_without_any_build(bundle):
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(BundleError, match="no tensorrt-rtx build for this machine; it has none"):
+        select(bundle, "tensorrt-rtx")
+
+
+def test_tensorrt_does_not_run_on_a_cpu(bundle):
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(BackendError, match="^device cpu: tensorrt-rtx runs on NVIDIA GPUs only"):
+        select(bundle, "tensorrt-rtx", "cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "cpu:0", ""])
+def test_an_unknown_device(bundle, device):
+    with pytest.raises(BackendError, match=f"^device '{device}': must be cpu or cuda:<index>, such as cuda:0$"):
+        select(bundle, None, device)
+
+
+def test_device_cuda_without_the_cuda_provider(bundle):
+    library = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in library.get_available_providers():
+        pytest.skip("this onnxruntime has the CUDA provider")
+    message = r"^device cuda:0: this onnxruntime runs on .*CPUExecutionProvider.* latentrt\[cuda\]"
+    with pytest.raises(BackendError, match=message):
+        Pipeline.load(bundle, "onnxruntime", "cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "difference"),
+    [
+        ("backend_version", lambda value: "0.9", "backend_version 0.9, needed "),
+        ("latentrt", lambda value: "0.0.1", "latentrt 0.0.1, needed "),
+        ("target", lambda value: OTHER_TARGET, f"target {OTHER_TARGET}, needed {cpu_target()}"),
+        (
+            "dims",
+            lambda dims: dims | {"latent_width": "8:16:24"},
+            "dims latent_width 8:16:24, needed latent_width 64:128:192",
+        ),
+        ("precision", lambda value: "fp32", "precision fp32, needed fp16"),
+        ("backend", lambda value: "tensorrt", "backend tensorrt, needed onnxruntime"),
+        ("content", lambda value: "1" * 64, f"content {'1' * 16}…, needed "),
+        (
+            "inputs",
+            lambda ports: ports | {"timestep": "float32[1]"},
+            "inputs timestep float32[1], needed timestep float32[rows]",
+        ),
+        ("outputs", lambda ports: {}, "outputs none, needed noise_pred float16[rows, 4, latent_height, latent_width]"),
+    ],
+)
+def test_a_stale_build_names_the_field_and_the_command(bundle, field, change, difference):
+    build = write_build(bundle, "onnxruntime", cpu_target())
+    edit_unet_key(bundle, build, field, change)
+    with pytest.raises(StaleBuildError) as caught:
+        select(bundle)
+    message = str(caught.value)
+    assert message.startswith(f"{bundle.path}, build {build.name}: unet {difference}")
+    assert message.endswith(f". Rebuild with: build-engine {bundle.path} --backend onnxruntime")
+
+
+def test_the_command_of_a_stale_build_keeps_its_ranges(bundle):
+    limits = bundle.manifest.limits.replace(width="512:1024:1600", vae_images="1:2:2")
+    build = write_build(bundle, "onnxruntime", cpu_target(), limits)
+    edit_unet_key(bundle, build, "latentrt", lambda value: "0.0.1")
+    command = f"build-engine {bundle.path} --backend onnxruntime --width 512:1024:1600 --vae-images 1:2:2"
+    with pytest.raises(StaleBuildError, match=re.escape(f"Rebuild with: {command}") + "$"):
+        select(bundle)
+
+
+def test_a_build_that_lacks_a_component(bundle):
+    build = write_build(bundle, "onnxruntime", cpu_target())
+    edit_json(bundle.path / "builds" / build.name / BUILD, lambda content: content["engines"].pop("vae_decoder"))
+    with pytest.raises(StaleBuildError, match=r"vae_decoder is missing\. Rebuild with: build-engine"):
+        select(bundle)
+
+
+def test_an_exported_file_that_changed_makes_a_build_stale(bundle):
+    write_build(bundle, "onnxruntime", cpu_target())
+    name = "onnx/fp16/vae_decoder.onnx"
+    edit_json(bundle.path / "manifest.json", lambda content: content["files"][name].update(sha256="2" * 64))
+    with pytest.raises(StaleBuildError, match=rf"vae_decoder content [0-9a-f]{{16}}…, needed {'2' * 16}…\. Rebuild"):
+        select(Bundle.open(bundle.path))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing"])
+def test_an_engine_file_that_is_not_whole(bundle, damage):
+    build = write_build(bundle, "onnxruntime", cpu_target())
+    file = bundle.path / "builds" / build.name / "unet.engine"
+    size = file.stat().st_size
+    if damage == "missing":
+        file.unlink()
+        message = rf"{file}: missing\. Rebuild with: build-engine"
+    else:
+        file.write_text("x")
+        message = rf"{file}: 1 bytes, the manifest says {size}\. Rebuild with: build-engine"
+    with pytest.raises(BundleError, match=message):
+        select(bundle)
+
+
+def test_a_build_for_another_backend_is_no_reason_to_fail(bundle, monkeypatch, caplog):
+    pytest.importorskip("tensorrt_rtx")
+    write_build(bundle, "tensorrt-rtx", "sm80+")
+    hide(monkeypatch, "tensorrt_rtx")
+    with caplog.at_level(logging.INFO, logger="latentrt"):
+        assert select(bundle).backend == "onnxruntime"
+    assert "tensorrt-rtx: not used, backend tensorrt-rtx: tensorrt_rtx cannot be imported" in caplog.text
+
+
+def test_limits_that_are_the_bundles_own_are_not_repeated_in_the_command(bundle):
+    assert bundle.build_command("tensorrt", bundle.manifest.limits).endswith("--backend tensorrt")
+    wide = bundle.manifest.limits.replace(images="1:1:8")
+    assert bundle.build_command("tensorrt", wide).endswith("--backend tensorrt --images 1:1:8")
+
+
+def test_a_path_with_spaces_is_quoted_in_the_command(tmp_path):
+    bundle = write_bundle(tmp_path / "my bundle", Limits.around(512))
+    assert bundle.build_command("tensorrt", bundle.manifest.limits).startswith(f"build-engine '{bundle.path}' ")

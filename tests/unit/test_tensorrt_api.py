@@ -1,0 +1,325 @@
+"""Every TensorRT class, method, property and argument that latentrt uses exists.
+
+The real builder and runner run against stand-ins made from the real classes of TensorRT-RTX, of the lean TensorRT
+runtime, and of full TensorRT's bindings where they are installed.
+"""
+
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_stand_in import StandInCuda
+from engine_bundles import GRAPHS, LIMITS, MODEL
+from tensorrt_stand_ins import StandInModule, check_call, import_tensorrt_bindings
+
+from latentrt.engine import tensorrt as builder_module
+from latentrt.engine.base import Job
+from latentrt.engine.network import DTYPES
+from latentrt.engine.tensorrt import TensorRTBuilder
+from latentrt.runtime.backends import cuda, targets
+from latentrt.runtime.backends import tensorrt as runner_module
+from latentrt.runtime.backends.tensorrt import TensorRTBackend
+from latentrt.runtime.components import component_specs
+from latentrt.runtime.errors import BackendError, RequestError, StaleBuildError
+from latentrt.runtime.specs import ComponentSpec, Port, port
+
+BACKENDS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt_lean": "tensorrt", "tensorrt_bindings": "tensorrt"}
+SIZES = {"vae_images": 1, "latent_height": 9, "latent_width": 16}
+
+
+@pytest.fixture(scope="session")
+def bindings(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    return import_tensorrt_bindings(tmp_path_factory.mktemp("libraries"))
+
+
+@pytest.fixture(params=["tensorrt_rtx", "tensorrt_lean", "tensorrt_bindings"])
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    if request.param == "tensorrt_bindings":
+        return request.getfixturevalue("bindings")
+    return pytest.importorskip(request.param)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandInCuda:
+    stand_in = StandInCuda()
+    monkeypatch.setattr(cuda, "bindings", lambda: stand_in)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return stand_in
+
+
+@pytest.fixture
+def spec() -> ComponentSpec:
+    return component_specs(MODEL, LIMITS, dict.fromkeys(GRAPHS, "fp16"))["vae_decoder"]
+
+
+def use(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **answers: Any) -> StandInModule:
+    stand_in = StandInModule(module, {name.replace("__", "."): answer for name, answer in answers.items()})
+    for place in (targets, builder_module, runner_module):
+        monkeypatch.setattr(place, "load_module", lambda _name: stand_in)
+    return stand_in
+
+
+def shapes(spec: ComponentSpec) -> Any:
+    return lambda name: next(found.shape(SIZES) for found in spec.ports if found.name == name)
+
+
+def open_engine(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType, spec: ComponentSpec, folder: Path, **answers: Any
+) -> tuple[StandInModule, TensorRTBackend, Any]:
+    defaults = {"IExecutionContext__get_tensor_shape": shapes(spec), "IRuntimeCache__serialize": lambda: b"kernels"}
+    stand_in = use(monkeypatch, module, **(defaults | answers))
+    (folder / "decoder.engine").write_bytes(b"plan")
+    backend = TensorRTBackend(BACKENDS[module.__name__], "cuda:0")
+    return stand_in, backend, backend.load(spec, folder / "decoder.engine")
+
+
+def test_runner(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, module: ModuleType, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    stand_in, backend, engine = open_engine(
+        monkeypatch, module, spec, tmp_path, IExecutionContext__update_device_memory_size_for_shapes=lambda: 4096
+    )
+    buffers = engine.bind(SIZES)
+    assert {name: buffer.shape for name, buffer in buffers.items()} == {
+        "latent": (1, 4, 9, 16),
+        "image": (1, 72, 128, 3),
+        "magnitude": (1,),
+    }
+    values = np.random.default_rng(0).standard_normal((1, 4, 9, 16))
+    buffers["latent"].write(values)
+    engine.run()
+    np.testing.assert_array_equal(buffers["latent"].numpy(), values.astype("float16"))
+    assert engine.bind(dict(SIZES)) is buffers
+    assert backend.workspace(100).nbytes == 4096
+    engine.close()
+    engine.close()
+    backend.close()
+    del buffers
+    assert not gpu.memory
+    assert {"IExecutionContext.execute_async_v3", "IExecutionContext.set_device_memory"} <= stand_in.used
+    kernels = list((tmp_path / "cache" / "latentrt" / "kernels").glob("*.cache"))
+    assert [file.read_bytes() for file in kernels] == ([b"kernels"] if backend.name == "tensorrt-rtx" else [])
+
+
+def test_runner_reads_the_kernels_of_the_process_before(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    module = pytest.importorskip("tensorrt_rtx")
+    given: list[bytes] = []
+    for _ in range(2):
+        _, backend, engine = open_engine(
+            monkeypatch, module, spec, tmp_path, IRuntimeCache__deserialize=lambda blob: given.append(blob) or True
+        )
+        engine.close()
+        backend.close()
+    assert given == [b"kernels"]
+
+
+def test_runner_shares_buffers(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, module: ModuleType, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    addresses: dict[str, int] = {}
+    _, backend, engine = open_engine(
+        monkeypatch,
+        module,
+        spec,
+        tmp_path,
+        IExecutionContext__set_tensor_address=lambda name, memory: addresses.update({name: memory}) or True,
+    )
+    latent = cuda.DeviceBuffer((1, 4, 9, 16), np.float16, backend.stream)
+    first = engine.bind(SIZES, {"latent": latent})
+    assert first["latent"] is latent
+    assert addresses == {name: buffer.pointer for name, buffer in first.items()}
+    assert engine.bind(SIZES, {"latent": latent}) is first
+    assert engine.bind(SIZES)["latent"] is not latent
+    wrong = cuda.DeviceBuffer((1, 4, 9, 16), np.float32, backend.stream)
+    with pytest.raises(BackendError, match=r"latent needs a buffer float16\[1, 4, 9, 16\], the shared one is float32"):
+        engine.bind(SIZES, {"latent": wrong})
+
+
+@pytest.mark.parametrize(
+    ("what", "answer", "message"),
+    [
+        ("IExecutionContext__set_input_shape", lambda name, shape: False, r"refuses latent \[1, 4, 9, 16\]"),
+        ("IExecutionContext__get_tensor_shape", lambda name: (1,), r"computes image \[1\], needed \[1, 72, 128, 3\]"),
+        ("IExecutionContext__set_tensor_address", lambda name, memory: False, "cannot bind latent"),
+        ("IExecutionContext__execute_async_v3", lambda stream: False, "vae_decoder: .* did not run"),
+        ("ICudaEngine__create_execution_context", lambda _: None, "vae_decoder: .* cannot be prepared"),
+        ("Runtime__deserialize_cuda_engine", lambda plan: None, "cannot load .*Rebuild with: build-engine"),
+    ],
+)
+def test_runner_failures(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: StandInCuda,
+    module: ModuleType,
+    spec: ComponentSpec,
+    tmp_path: Path,
+    what: str,
+    answer: Any,
+    message: str,
+) -> None:
+    def use_it() -> None:
+        _, _, engine = open_engine(monkeypatch, module, spec, tmp_path, **{what: answer})
+        engine.bind(SIZES)
+        engine.run()
+
+    with pytest.raises(BackendError, match=message):
+        use_it()
+
+
+def test_an_engine_of_another_version_is_stale(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, module: ModuleType, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    def refuse(_plan: Any) -> None:
+        backend_log.log(module.ILogger.ERROR, "Version tag does not match: 238, 239")
+
+    stand_in = use(monkeypatch, module, Runtime__deserialize_cuda_engine=refuse)
+    backend = TensorRTBackend(BACKENDS[module.__name__], "cuda:0")
+    backend_log = backend.log
+    (tmp_path / "old.engine").write_bytes(b"plan")
+    with pytest.raises(StaleBuildError, match=r"cannot load .*old.engine: Version tag does not match.*Rebuild with"):
+        backend.load(spec, tmp_path / "old.engine")
+    assert stand_in.used == {"Runtime.deserialize_cuda_engine"}
+
+
+def test_sizes_are_checked_before_anything_is_set(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, module: ModuleType, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    _, _, engine = open_engine(monkeypatch, module, spec, tmp_path)
+    with pytest.raises(RequestError, match="latent_width 99 is outside 8 to 24"):
+        engine.bind({**SIZES, "latent_width": 99})
+
+
+def test_a_gpu_that_tensorrt_rtx_does_not_serve(monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda) -> None:
+    use(monkeypatch, pytest.importorskip("tensorrt_rtx"))
+    gpu.capability = (9, 0)
+    with pytest.raises(BackendError, match=r"tensorrt-rtx does not serve the .* \(compute capability 9.0\)"):
+        TensorRTBackend("tensorrt-rtx")
+
+
+def builder_answers(owner: dict[str, StandInModule], module: ModuleType, spec: ComponentSpec) -> dict[str, Any]:
+    """A network and an engine with the spec's ports, one convolution and one attention."""
+    numbers = {name: dtype for dtype, name in DTYPES.items()}
+    layers = [module.LayerType.CONVOLUTION, module.LayerType.ATTENTION_INPUT]
+
+    def tensor(found: Port) -> Any:
+        return owner["module"].stand_in("ITensor", found)
+
+    def dtype(found: Port) -> Any:
+        return getattr(module.DataType, numbers[found.dtype])
+
+    def shape(found: Port) -> tuple[int, ...]:
+        return tuple(-1 if axis.dim else axis.offset for axis in found.axes)
+
+    ports = {found.name: found for found in spec.ports}
+    query = port("query", "float16", "texts", 2, "tokens", 64)
+    mode = module.TensorIOMode
+    information = {"Layers": [{"Outputs": [{"Format/Datatype": "Row major linear Half"}]}, {"Name": "bare"}]}
+    return {
+        "INetworkDefinition__num_inputs": lambda _: len(spec.inputs),
+        "INetworkDefinition__num_outputs": lambda _: len(spec.outputs),
+        "INetworkDefinition__num_layers": lambda _: len(layers),
+        "INetworkDefinition__get_input": lambda index: tensor(spec.inputs[index]),
+        "INetworkDefinition__get_output": lambda index: tensor(spec.outputs[index]),
+        "INetworkDefinition__get_layer": lambda index: owner["module"].stand_in("ILayer", layers[index]),
+        "ILayer__type": lambda layer: layer,
+        "ILayer__get_output": lambda _: tensor(spec.inputs[0]),
+        "IAttention__get_input": lambda index: tensor(query),
+        "IAttention__mask": lambda _: tensor(query),
+        "ITensor__name": lambda found: found.name,
+        "ITensor__dtype": dtype,
+        "ITensor__shape": shape,
+        "Builder__build_serialized_network": lambda network, config: b"plan",
+        "ITimingCache__serialize": lambda: b"timings",
+        "ICudaEngine__num_io_tensors": lambda _: len(spec.ports),
+        "ICudaEngine__get_tensor_name": lambda index: spec.ports[index].name,
+        "ICudaEngine__get_tensor_dtype": lambda name: dtype(ports[name]),
+        "ICudaEngine__get_tensor_shape": lambda name: shape(ports[name]),
+        "ICudaEngine__get_tensor_mode": lambda name: mode.INPUT if ports[name] in spec.inputs else mode.OUTPUT,
+        "EngineInspector__get_engine_information": lambda format: json.dumps(information),
+    }
+
+
+@pytest.mark.parametrize("name", ["tensorrt_rtx", "tensorrt_bindings"])
+def test_builder(
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    gpu: StandInCuda,
+    spec: ComponentSpec,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    module = pytest.importorskip(name) if name == "tensorrt_rtx" else request.getfixturevalue("bindings")
+    owner: dict[str, StandInModule] = {}
+    stand_in = owner["module"] = use(monkeypatch, module, **builder_answers(owner, module, spec))
+    job = Job(spec, "fp16", tmp_path / "decoder.onnx", tmp_path, "decoder")
+    for target in ("sm89", "sm75"):
+        built = TensorRTBuilder(BACKENDS[name], target).build(job)
+    assert (tmp_path / built.files[0]).read_bytes() == b"plan"
+    assert built.layers == {"ATTENTION_INPUT float16": 1, "CONVOLUTION float16": 1}
+    assert built.notes == (
+        "attention layers: 1, decomposed for want of a dedicated kernel: 0",
+        "engine layers by output: Half 1",
+    )
+    assert {"IAttention.decomposable", "IBuilderConfig.progress_monitor", "IBuilderConfig.clear_flag"} <= stand_in.used
+    timings = sorted(file.name for file in tmp_path.glob("cache/latentrt/timing/*"))
+    version = module.__version__
+    expected = [f"tensorrt-{version}-sm75.cache", f"tensorrt-{version}-sm89.cache"]
+    assert timings == (expected if name == "tensorrt_bindings" else [])
+
+
+def test_a_timing_cache_that_does_not_match_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, bindings: ModuleType, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    owner: dict[str, StandInModule] = {}
+    given: list[bytes] = []
+    answers = builder_answers(owner, bindings, spec) | {
+        "IBuilderConfig__create_timing_cache": lambda blob: given.append(blob) or True,
+        "IBuilderConfig__set_timing_cache": lambda cache, ignore_mismatch: given[-1] == b"",
+    }
+    owner["module"] = use(monkeypatch, bindings, **answers)
+    for _ in range(2):
+        TensorRTBuilder("tensorrt", "sm89").build(Job(spec, "fp16", tmp_path / "x.onnx", tmp_path, "decoder"))
+    assert given == [b"", b"timings", b""]
+
+
+def test_stand_ins_refuse_what_the_classes_do_not_have() -> None:
+    module = pytest.importorskip("tensorrt_rtx")
+    context = StandInModule(module, {}).stand_in("IExecutionContext")
+    with pytest.raises(AttributeError, match="execute_async_v4"):
+        context.execute_async_v4(1)
+    with pytest.raises(TypeError, match=r"execute_async_v3\(\): fits none"):
+        context.execute_async_v3()
+    with pytest.raises(AttributeError, match="engine cannot be set"):
+        context.engine = None
+    text = "f(self: C, a: list[int, str], b: E = <E.X: 0>) -> bool"
+    assert check_call("C.f", text, (1,), {"b": 2}) == text
+    with pytest.raises(TypeError):
+        check_call("C.f", text, (1,), {"c": 2})
+
+
+def test_every_cuda_call_exists(gpu: StandInCuda) -> None:
+    """Against cuda-python where it is installed: it imports without a driver."""
+    real = pytest.importorskip("cuda.bindings.runtime")
+    cuda.describe_device(0)
+    stream, event = cuda.Stream(0), cuda.Event()
+    buffer = cuda.DeviceBuffer((2, 3), np.float32, stream)
+    buffer.copy_from(buffer)
+    buffer.numpy()
+    event.record(stream)
+    stream.wait(event)
+    event.synchronize()
+    assert event.seconds_since(event) == 1.5
+    buffer.close()
+    stream.close()
+    del event
+    for name, *arguments in gpu.calls:
+        line = (getattr(real, name).__doc__ or "").split("\n")[0]
+        assert len(arguments) == len([part for part in line[line.index("(") + 1 : -1].split(",") if part]), line
+    for kind in gpu.cudaMemcpyKind:
+        assert hasattr(real.cudaMemcpyKind, kind.name)
+    assert real.cudaError_t.cudaSuccess == 0
+    assert {"name", "major", "minor"} <= set(dir(real.cudaDeviceProp))
