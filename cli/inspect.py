@@ -9,7 +9,7 @@ from rich.table import Table
 from latentrt.cli.home import bundle_path
 from latentrt.cli.options import BundleArgument
 from latentrt.cli.output import console, finish
-from latentrt.runtime.bundle import Bundle, describe_file
+from latentrt.runtime.bundle import Bundle, check_sizes, describe_file
 from latentrt.runtime.errors import BundleError
 from latentrt.runtime.manifest import BuildRecord, Manifest
 from latentrt.runtime.model import Limits
@@ -33,10 +33,11 @@ def inspect(
 
 
 def check_hashes(bundle: Bundle) -> None:
-    """Raise `BundleError` for the first file whose content is not what the manifests say."""
+    """Raise `BundleError` for the first file that is missing or whose content is not what the manifests say."""
     records = dict(bundle.manifest.files)
     for build in bundle.builds().values():
         for engine in build.engines.values():
+            check_sizes(bundle.path, engine.files, f"Rebuild with: {bundle.build_command(build.backend, build.limits)}")
             records |= engine.files
     for name, record in records.items():
         if describe_file(bundle.path / name) != record:

@@ -42,7 +42,7 @@ class BuildFolder:
             try:
                 found += [read_record(file, BuildRecord)] if file.is_file() else []
             except BundleError as error:
-                logger.warning("%s Its engines are built anew.", error)
+                logger.warning("%s. Its engines are built anew", error)
         return found
 
     def finished(self, plan: BuildRecord, keys: Mapping[str, EngineKey]) -> BuildRecord | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError
 
 from latentrt.export.random_weights import random_network
@@ -28,6 +29,17 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 UNSUPPORTED_UNET = ("class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim")
 UNSUPPORTED_VAE = ("shift_factor", "latents_mean", "latents_std")
+
+
+class Config(dict[str, Any]):
+    """One config file; a field that it lacks is an error that names the file."""
+
+    def __init__(self, file: Path, values: Any):
+        super().__init__(values)
+        self.file = file
+
+    def __missing__(self, field: str) -> Any:
+        raise CheckpointError(f"{self.file}: has no field {field}. Download the checkpoint again")
 
 
 @dataclass(frozen=True)
@@ -57,11 +69,11 @@ class Checkpoint:
                 checkpoint.weight_files(folder)
         return checkpoint
 
-    def config(self, folder: str, name: str = "config.json") -> dict[str, Any]:
+    def config(self, folder: str, name: str = "config.json") -> Config:
         """One component's config."""
         file = self.path / folder / name
         try:
-            return dict(json.loads(file.read_text(encoding="utf-8")))
+            return Config(file, json.loads(file.read_text(encoding="utf-8")))
         except FileNotFoundError:
             raise CheckpointError(f"{file}: missing. The checkpoint is incomplete; download it again") from None
         except (ValueError, TypeError) as error:
@@ -74,6 +86,14 @@ class Checkpoint:
         Raises:
             CheckpointError: the pipeline or one of its parts is of a kind that latentrt does not serve.
         """
+        try:
+            return self._read_model()
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CheckpointError(f"{self.path}: {where}: {first['msg']}. Download the checkpoint again") from error
+
+    def _read_model(self) -> Model:
         index = self.config("", "model_index.json")
         self._check_classes(index)
         unet, vae = self.config("unet"), self.config("vae")
@@ -152,7 +172,7 @@ class Checkpoint:
             if index.is_file():
                 return self._shards(index)
         wanted = " or ".join(f"{stem}{'.' + v if v else ''}.safetensors" for v in variants)
-        pickles = [file.name for file in (self.path / folder).glob("*") if file.suffix in PICKLES]
+        pickles = [file.name for file in (self.path / folder).glob("*") if file.suffix.lower() in PICKLES]
         if pickles:
             raise CheckpointError(
                 f"{self.path / folder}: only {pickles[0]}, a pickle, which can run any code when read. "
@@ -186,6 +206,7 @@ class Checkpoint:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # or transformers' error names no tensor; ours does
             )
         except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise CheckpointError(f"{self.path / folder}: the weights do not load as {name}: {error}") from error
@@ -199,7 +220,9 @@ class Checkpoint:
         """Refuse a network with made-up tensors: the libraries only warn."""
         harmless = "position_ids"
         for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-            keys = sorted(str(key) for key in report.get(kind, ()) if harmless not in str(key))
+            # Mismatched ones come as (name, shape in the file, shape in the network).
+            names = (entry if isinstance(entry, str) else " ".join(map(str, entry)) for entry in report.get(kind, ()))
+            keys = sorted(name for name in names if harmless not in name)
             if keys:
                 raise CheckpointError(
                     f"{self.path / folder}: {len(keys)} {kind.replace('_', ' ')} in the weights, first {keys[0]}. "

@@ -56,8 +56,9 @@ class VaeDecoder(nn.Module):
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(images, 4, h, w) -> image (images, 8h, 8w, 3), mean absolute value before clamping (images,)."""
         image = self.network.decode(latent, return_dict=False)[0].float()
-        pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        return pixels.permute(0, 2, 3, 1), image.abs().mean(dim=(1, 2, 3))
+        pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
+        # The cast comes last: TensorRT knows uint8 only at a network's border.
+        return pixels.to(torch.uint8), image.abs().mean(dim=(1, 2, 3))
 
 
 class VaeEncoder(nn.Module):

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -29,15 +28,21 @@ TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": 
 
 
 def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.Model:
-    """Trace a module (already in the dtype of the spec) with every axis of the spec dynamic."""
+    """Trace a module (already in the dtype of the spec) with every axis of the spec dynamic.
+
+    The non-strict tracer runs the Python code as it is; the strict one clones every weight. `Dim.DYNAMIC` makes an axis
+    that the model's code would fix to one size an error.
+    """
     inputs = sample_inputs(spec, EXAMPLE_SIZES, vocabulary)
     example = tuple(inputs[port.name].to(TORCH_DTYPES[port.dtype]) for port in spec.inputs)
+    dynamic = tuple(
+        {index: torch.export.Dim.DYNAMIC for index, axis in enumerate(port.axes) if axis.dim} for port in spec.inputs
+    )
     with torch.no_grad(), _quiet():
+        exported = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
         program = torch.onnx.export(
-            module,
-            example,
+            exported,
             dynamo=True,
-            dynamic_shapes={port.name: _dynamic_axes(port) for port in spec.inputs},
             input_names=[port.name for port in spec.inputs],
             output_names=[port.name for port in spec.outputs],
             opset_version=OPSET,
@@ -46,18 +51,6 @@ def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.M
     if program is None:
         raise CheckpointError(f"{spec.name}: torch.onnx.export returned nothing")
     return program.model
-
-
-def _dynamic_axes(port: Port) -> dict[int, Any]:
-    """Axis index -> name, or a multiple of a torch.export dim where the spec has a multiple.
-
-    Names are preferred: torch.export checks a dim against every guard of its kernels (in fp16, rows <= 63) and refuses.
-    """
-    return {
-        index: axis.dim if axis.scale == 1 else axis.scale * torch.export.Dim(axis.dim)
-        for index, axis in enumerate(port.axes)
-        if axis.dim
-    }
 
 
 @contextmanager

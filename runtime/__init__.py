@@ -1,1 +1,41 @@
-"""Runs bundles: vocabulary, tokenizers, samplers, engines and the pipeline. Needs neither torch nor onnx."""
+"""Run Stable Diffusion engines without torch.
+
+    from latentrt.runtime import Pipeline
+
+    with Pipeline.load("my-bundle") as pipe:
+        pipe.generate("a red circle on a blue background", seed=7).images[0].save("out.png")
+"""
+
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.errors import (
+    BackendError,
+    BuildError,
+    BundleError,
+    CheckpointError,
+    LatentRTError,
+    NumericsError,
+    ParityError,
+    PrecisionError,
+    RequestError,
+    StaleBuildError,
+)
+from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.request import MicroConditioning, Request
+
+__all__ = [
+    "BackendError",
+    "BuildError",
+    "Bundle",
+    "BundleError",
+    "CheckpointError",
+    "LatentRTError",
+    "MicroConditioning",
+    "NumericsError",
+    "ParityError",
+    "Pipeline",
+    "PrecisionError",
+    "Request",
+    "RequestError",
+    "Result",
+    "StaleBuildError",
+]

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from latentrt.runtime.errors import BundleError, StaleBuildError
+from latentrt.runtime.errors import BundleError, RequestError, StaleBuildError
 from latentrt.runtime.manifest import FORMAT, BuildRecord, EngineKey, FileRecord, Manifest, port_table
 from latentrt.runtime.model import Limits, Record
 from latentrt.runtime.specs import ComponentSpec
@@ -41,7 +41,11 @@ class Bundle:
         if not (path / MANIFEST).is_file():
             raise BundleError(f"{path}: not a bundle, it has no {MANIFEST}. Make one with: latentrt export CHECKPOINT -o {path}")
         manifest = read_record(path / MANIFEST, Manifest)
-        check_sizes(path, manifest.files, "Export the checkpoint again with: latentrt export CHECKPOINT -o " + str(path))
+        remedy = f"Export the checkpoint again with: latentrt export CHECKPOINT -o {path}"
+        for component, record in manifest.components.items():
+            if unlisted := [name for name in record.files if name not in manifest.files]:
+                raise BundleError(f"{path / MANIFEST}: {unlisted[0]} of {component} is not among the files. {remedy}")
+        check_sizes(path, manifest.files, remedy)
         return cls(path, manifest)
 
     def onnx(self, component: str) -> Path:
@@ -98,36 +102,47 @@ def read_record(file: Path, kind: type[RecordT]) -> RecordT:
     Raises:
         BundleError: not JSON, a newer format, or fields that are missing, unknown or of the wrong type.
     """
+    remedy = "export the checkpoint again" if file.name == MANIFEST else "run build-engine again"
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        found = values["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{file}: not readable as a manifest ({type(error).__name__}: {error})") from error
-    if found != FORMAT:
-        raise BundleError(f"{file}: format {found}, this latentrt reads format {FORMAT}. Update latentrt, or export again")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file}: not readable as a manifest ({type(error).__name__}: {error}); {remedy}") from error
+    if not isinstance(values, dict) or "format" not in values:
+        raise BundleError(f"{file}: not a manifest, it states no format; {remedy}")
+    found = values["format"]
+    if type(found) is not int or found != FORMAT:
+        newer = "update latentrt, or " if isinstance(found, int) and found > FORMAT else ""
+        raise BundleError(f"{file}: format {found!r}, this latentrt reads format {FORMAT}; {newer}{remedy}")
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise BundleError(f"{file}: field {where}: {first['msg']}. The file is damaged; export again") from error
+        raise BundleError(f"{file}: field {where}: {first['msg']}. The file is damaged; {remedy}") from error
+    except RequestError as error:
+        raise BundleError(f"{file}: {error}. The file is damaged; {remedy}") from error
 
 
 def write_record(file: Path, record: Record) -> None:
     """Write a manifest so that, at any moment, the file is either the old one or the new one."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(record.model_dump_json(indent=2) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(file)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(record.model_dump_json(indent=2) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_sizes(folder: Path, files: Mapping[str, FileRecord], remedy: str) -> None:
-    """Raise `BundleError` for the first file that is missing or has another size."""
+    """Raise `BundleError` for the first file that is outside the folder, missing or of another size."""
     for name, record in files.items():
         file = folder / name
+        if ".." in file.parts or Path(name).is_absolute():
+            raise BundleError(f"{folder}: the manifest names {name!r}, which lies outside. {remedy}")
         if not file.is_file():
             raise BundleError(f"{file}: missing. {remedy}")
         if file.stat().st_size != record.size:
@@ -157,6 +172,10 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         if target.exists():
             target.rename(retired)
         temporary.rename(target)
+    except BaseException:
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        raise
     finally:
         rmtree(temporary, ignore_errors=True)
         rmtree(retired, ignore_errors=True)

@@ -110,6 +110,8 @@ class Limits(Record):
 
     def replace(self, **ranges: str | Dim | None) -> "Limits":
         """These limits with some ranges changed; None keeps a range."""
+        if unknown := ranges.keys() - self.STEP.keys():
+            raise RequestError(f"{', '.join(sorted(unknown))}: no such range; the ranges are {', '.join(self.STEP)}")
         given = {name: value for name, value in ranges.items() if value is not None}
         return Limits(**{name: given.get(name, getattr(self, name)) for name in self.STEP})
 

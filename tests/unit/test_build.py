@@ -17,7 +17,7 @@ from latentrt.engine import tensorrt as tensorrt_builder
 from latentrt.engine.base import BuildProgress
 from latentrt.engine.build import build_engines
 from latentrt.engine.folder import LOCK, BuildFolder
-from latentrt.engine.progress import Tracker
+from latentrt.engine.progress import Tracker, monitor
 from latentrt.runtime.backends import identity
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.cache import locked
@@ -287,7 +287,25 @@ def test_progress_names_component_phase_and_time(bundle: Bundle) -> None:
     assert {event.count for event in events} == {4}
     assert all(event.seconds_left >= 0 for event in events)
     assert events[-1].seconds_left == 0
-    assert any("/" in event.phase for event in events)
+    assert {event.phase for event in events} > {"starting", "parsing", "done"}
+
+
+def test_the_monitor_reports_steps_and_stops_a_build_whose_callback_raises() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    phases: list[str] = []
+    watch = monitor(trt, phases.append, interval=0)
+    watch.phase_start("Timing", None, 4)
+    assert watch.step_complete("Timing", 0)
+    watch.phase_finish("Timing")
+    assert phases == ["Timing", "Timing 1/4"]
+
+    def fail(_phase: str) -> None:
+        raise OSError("the terminal is gone")
+
+    watch = monitor(trt, fail, interval=0)
+    watch.phase_start("Timing", None, 4)
+    assert not watch.step_complete("Timing", 0)
+    assert isinstance(watch.error, OSError)
 
 
 def test_the_time_left_follows_what_was_measured() -> None:

@@ -52,7 +52,7 @@ OTHER = {"input_ids": "int64", "step": "int64", "row_image": "int64", "next_step
 
 @pytest.fixture(scope="module")
 def specs():
-    return component_specs(SDXL, LIMITS, PRECISIONS)
+    return component_specs(SDXL, LIMITS.replace(vae_images="1:1:2"), PRECISIONS)
 
 
 def test_the_components_of_sdxl(specs):

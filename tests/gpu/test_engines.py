@@ -1,0 +1,75 @@
+"""Engines on a real GPU: built, loaded, bound and run, and equal to ONNX Runtime on the CPU."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from engine_bundles import GRAPHS, write_bundle
+
+from latentrt.engine.build import build_engines
+from latentrt.runtime.backends import identity, open_backend
+from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, device_count
+from latentrt.runtime.backends.targets import runnable_targets
+from latentrt.runtime.errors import BackendError
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not device_count(), reason="needs an NVIDIA GPU and cuda-python")]
+
+DEVICE = "cuda:0"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_engines_compute_what_onnxruntime_computes(tmp_path: Path, name: str) -> None:
+    pytest.importorskip(name.replace("-", "_"))
+    onnxruntime = pytest.importorskip("onnxruntime")
+    targets = runnable_targets(name, DEVICE)
+    if not targets:
+        pytest.skip(f"{name} does not serve this GPU")
+    bundle = write_bundle(tmp_path)
+    record = build_engines(bundle, name, target=targets[0])
+    bundle.check_build(record, **identity(name, targets[0]))
+    backend = open_backend(name, DEVICE)
+    for component in GRAPHS:
+        spec = bundle.manifest.specs()[component]
+        engine = backend.load(spec, bundle.path / next(iter(record.engines[component].files)))
+        session = onnxruntime.InferenceSession(bundle.onnx(component), providers=["CPUExecutionProvider"])
+        for which in ("min", "opt", "max", "opt"):
+            feeds = draw(spec, spec.sizes(which))
+            buffers = engine.bind(spec.sizes(which))
+            assert engine.bind(spec.sizes(which)) is buffers
+            for port, values in feeds.items():
+                buffers[port].write(values)
+            engine.run()
+            for port, wanted in zip(spec.outputs, session.run(None, feeds), strict=True):
+                found = buffers[port.name].numpy().astype("float32")
+                # float16 sums over up to 1,700 products, in another order; bytes may round to the neighbour.
+                np.testing.assert_allclose(
+                    found, wanted.astype("float32"), rtol=2e-2, atol=1.0 if port.dtype == "uint8" else 5e-2
+                )
+        engine.close()
+    backend.close()
+
+
+def draw(spec: Any, sizes: dict[str, int]) -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    return {
+        port.name: generator.integers(0, 99, port.shape(sizes))
+        if port.dtype == "int64"
+        else generator.standard_normal(port.shape(sizes)).astype(port.numpy_dtype)
+        for port in spec.inputs
+    }
+
+
+def test_buffers() -> None:
+    stream = Stream(0)
+    values = np.arange(12, dtype="float32").reshape(3, 4)
+    first, second = DeviceBuffer((3, 4), "float32", stream), DeviceBuffer((3, 4), "float32", stream)
+    first.write(values)
+    values += 1
+    second.copy_from(first)
+    np.testing.assert_array_equal(second.numpy(), values - 1)
+    with pytest.raises(BackendError, match=r"GB asked, .* GB free .*cudaErrorMemoryAllocation"):
+        DeviceBuffer((1 << 42,), "float32", stream)
+    first.close()
+    first.close()
+    stream.close()

@@ -1,0 +1,141 @@
+"""Device buffers, streams and DLPack capsules, on a stand-in whose device memory is host memory."""
+
+import gc
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_stand_in import StandInCuda
+
+from latentrt.runtime.backends import cuda, dlpack, targets
+from latentrt.runtime.errors import BackendError
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> StandInCuda:
+    stand_in = StandInCuda()
+    monkeypatch.setattr(cuda, "bindings", lambda: stand_in)
+    return stand_in
+
+
+def test_values_go_in_and_out(gpu: StandInCuda) -> None:
+    stream = cuda.Stream(0)
+    values = np.arange(12.0).reshape(3, 4)
+    buffer, other = (cuda.DeviceBuffer((3, 4), "float16", stream) for _ in range(2))
+    buffer.write(values)
+    values += 1
+    other.copy_from(buffer)
+    np.testing.assert_array_equal(other.numpy(), (values - 1).astype("float16"))
+    buffer.write(values.T.copy().T)
+    np.testing.assert_array_equal(buffer.numpy(), values.astype("float16"))
+
+
+def test_memory_is_given_back(gpu: StandInCuda) -> None:
+    stream = cuda.Stream(0)
+    buffer = cuda.DeviceBuffer((2,), "int64", stream)
+    buffer.close()
+    buffer.close()
+    assert not gpu.memory
+    kept = cuda.DeviceBuffer((2,), "int64", stream)
+    assert list(gpu.memory) == [kept.pointer]
+    del kept
+    assert not gpu.memory
+    stream.close()
+    stream.close()
+    assert [name for name, *_ in gpu.calls].count("cudaStreamDestroy") == 1
+
+
+def test_wrong_values_are_refused(gpu: StandInCuda) -> None:
+    stream = cuda.Stream(0)
+    buffer = cuda.DeviceBuffer((2, 3), "float32", stream)
+    with pytest.raises(BackendError, match=r"a buffer of shape \[2, 3\] cannot take values of shape \[3, 2\]"):
+        buffer.write(np.zeros((3, 2)))
+    with pytest.raises(BackendError, match=r"a buffer float32\[2, 3\] cannot take one of float16\[2, 3\]"):
+        buffer.copy_from(cuda.DeviceBuffer((2, 3), "float16", stream))
+
+
+def test_too_little_memory_says_how_much_there_is(gpu: StandInCuda) -> None:
+    gpu.limit = 10**9
+    message = r"cuda:0: 4\.00 GB asked, 1\.00 of 1\.00 GB free \(cudaMalloc failed: cudaErrorMemoryAllocation"
+    with pytest.raises(BackendError, match=message):
+        cuda.DeviceBuffer((10**9,), "float32", cuda.Stream(0))
+
+
+def test_a_gpu_that_is_not_there(gpu: StandInCuda) -> None:
+    with pytest.raises(BackendError, match="cuda:3: this process has 1 GPUs, cuda:0 to cuda:0"):
+        cuda.describe_device(3)
+
+
+def test_cuda_python_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda.bindings.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings.runtime", None)
+    with pytest.raises(BackendError, match=r"cuda-python cannot be imported .*pip install 'latentrt\[cuda\]'"):
+        cuda.Stream(0)
+    assert cuda.device_count() == 0
+
+
+@pytest.mark.parametrize(
+    ("capability", "backend", "expected"),
+    [
+        ((8, 9), "tensorrt-rtx", ("sm80+", "sm89")),
+        ((7, 5), "tensorrt-rtx", ("sm75",)),
+        ((9, 0), "tensorrt-rtx", ()),
+        ((9, 0), "tensorrt", ("sm90-linux-geforce-rtx-4090",)),
+        ((8, 6), "onnxruntime", ("cuda-sm86",)),
+    ],
+)
+def test_targets_of_a_gpu(
+    gpu: StandInCuda,
+    monkeypatch: pytest.MonkeyPatch,
+    capability: tuple[int, int],
+    backend: str,
+    expected: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(targets.platform, "system", lambda: "Linux")
+    gpu.capability = capability
+    assert targets.runnable_targets(backend, "cuda:0") == expected
+
+
+class Lender:
+    """Host memory that only DLPack hands out."""
+
+    def __init__(self) -> None:
+        self.values = np.arange(6, dtype="float32").reshape(2, 3)
+
+    def __dlpack__(self, **_kwargs: Any) -> Any:
+        values = self.values
+        return dlpack.make_capsule(self, values.ctypes.data, values.shape, values.dtype, self.__dlpack_device__())
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (dlpack.HOST_DEVICE, 0)
+
+
+def test_a_capsule_shares_memory_and_keeps_it_alive() -> None:
+    lender = Lender()
+    taken = np.from_dlpack(lender)
+    lender.values[0, 0] = 9
+    assert taken.tolist() == [[9, 1, 2], [3, 4, 5]]
+    del lender
+    gc.collect()
+    assert taken.sum() == 24
+    assert len(dlpack._lent) == 1
+    del taken
+    gc.collect()
+    assert not dlpack._lent
+
+
+def test_a_capsule_that_nobody_takes() -> None:
+    capsule = Lender().__dlpack__()
+    assert len(dlpack._lent) == 1
+    del capsule
+    gc.collect()
+    assert not dlpack._lent
+
+
+def test_a_device_buffer_names_its_device(gpu: StandInCuda) -> None:
+    buffer = cuda.DeviceBuffer((2, 3), "uint16", cuda.Stream(0))
+    assert buffer.__dlpack_device__() == (dlpack.CUDA_DEVICE, 0)
+    capsule = buffer.__dlpack__(stream=1)
+    assert len(dlpack._lent) == 1
+    del capsule
+    assert not dlpack._lent
