@@ -25,7 +25,7 @@ PRECISION = "fp32"
 
 
 def demo(
-    prompt: Annotated[Optional[str], typer.Argument(help="Draw this, instead of a few prompts of ours.")] = None,  # noqa: UP045
+    prompt: Annotated[Optional[str], typer.Argument(help="Draw this, instead of a few prompts of ours.", metavar="PROMPT")] = None,  # noqa: UP045
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("latentrt-demo.png"),
     steps: Annotated[int, typer.Option("--steps", help="Evaluations of the U-Net.")] = 20,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same pictures.")] = 7,

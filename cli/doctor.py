@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any, Literal
 
+import numpy as np
 import typer
 from packaging.requirements import Requirement
 from rich.markup import escape
@@ -23,7 +24,9 @@ IDENTITY_MODEL = bytes.fromhex(
     "08083a390a120a017812017922084964656e746974793a001201675a0f0a0178120a0a08080112040a020801620f0a017912"
     "0a0a08080112040a02080142040a00100d"
 )
-"""A whole ONNX model, y = Identity(x) on one float: a provider works when a session over this one runs there."""
+"""A whole ONNX model, y = Identity(x) on one float: a provider works when it runs this one."""
+
+GPU_FACTS = ("index", "name", "compute_cap", "driver_version", "memory.total")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,9 @@ def doctor() -> None:
     findings = [Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}"), *examine()]
     table = Table(show_header=False)
     for finding in findings:
-        # Remedies hold brackets, as in latentrt[cpu], which rich would take for its own.
-        row = (finding.name, f"[{COLOURS[finding.status]}]{finding.status}[/]", finding.detail, escape(finding.remedy))
-        table.add_row(*row)
+        # Texts hold brackets, as in latentrt[cpu], which rich would take for its own.
+        status = f"[{COLOURS[finding.status]}]{finding.status}[/]"
+        table.add_row(escape(finding.name), status, escape(finding.detail), escape(finding.remedy))
     console().print(table)
     problems = [finding.name for finding in findings if finding.status == "problem"]
     finish(problems=problems, findings=[asdict(finding) for finding in findings])
@@ -98,7 +101,7 @@ def check_versions(versions: dict[str, str]) -> Iterator[Finding]:
 
 def check_gpu() -> Iterator[Finding]:
     """Each GPU and its driver, as the driver's own tool tells them."""
-    query = ["nvidia-smi", "--query-gpu=index,name,compute_cap,driver_version,memory.total", "--format=csv,noheader"]
+    query = ["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
     except FileNotFoundError:
@@ -107,8 +110,15 @@ def check_gpu() -> Iterator[Finding]:
     except (subprocess.SubprocessError, OSError) as error:
         yield Finding("gpu", "problem", f"nvidia-smi fails: {error}", "reinstall the NVIDIA driver")
         return
-    for line in found.stdout.strip().splitlines():
-        index, name, capability, driver, memory = (part.strip() for part in line.split(","))
+    lines = found.stdout.strip().splitlines()
+    if not lines:
+        yield Finding("gpu", "absent", "the NVIDIA driver finds no GPU", "engines still build for TensorRT-RTX")
+    for line in lines:
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) != len(GPU_FACTS):
+            yield Finding("gpu", "problem", f"nvidia-smi fails: {line}", "reinstall the NVIDIA driver")
+            return
+        index, name, capability, driver, memory = parts
         yield Finding(f"gpu {index}", "ok", f"{name}, compute capability {capability}, driver {driver}, {memory}")
 
 
@@ -136,6 +146,7 @@ def _runs(library: Any, provider: str) -> bool:
     options.log_severity_level = 4
     try:
         session = library.InferenceSession(IDENTITY_MODEL, options, providers=[provider])
+        (answer,) = session.run(None, {"x": np.array([7], np.float32)})
     except Exception:  # whatever it raises, the provider does not work
         return False
-    return bool(session.get_providers()[0] == provider)
+    return bool(session.get_providers()[0] == provider and answer == 7)

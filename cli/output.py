@@ -21,7 +21,9 @@ FAILED = 1
 def console(stream: TextIO | None = None) -> Console:
     """A console on stderr, or on another stream; wide where nobody watches, so that nothing is cut from a log."""
     stream = stream or sys.stderr
-    return Console(file=stream, soft_wrap=True, highlight=False, width=None if stream.isatty() else LOG_WIDTH)
+    width = None if stream.isatty() else LOG_WIDTH
+    # Without emoji=False the range 64:100:128 would show a symbol in its middle.
+    return Console(file=stream, soft_wrap=True, highlight=False, emoji=False, width=width)
 
 
 def configure_logging(verbose: bool) -> None:

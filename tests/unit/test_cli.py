@@ -1,0 +1,309 @@
+"""The command line: exit codes, one JSON line on stdout, errors in one sentence, names resolved to bundles."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import engine_bundles
+import pytest
+from bundles import write_bundle
+from command_line import run_main
+from PIL import Image
+
+from latentrt.cli.generate import save_images
+from latentrt.cli.home import bundle_path, home
+from latentrt.cli.main import build_engine
+from latentrt.cli.options import BackendName
+from latentrt.cli.output import run_command
+from latentrt.runtime.backends import BACKENDS
+from latentrt.runtime.errors import LatentRTError
+from latentrt.runtime.pipeline import Result
+
+COMMANDS = ("export", "build-engine", "generate", "inspect", "doctor", "demo")
+SCRIPTS = Path(sys.executable).parent
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return write_bundle(tmp_path / "my-bundle")
+
+
+@pytest.fixture
+def own_home(tmp_path, monkeypatch):
+    """An empty LATENTRT_HOME and an empty working folder."""
+    monkeypatch.setenv("LATENTRT_HOME", str(tmp_path / "home"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "home"
+
+
+def failed(run):
+    """The one sentence of a run that ended with an error of latentrt's own."""
+    assert run.exit == 1
+    assert run.stdout == ""
+    assert "Traceback" not in run.stderr
+    return run.error
+
+
+# Usage
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(capsys, command):
+    run = run_main(capsys, command, "--help")
+    assert run.exit == 0
+    assert f"latentrt {command} [OPTIONS]" in run.stdout
+    assert "--help" in run.stdout
+
+
+def test_help_lists_every_command(capsys):
+    run = run_main(capsys, "--help")
+    assert run.exit == 0
+    assert [command for command in COMMANDS if f" {command} " not in run.stdout] == []
+
+
+def test_build_engine_is_a_command_of_its_own(capsys):
+    run = run_main(capsys, "--help", entry=build_engine)
+    assert run.exit == 0
+    for words in ("build-engine [OPTIONS]", "SOURCE", "--backend", "--width", "--vae-images"):
+        assert words in run.stdout
+
+
+def test_no_command_at_all_is_wrong_usage(capsys):
+    run = run_main(capsys)
+    assert run.exit == 2
+    assert "COMMAND [ARGS]" in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["paint"], "No such command 'paint'"),
+        (["inspect"], "Missing argument 'BUNDLE'"),
+        (["inspect", "x", "--colour"], "No such option: --colour"),
+        (["export", "x"], "Missing option '--output'"),
+        (["export", "x", "-o", "y", "--precision", "fp8"], "'fp8' is not one of 'fp16', 'fp32'"),
+        (["build-engine", "x"], "Missing option '--backend'"),
+        (["build-engine", "x", "--backend", "cuda"], "'cuda' is not one of 'onnxruntime', 'tensorrt', 'tensorrt-rtx'"),
+        (["generate", "x"], "Missing argument 'PROMPT'"),
+        (["generate", "x", "a cat", "--steps", "many"], "Invalid value for '--steps'"),
+        (["doctor", "now"], "unexpected extra argument"),
+    ],
+)
+def test_wrong_usage_exits_with_2(capsys, arguments, words):
+    run = run_main(capsys, *arguments)
+    assert run.exit == 2
+    assert run.stdout == ""
+    assert words in re.sub(r"[│\s]+", " ", run.stderr)
+    assert "Traceback" not in run.stderr
+
+
+def test_the_backends_offered_are_the_backends_there_are():
+    assert {name.value for name in BackendName} == set(BACKENDS)
+
+
+def test_an_error_is_one_line_and_exit_code_1(capsys):
+    def fail():
+        raise LatentRTError("width 7 [in brackets]: too narrow")
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(fail)
+    assert caught.value.code == 1
+    assert capsys.readouterr() == ("", "LatentRTError: width 7 [in brackets]: too narrow\n")
+
+
+def test_an_interrupted_run(capsys):
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(stop)
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "stopped; nothing was left half done\n")
+
+
+def test_an_error_that_is_not_ours_is_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        run_command(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("script", ["latentrt", "build-engine"])
+def test_the_installed_scripts(script, tmp_path):
+    arguments = {"latentrt": ["inspect", "nothing"], "build-engine": ["nothing", "--backend", "onnxruntime"]}[script]
+    done = subprocess.run([SCRIPTS / script, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.match(r"(Bundle|Request)Error: nothing", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+# Bundles by name
+
+
+def test_home_is_the_folder_named_or_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("LATENTRT_HOME", str(tmp_path))
+    assert home() == tmp_path
+    monkeypatch.delenv("LATENTRT_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert home() == tmp_path / "cache" / "latentrt"
+
+
+def test_demo_is_the_bundle_in_home(own_home, capsys):
+    Path("demo").mkdir()  # as in this project's own folder; not a bundle
+    assert bundle_path(Path("demo")) == own_home / "demo"
+    assert f"BundleError: {own_home / 'demo'}: not a bundle" in failed(run_main(capsys, "inspect", "demo"))
+    write_bundle(own_home / "demo")
+    assert run_main(capsys, "inspect", "demo").exit == 0
+
+
+def test_demo_is_a_bundle_that_lies_here(own_home):
+    write_bundle(Path("demo"))
+    assert bundle_path(Path("demo")) == Path("demo")
+
+
+@pytest.mark.parametrize("name", ["other", "./demo2", "a/demo", "/abs/demo"])
+def test_other_names_are_paths(own_home, name):
+    assert bundle_path(Path(name)) == Path(name)
+
+
+def test_generate_finds_the_demo(own_home, capsys):
+    assert f"{own_home / 'demo'}: not a bundle" in failed(run_main(capsys, "generate", "demo", "a cat"))
+
+
+# inspect
+
+
+def test_inspect_tells_what_is_in_a_bundle(bundle, capsys):
+    run = run_main(capsys, "inspect", bundle.path)
+    assert run.exit == 0
+    assert len(run.stdout.splitlines()) == 1
+    assert run.result["manifest"] == json.loads((bundle.path / "manifest.json").read_text())
+    assert run.result["builds"] == {}
+    for words in ("native size 1024", "width 512:1024:1536", "noise_pred float16[rows", "vae_images"):
+        assert words in run.error
+
+
+def test_inspect_shows_builds(tmp_path, capsys):
+    engine_bundles.write_bundle(tmp_path / "b", ("vae_decoder",))
+    built = run_main(capsys, tmp_path / "b", "--backend", "onnxruntime", entry=build_engine)
+    assert built.exit == 0
+    assert built.result["bundle"] == str(tmp_path / "b")
+    assert list(built.result["engines"]) == ["vae_decoder"]
+    assert built.result["engines"]["vae_decoder"]["bytes"] > 0
+    run = run_main(capsys, "inspect", tmp_path / "b", "--check")
+    assert run.exit == 0
+    assert list(run.result["builds"]) == [built.result["build"]]
+    assert f"build {built.result['build']}" in run.error
+
+
+def test_inspect_check_finds_a_changed_file(bundle, capsys):
+    file = bundle.path / "onnx" / "fp16" / "unet.onnx"
+    file.write_bytes(file.read_bytes()[::-1])
+    assert run_main(capsys, "inspect", bundle.path).exit == 0
+    assert f"BundleError: {file}: its SHA-256 is not" in failed(run_main(capsys, "inspect", bundle.path, "--check"))
+
+
+def test_inspect_of_a_damaged_bundle(bundle, capsys):
+    os.truncate(bundle.path / "manifest.json", 100)
+    assert "manifest.json: not readable as a manifest" in failed(run_main(capsys, "inspect", bundle.path))
+
+
+# export and build-engine
+
+
+def test_build_engine_of_what_is_no_bundle(tmp_path, capsys):
+    run = run_main(capsys, tmp_path, "--backend", "onnxruntime", entry=build_engine)
+    message = f"RequestError: {tmp_path} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE"
+    assert failed(run) == message
+
+
+def test_build_engine_of_what_is_neither_bundle_nor_checkpoint(tmp_path, capsys):
+    run = run_main(capsys, tmp_path, "--backend", "onnxruntime", "-o", tmp_path / "new", entry=build_engine)
+    assert f"CheckpointError: {tmp_path}: not a checkpoint" in failed(run)
+    assert not (tmp_path / "new").exists()
+
+
+def test_build_engine_does_not_write_a_bundle_elsewhere(bundle, tmp_path, capsys):
+    other = tmp_path / "other"
+    run = run_main(capsys, bundle.path, "--backend", "onnxruntime", "-o", other, entry=build_engine)
+    message = f"RequestError: --output {other}: {bundle.path} is a bundle already, and its engines go into it"
+    assert failed(run) == message
+    assert not other.exists()
+
+
+def test_build_engine_may_name_the_bundle_itself(tmp_path, capsys):
+    engine_bundles.write_bundle(tmp_path / "b", ("vae_decoder",))
+    options = ("--backend", "onnxruntime", "--width", "64:64:128", "-o", tmp_path / "b")
+    run = run_main(capsys, "build-engine", tmp_path / "b", *options)
+    assert run.exit == 0
+    (build,) = run_main(capsys, "inspect", tmp_path / "b").result["builds"].values()
+    assert build["limits"]["width"] == "64:64:128"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--width", "512:wide", "width 512:wide: a range is written min:opt:max, min:max or one number"),
+        ("--height", "500", "height 500:500:500: every bound must be a multiple of 8"),
+        ("--tokens", "100", "tokens 100:100:100: every bound must be a multiple of 77"),
+        ("--images", "0:1:2", "images 0:1:2: a range is min:opt:max with 1 <= min <= opt <= max"),
+        ("--vae-images", "2", "vae_images 2:2:2: must begin at 1, for the last slice of a request"),
+    ],
+)
+def test_ranges_that_cannot_be(bundle, capsys, option, value, message):
+    run = run_main(capsys, bundle.path, "--backend", "onnxruntime", option, value, entry=build_engine)
+    assert failed(run) == f"RequestError: {message}"
+
+
+def test_a_backend_that_is_not_installed(bundle, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    run = run_main(capsys, bundle.path, "--backend", "tensorrt-rtx", entry=build_engine)
+    assert "BackendError: backend tensorrt-rtx: tensorrt_rtx cannot be imported" in failed(run)
+    assert "pip install 'latentrt[tensorrt-rtx]'" in run.error
+
+
+def test_export_without_torch(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "latentrt.export.checkpoint", None)
+    error = failed(run_main(capsys, "export", tmp_path, "-o", tmp_path / "new"))
+    assert error.startswith("BackendError: exporting needs torch and diffusers, which are not installed (")
+    assert error.endswith("Install them with: pip install 'latentrt[export]'")
+
+
+def test_export_of_what_is_no_checkpoint(tmp_path, capsys):
+    error = failed(run_main(capsys, "export", tmp_path / "nothing", "-o", tmp_path / "new"))
+    assert error.startswith(f"CheckpointError: {tmp_path / 'nothing'}: not a checkpoint")
+    assert not (tmp_path / "new").exists()
+
+
+# generate
+
+
+def test_generate_with_a_bad_request(bundle, capsys, monkeypatch):
+    monkeypatch.setattr("latentrt.runtime.backends.onnxruntime.OnnxRuntimeBackend.load", lambda *arguments: Closable())
+    run = run_main(capsys, "generate", bundle.path, "a cat", "--width", "1600", "--backend", "onnxruntime")
+    command = f"build-engine {bundle.path} --backend onnxruntime --width 512:1024:1600"
+    assert "no build for this machine" in run.error
+    assert f"RequestError: width 1600: this build serves 512 to 1536 in steps of 8. Rebuild with: {command}" in failed(run)
+
+
+class Closable:
+    """An engine that never runs."""
+
+    def close(self):
+        pass
+
+
+def test_one_picture_has_the_name_asked(tmp_path):
+    picture = Image.new("RGB", (8, 8), "red")
+    (file,) = save_images(Result([picture], None, {}, None), tmp_path / "new" / "out.png")
+    assert file == tmp_path / "new" / "out.png"
+    assert Image.open(file).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_several_pictures_are_numbered(tmp_path):
+    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    files = save_images(Result(pictures, None, {}, None), tmp_path / "out.png")
+    assert [file.name for file in files] == ["out-1.png", "out-2.png"]
+    assert Image.open(files[1]).getpixel((0, 0)) == (0, 0, 255)

@@ -1,0 +1,212 @@
+"""`latentrt doctor`: what it finds, and the remedy that it names."""
+
+import importlib.metadata
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from command_line import run_main
+
+from latentrt.cli import doctor as module
+from latentrt.cli.doctor import Finding, check_backend, check_duplicates, check_gpu, check_versions, examine
+
+GOOD = {"numpy": "2.3.0", "onnxruntime": "1.31.0", "pillow": "12.0.0"}
+
+
+@pytest.fixture
+def only_path(tmp_path, monkeypatch):
+    """An empty folder as the whole PATH."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def fake_nvidia_smi(folder, script):
+    file = folder / "nvidia-smi"
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+
+
+def installed(monkeypatch, versions):
+    monkeypatch.setattr(module, "_installed", lambda: iter(versions.items()))
+
+
+def test_both_onnxruntimes():
+    (finding,) = check_duplicates(GOOD | {"onnxruntime-gpu": "1.31.0"})
+    assert finding == Finding(
+        "onnxruntime and onnxruntime-gpu",
+        "problem",
+        "both are installed, and they overwrite each other's files",
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then install latentrt[cpu] or latentrt[cuda]",
+    )
+
+
+@pytest.mark.parametrize("versions", [{}, GOOD, {"onnxruntime-gpu": "1.31.0"}])
+def test_one_onnxruntime_at_most_is_fine(versions):
+    assert not list(check_duplicates(versions))
+
+
+def test_both_onnxruntimes_as_pip_leaves_them(monkeypatch, tmp_path):
+    for name in ("onnxruntime", "onnxruntime_gpu"):
+        folder = tmp_path / f"{name}-1.31.0.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.31.0\n")
+    distributions = importlib.metadata.distributions
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: distributions(path=[str(tmp_path), *sys.path]))
+    assert "onnxruntime and onnxruntime-gpu" in [finding.name for finding in examine() if finding.status == "problem"]
+
+
+def test_versions_in_range():
+    found = {finding.name: (finding.status, finding.detail) for finding in check_versions(GOOD | {"unrelated": "0.1"})}
+    assert found == {name: ("ok", version) for name, version in GOOD.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "needed"),
+    [
+        ("numpy", "1.26.4", "<3,>=2"),
+        ("onnxruntime", "1.30.0", "<1.32,>=1.31"),
+        ("tensorrt", "12.0.0", "<12,>=10.14"),
+        ("tensorrt", "10.9.0", "<12,>=10.14"),
+        ("torch", "2.12.0+cu130", "<2.14,>=2.13"),
+    ],
+)
+def test_a_version_out_of_range(name, version, needed):
+    (finding,) = check_versions({name: version})
+    remedy = f"pip install '{name}{needed}'"
+    assert finding == Finding(name, "problem", f"{version}, needed {needed}", remedy)
+
+
+@pytest.mark.parametrize("version", ["2.13.0+cpu", "2.13.1.dev20260101"])
+def test_a_local_or_early_version_counts_as_its_number(version):
+    (finding,) = check_versions({"torch": version})
+    assert finding.status == "ok"
+
+
+def test_no_gpu(only_path):
+    (finding,) = check_gpu()
+    assert (finding.name, finding.status) == ("gpu", "absent")
+    assert finding.remedy == "engines still build for TensorRT-RTX"
+
+
+def test_two_gpus(only_path):
+    fake_nvidia_smi(
+        only_path,
+        "echo '0, NVIDIA H100 80GB HBM3, 9.0, 580.65, 81559 MiB'\necho '1, NVIDIA GeForce RTX 4090, 8.9, 580.65, 24564 MiB'",
+    )
+    first, second = check_gpu()
+    detail = "NVIDIA H100 80GB HBM3, compute capability 9.0, driver 580.65, 81559 MiB"
+    assert first == Finding("gpu 0", "ok", detail)
+    assert (second.name, second.status) == ("gpu 1", "ok")
+
+
+@pytest.mark.parametrize("script", ["exit 9", "echo 'NVIDIA-SMI has failed'", "echo 'No devices were found'"])
+def test_a_driver_that_fails(only_path, script):
+    fake_nvidia_smi(only_path, script)
+    (finding,) = check_gpu()
+    assert (finding.name, finding.status, finding.remedy) == ("gpu", "problem", "reinstall the NVIDIA driver")
+    assert finding.detail.startswith("nvidia-smi fails: ")
+
+
+def test_a_driver_without_a_gpu(only_path):
+    fake_nvidia_smi(only_path, "true")
+    (finding,) = check_gpu()
+    assert (finding.name, finding.status) == ("gpu", "absent")
+
+
+def test_the_model_of_the_probe_is_a_model():
+    model = onnx.load_from_string(module.IDENTITY_MODEL)
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(module.IDENTITY_MODEL, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": np.array([3], np.float32)}) == [np.array([3], np.float32)]
+
+
+def test_onnxruntime_works_here():
+    finding = check_backend("onnxruntime")
+    assert (finding.name, finding.status) == ("backend onnxruntime", "ok")
+    assert finding.detail.startswith(f"{onnxruntime.__version__}, working providers: ")
+    assert "CPUExecutionProvider" in finding.detail
+
+
+def stand_in(providers, works):
+    """onnxruntime with these providers, of which some fall back to the CPU, and some fail only when they run."""
+
+    class Session:
+        def __init__(self, model, options, providers):
+            self.name = providers[0]
+            if works[self.name] == "load fails":
+                raise RuntimeError("cannot load libcudnn")
+
+        def get_providers(self):
+            return [self.name if works[self.name] != "falls back" else "CPUExecutionProvider"]
+
+        def run(self, names, feeds):
+            if works[self.name] == "run fails":
+                raise RuntimeError("no kernel image is available")
+            return [feeds["x"]]
+
+    return SimpleNamespace(
+        __version__="1.31.0",
+        get_available_providers=lambda: providers,
+        SessionOptions=SimpleNamespace,
+        InferenceSession=Session,
+    )
+
+
+@pytest.mark.parametrize("fault", ["load fails", "falls back", "run fails"])
+def test_a_cuda_provider_that_does_not_work(monkeypatch, fault):
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    library = stand_in(providers, {"CUDAExecutionProvider": fault, "CPUExecutionProvider": "works"})
+    monkeypatch.setitem(sys.modules, "onnxruntime", library)
+    finding = check_backend("onnxruntime")
+    assert finding.status == "problem"
+    assert finding.detail == "1.31.0, working providers: CPUExecutionProvider"
+    assert finding.remedy == (
+        "ONNX Runtime fell back to the CPU: install a driver for CUDA 13 and the cuDNN 9 libraries"
+    )
+
+
+def test_a_cuda_provider_that_works(monkeypatch):
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", stand_in(providers, dict.fromkeys(providers, "works")))
+    assert check_backend("onnxruntime").detail == f"1.31.0, working providers: {', '.join(providers)}"
+
+
+def test_no_provider_works(monkeypatch):
+    library = stand_in(["CPUExecutionProvider"], {"CPUExecutionProvider": "run fails"})
+    monkeypatch.setitem(sys.modules, "onnxruntime", library)
+    finding = check_backend("onnxruntime")
+    assert (finding.status, finding.detail) == ("problem", "1.31.0, working providers: none")
+    assert finding.remedy == "pip install --force-reinstall 'latentrt[cpu]'"
+
+
+@pytest.mark.parametrize(
+    ("backend", "name", "extra"),
+    [("onnxruntime", "onnxruntime", "cpu"), ("tensorrt", "tensorrt", "tensorrt")]
+    + [("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx")],
+)
+def test_a_backend_that_is_not_installed(monkeypatch, backend, name, extra):
+    monkeypatch.setitem(sys.modules, name, None)
+    remedy = f"pip install 'latentrt[{extra}]'"
+    assert check_backend(backend) == Finding(f"backend {backend}", "absent", "not installed", remedy)
+
+
+def test_the_command_without_problems(capsys, monkeypatch, only_path):
+    installed(monkeypatch, GOOD)
+    run = run_main(capsys, "doctor")
+    assert run.exit == 0
+    assert run.result["problems"] == []
+    assert [found["name"] for found in run.result["findings"]][:2] == ["python", "numpy"]
+    assert {"gpu", "backend onnxruntime", "backend tensorrt"} <= {found["name"] for found in run.result["findings"]}
+
+
+def test_the_command_with_problems_exits_with_1_and_shows_the_remedies(capsys, monkeypatch, only_path):
+    installed(monkeypatch, {"onnxruntime": "1.31.0", "onnxruntime_gpu": "1.31.0", "numpy": "1.26.4"})
+    run = run_main(capsys, "doctor")
+    assert run.exit == 1
+    assert run.result["problems"] == ["onnxruntime and onnxruntime-gpu", "numpy"]
+    for words in ("pip install 'numpy<3,>=2'", "latentrt[cpu] or", "latentrt[cuda]"):
+        assert words in run.error
+    assert "Traceback" not in run.stderr
