@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from latentrt.cli.build import build_with_progress, is_bundle
-from latentrt.cli.export import export_checkpoint
+from latentrt.cli.export import check_export_installed, export_checkpoint
 from latentrt.cli.home import DEMO, home
 from latentrt.cli.options import VerboseOption
 from latentrt.cli.output import configure_logging, console, finish, progress_bar
@@ -25,7 +25,10 @@ PRECISION = "fp32"
 
 
 def demo(
-    prompt: Annotated[Optional[str], typer.Argument(help="Draw this, instead of a few prompts of ours.", metavar="PROMPT")] = None,  # noqa: UP045
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Argument(help="Draw this, instead of a few prompts of ours.", metavar="PROMPT"),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("latentrt-demo.png"),
     steps: Annotated[int, typer.Option("--steps", help="Evaluations of the U-Net.")] = 20,
     seed: Annotated[int, typer.Option("--seed", help="Same seed, same pictures.")] = 7,
@@ -54,6 +57,7 @@ def demo(
 
 def demo_bundle() -> Bundle:
     """The demo's bundle in latentrt's home, exported if it is not there or was made from something else."""
+    check_export_installed()
     from latentrt.export.checkpoint import Checkpoint
 
     path = home() / DEMO

@@ -1,5 +1,7 @@
 """`latentrt export`, and the export step of commands that accept a checkpoint."""
 
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +24,9 @@ from latentrt.cli.options import (
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BackendError
+from latentrt.runtime.model import Limits
+
+EXPORT_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "onnxscript", "onnxruntime")
 
 
 def export(
@@ -51,6 +56,20 @@ def export(
     )
 
 
+def check_export_installed() -> None:
+    """Raise `BackendError` where the libraries of the export extra are not there."""
+    try:
+        for name in EXPORT_LIBRARIES:
+            if find_spec(name) is None:
+                raise ImportError(f"No module named {name!r}")
+        import_module("latentrt.export.checkpoint")
+    except ImportError as error:
+        raise BackendError(
+            f"exporting needs torch and diffusers, which are not installed ({error}). "
+            "Install them with: pip install 'latentrt[export]'"
+        ) from error
+
+
 def export_checkpoint(
     source: Path,
     output: Path,
@@ -61,15 +80,9 @@ def export_checkpoint(
     variant: str | None = None,
 ) -> Bundle:
     """Export with a progress bar; `ranges` of None are the family's own."""
-    try:
-        from latentrt.export.checkpoint import Checkpoint
-        from latentrt.export.exporter import export_bundle
-    except ImportError as error:
-        raise BackendError(
-            f"exporting needs torch and diffusers, which are not installed ({error}). "
-            "Install them with: pip install 'latentrt[export]'"
-        ) from error
-    from latentrt.runtime.model import Limits
+    check_export_installed()
+    from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.exporter import export_bundle
 
     checkpoint = Checkpoint.open(source, random_weights, variant)
     limits = Limits.around(checkpoint.model.native_size).replace(**ranges)

@@ -10,6 +10,7 @@ from latentrt.engine.progress import Tracker
 from latentrt.runtime.backends import identity
 from latentrt.runtime.backends.targets import default_target
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.errors import BackendError
 from latentrt.runtime.manifest import BuildRecord, EngineKey, EngineRecord
 from latentrt.runtime.model import Limits
 from latentrt.runtime.specs import ComponentSpec
@@ -65,9 +66,20 @@ def build_engines(
 
 
 def open_builder(backend: str, target: str) -> Builder:
-    """The builder of a backend; importing it may import the backend's library."""
+    """The builder of a backend; importing it may import the backend's library.
+
+    Raises:
+        BackendError: a library that building needs is not installed.
+    """
     module, name = BUILDERS[backend].split(":")
-    builder: Builder = getattr(importlib.import_module(module), name)(backend, target)
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        missing = error.name or "a library"
+        raise BackendError(
+            f"building engines needs {missing}, which is not installed ({error}). Install it with: pip install {missing}"
+        ) from error
+    builder: Builder = kind(backend, target)
     return builder
 
 

@@ -1,0 +1,32 @@
+"""Run in a fresh interpreter by test_imports.py: `python blocked.py BLOCKED,... CODE` runs CODE where nothing imports BLOCKED.
+
+Afterwards none of the blocked modules may be loaded.
+"""
+
+import sys
+from importlib.machinery import ModuleSpec
+
+
+class Block:
+    """A meta path finder that refuses modules."""
+
+    def __init__(self, names: list[str]):
+        self.names = names
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Raise for the blocked ones, leave the others to the other finders."""
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+
+if __name__ == "__main__":
+    blocked = sys.argv[1].split(",")
+    sys.meta_path.insert(0, Block(blocked))
+    try:
+        exec(sys.argv[2])
+    finally:
+        loaded = [name for name in blocked if name in sys.modules]
+        if loaded:
+            print("loaded:", *loaded, file=sys.stderr)
+            sys.exit(70)

@@ -1,0 +1,111 @@
+"""What each package can be imported and used without, each time in a fresh interpreter."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+TORCH = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "onnxscript", "onnx_ir")
+ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_lean", "polygraphy", "cuda")
+ALL = (*TORCH, "onnx", *ENGINES)
+
+
+def run_blocked(blocked, code, **options):
+    """Run code in a fresh interpreter in which nobody imports the blocked modules."""
+    command = [sys.executable, str(Path(__file__).with_name("blocked.py")), ",".join(blocked), code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+def modules(package):
+    """Every module of a package folder: `latentrt.runtime.samplers.euler`, ..."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    dotted = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
+    return [f"latentrt.{name.removesuffix('.__init__')}" for name in dotted]
+
+
+def test_the_block_blocks():
+    done = run_blocked(["json"], "import latentrt.runtime")
+    assert done.returncode != 0
+    assert "No module named 'json'" in done.stderr
+
+
+def test_importing_the_runtime_loads_neither_torch_nor_onnx():
+    code = f"import latentrt.runtime, sys; print([name for name in {ALL!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("package", "blocked"),
+    [
+        ("runtime", (*ALL, "typer", "rich")),
+        ("engine", (*TORCH, *ENGINES, "typer", "rich")),
+        ("cli", ALL),
+        ("demo", (*ALL, "numpy", "typer", "rich")),
+        ("export", (*(name for name in ENGINES if name != "onnxruntime"), "typer", "rich")),
+    ],
+)
+def test_every_module_imports_without(package, blocked):
+    names = modules(package)
+    assert names
+    code = f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)\nprint('imported', len({names!r}))"
+    done = run_blocked(blocked, code)
+    assert (done.stdout, done.stderr) == (f"imported {len(names)}\n", "")
+
+
+def command_line(*arguments):
+    return f"import sys; from latentrt.cli.main import main; sys.argv = ['latentrt', *{arguments!r}]; main()"
+
+
+@pytest.mark.parametrize("command", [(), ("export",), ("build-engine",), ("generate",), ("demo",)])
+def test_help_needs_no_extra(command):
+    done = run_blocked(ALL, command_line(*command, "--help"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage" in done.stdout
+
+
+def test_doctor_needs_no_extra(tmp_path):
+    done = run_blocked(ALL, command_line("doctor"), env={"PATH": str(tmp_path)})
+    assert done.returncode in (0, 1)  # packages of this environment may be out of range
+    findings = {found["name"]: found for found in json.loads(done.stdout.splitlines()[-1])["findings"]}
+    for backend, extra in (("onnxruntime", "cpu"), ("tensorrt", "tensorrt"), ("tensorrt-rtx", "tensorrt-rtx")):
+        found = findings[f"backend {backend}"]
+        assert (found["status"], found["remedy"]) == ("absent", f"pip install 'latentrt[{extra}]'")
+
+
+@pytest.mark.parametrize(
+    ("blocked", "arguments", "message"),
+    [
+        (("torch",), ("export", "x", "-o", "y"), "BackendError: exporting needs torch and diffusers"),
+        (("diffusers",), ("export", "x", "-o", "y"), "pip install 'latentrt[export]'"),
+        (TORCH, ("demo",), "BackendError: exporting needs torch and diffusers"),
+        (ALL, ("generate", "{bundle}", "a cat"), "BackendError: no backend is installed"),
+        (("onnxruntime",), ("build-engine", "{bundle}", "--backend", "onnxruntime"), "pip install 'latentrt[cpu]'"),
+        (
+            ("onnx",),
+            ("build-engine", "{bundle}", "--backend", "onnxruntime"),
+            "BackendError: building engines needs onnx, which is not installed",
+        ),
+    ],
+)
+def test_what_is_not_installed_is_named(tmp_path, blocked, arguments, message):
+    from bundles import write_bundle
+
+    bundle = write_bundle(tmp_path / "bundle").path
+    done = run_blocked(blocked, command_line(*(word.format(bundle=bundle) for word in arguments)), cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_a_picture_is_drawn_without_torch(sdxl_bundle, tmp_path):
+    arguments = ("generate", str(sdxl_bundle), "a red circle", "--steps", "2", "--seed", "7", "-o", str(tmp_path / "o.png"))
+    without = tuple(name for name in ALL if name != "onnxruntime")
+    done = run_blocked(without, command_line(*arguments, "--backend", "onnxruntime"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["files"] == [str(tmp_path / "o.png")]
+    assert (tmp_path / "o.png").read_bytes()[:4] == b"\x89PNG"
