@@ -77,7 +77,8 @@ def open_builder(backend: str, target: str) -> Builder:
     except ImportError as error:
         missing = error.name or "a library"
         raise BackendError(
-            f"building engines needs {missing}, which is not installed ({error}). Install it with: pip install {missing}"
+            f"building engines needs {missing}, which is not installed ({error}). "
+            f"Install it with: pip install {missing}"
         ) from error
     builder: Builder = kind(backend, target)
     return builder

@@ -4,6 +4,8 @@
 
     with Pipeline.load("my-bundle") as pipe:
         pipe.generate("a red circle on a blue background", seed=7).images[0].save("out.png")
+
+Errors form one tree under `LatentRTError`.
 """
 
 from latentrt.runtime.bundle import Bundle

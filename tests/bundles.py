@@ -1,4 +1,4 @@
-"""Bundles made by hand, whose ONNX and engine files hold a few bytes of text: for all that is decided before one runs."""
+"""Bundles made by hand, whose ONNX and engine files hold a few bytes of text: for what is decided before one runs."""
 
 import json
 import shutil

@@ -1,6 +1,6 @@
-"""Run in a fresh interpreter by test_imports.py: `python blocked.py BLOCKED,... CODE` runs CODE where nothing imports BLOCKED.
+"""`python blocked.py NAME,NAME CODE` runs CODE in an interpreter in which nobody can import the named modules.
 
-Afterwards none of the blocked modules may be loaded.
+For test_imports.py. It fails where one of them is loaded in the end nevertheless.
 """
 
 import sys

@@ -52,9 +52,9 @@ def test_importing_the_runtime_loads_neither_torch_nor_onnx():
 def test_every_module_imports_without(package, blocked):
     names = modules(package)
     assert names
-    code = f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)\nprint('imported', len({names!r}))"
+    code = f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)\nprint('imported all')"
     done = run_blocked(blocked, code)
-    assert (done.stdout, done.stderr) == (f"imported {len(names)}\n", "")
+    assert (done.stdout, done.stderr) == ("imported all\n", "")
 
 
 def command_line(*arguments):
@@ -103,9 +103,9 @@ def test_what_is_not_installed_is_named(tmp_path, blocked, arguments, message):
 
 
 def test_a_picture_is_drawn_without_torch(sdxl_bundle, tmp_path):
-    arguments = ("generate", str(sdxl_bundle), "a red circle", "--steps", "2", "--seed", "7", "-o", str(tmp_path / "o.png"))
+    options = ("--steps", "2", "--seed", "7", "--backend", "onnxruntime", "-o", str(tmp_path / "o.png"))
     without = tuple(name for name in ALL if name != "onnxruntime")
-    done = run_blocked(without, command_line(*arguments, "--backend", "onnxruntime"))
+    done = run_blocked(without, command_line("generate", str(sdxl_bundle), "a red circle", *options))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["files"] == [str(tmp_path / "o.png")]
     assert (tmp_path / "o.png").read_bytes()[:4] == b"\x89PNG"

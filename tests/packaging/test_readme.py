@@ -55,9 +55,7 @@ def parse(words):
         pytest.fail(f"latentrt {shlex.join(words)}: {getattr(error, 'message', error)}")
 
 
-CASES = [
-    pytest.param(words, id=f"{page.name}-{shlex.join(words)}") for page in PAGES for words in found_commands(page)
-]
+CASES = [pytest.param(words, id=f"{page.name}-{shlex.join(words)}") for page in PAGES for words in found_commands(page)]
 
 
 @pytest.mark.parametrize("words", CASES)
@@ -89,6 +87,19 @@ def test_commands_are_found(text, commands):
 def test_a_wrong_command_fails(words):
     with pytest.raises(pytest.fail.Exception, match=f"latentrt {words[0]}"):
         parse(words)
+
+
+def links():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8") if page.is_file() else ""
+        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
+            if "://" not in target:
+                yield pytest.param(page.parent / target, id=f"{page.name}-{target}")
+
+
+@pytest.mark.parametrize("target", list(links()))
+def test_every_link_leads_somewhere(target):
+    assert target.exists()
 
 
 def python_imports():

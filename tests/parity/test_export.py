@@ -120,7 +120,7 @@ def test_a_graph_with_other_ports_than_the_spec_is_refused(sdxl_checkpoint: Path
     spec = _sampler_spec(sdxl_checkpoint)
     graph = sampler_graph(spec)
     wrong = ComponentSpec(spec.name, (port("noise_pred", "float16", "rows"), *spec.inputs[1:]), spec.outputs, spec.dims)
-    with pytest.raises(CheckpointError, match="sampler: noise_pred is float32.* in the graph, the spec has float16"):
+    with pytest.raises(CheckpointError, match=r"sampler: noise_pred is float32.* in the graph, the spec has float16"):
         save(graph, wrong, tmp_path / "sampler.onnx")
 
 

@@ -49,9 +49,8 @@ def test_a_manifest_of_a_newer_format(bundle):
         content["a field of the future"] = {}
 
     edit_json(bundle.path / MANIFEST, newer)
-    assert refused(bundle.path) == (
-        f"{bundle.path / MANIFEST}: format 2, this latentrt reads format 1; update latentrt, or export the checkpoint again"
-    )
+    remedy = "update latentrt, or export the checkpoint again"
+    assert refused(bundle.path) == f"{bundle.path / MANIFEST}: format 2, this latentrt reads format 1; {remedy}"
 
 
 @pytest.mark.parametrize("found", [0, -1, "1", None, 1.5, [1], True])
@@ -158,7 +157,9 @@ def test_a_damaged_build_names_its_file(bundle):
     build = write_build(bundle, "onnxruntime", cpu_target())
     file = bundle.path / "builds" / build.name / BUILD
     file.write_text("{")
-    with pytest.raises(BundleError, match=f"^{re.escape(str(file))}: not readable as a manifest .*; run build-engine again$"):
+    with pytest.raises(
+        BundleError, match=f"^{re.escape(str(file))}: not readable as a manifest .*; run build-engine again$"
+    ):
         bundle.builds()
 
 
@@ -216,9 +217,14 @@ def test_replacing_folder_keeps_the_old_one_on_an_error(tmp_path, error):
     target = tmp_path / "bundle"
     target.mkdir()
     (target / "old").write_text("old")
-    with pytest.raises(error, match="halfway"), replacing_folder(target) as folder:
-        (folder / "new").write_text("new")
-        raise error("halfway")
+
+    def fail_halfway():
+        with replacing_folder(target) as folder:
+            (folder / "new").write_text("new")
+            raise error("halfway")
+
+    with pytest.raises(error, match="halfway"):
+        fail_halfway()
     assert [path.name for path in target.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [target]
 
@@ -235,8 +241,13 @@ def test_replacing_folder_puts_the_old_one_back_where_the_last_step_fails(tmp_pa
         return rename(self, to)
 
     monkeypatch.setattr(bundle_module.Path, "rename", refuse_new)
-    with pytest.raises(OSError, match="no such luck"), replacing_folder(target) as folder:
-        (folder / "new").write_text("new")
+
+    def replace():
+        with replacing_folder(target) as folder:
+            (folder / "new").write_text("new")
+
+    with pytest.raises(OSError, match="no such luck"):
+        replace()
     assert [path.name for path in target.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [target]
 

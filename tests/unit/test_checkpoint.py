@@ -149,9 +149,7 @@ def test_widths_that_do_not_fit(folder, component, change, message):
     assert refused(folder) == f"{folder}: the U-Net's {message}"
 
 
-@pytest.mark.parametrize(
-    "name", [*(f"{folder}/config.json" for folder in FOLDERS), "scheduler/scheduler_config.json"]
-)
+@pytest.mark.parametrize("name", [*(f"{folder}/config.json" for folder in FOLDERS), "scheduler/scheduler_config.json"])
 def test_a_config_that_is_missing_or_broken(folder, name):
     file = folder / name
     text = file.read_text()
@@ -171,8 +169,13 @@ def test_a_broken_index(folder):
 
 @pytest.mark.parametrize(
     ("component", "field"),
-    [("unet", "in_channels"), ("vae", "scaling_factor"), ("text_encoder", "hidden_size")]
-    + [("text_encoder_2", "projection_dim"), ("unet", "sample_size")],
+    [
+        ("unet", "in_channels"),
+        ("unet", "sample_size"),
+        ("vae", "scaling_factor"),
+        ("text_encoder", "hidden_size"),
+        ("text_encoder_2", "projection_dim"),
+    ],
 )
 def test_a_config_that_lacks_a_field(folder, component, field):
     file = folder / component / "config.json"

@@ -215,8 +215,8 @@ def test_inspect_of_a_damaged_bundle(bundle, capsys):
 
 def test_build_engine_of_what_is_no_bundle(tmp_path, capsys):
     run = run_main(capsys, tmp_path, "--backend", "onnxruntime", entry=build_engine)
-    message = f"RequestError: {tmp_path} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE"
-    assert failed(run) == message
+    remedy = "to export a checkpoint first, name the new bundle with -o BUNDLE"
+    assert failed(run) == f"RequestError: {tmp_path} is not a bundle; {remedy}"
 
 
 def test_build_engine_of_what_is_neither_bundle_nor_checkpoint(tmp_path, capsys):
@@ -285,7 +285,9 @@ def test_generate_with_a_bad_request(bundle, capsys, monkeypatch):
     run = run_main(capsys, "generate", bundle.path, "a cat", "--width", "1600", "--backend", "onnxruntime")
     command = f"build-engine {bundle.path} --backend onnxruntime --width 512:1024:1600"
     assert "no build for this machine" in run.error
-    assert f"RequestError: width 1600: this build serves 512 to 1536 in steps of 8. Rebuild with: {command}" in failed(run)
+    assert f"RequestError: width 1600: this build serves 512 to 1536 in steps of 8. Rebuild with: {command}" in failed(
+        run
+    )
 
 
 class Closable:

@@ -92,10 +92,8 @@ def test_no_gpu(only_path):
 
 
 def test_two_gpus(only_path):
-    fake_nvidia_smi(
-        only_path,
-        "echo '0, NVIDIA H100 80GB HBM3, 9.0, 580.65, 81559 MiB'\necho '1, NVIDIA GeForce RTX 4090, 8.9, 580.65, 24564 MiB'",
-    )
+    lines = ("0, NVIDIA H100 80GB HBM3, 9.0, 580.65, 81559 MiB", "1, NVIDIA GeForce RTX 4090, 8.9, 580.65, 24564 MiB")
+    fake_nvidia_smi(only_path, "\n".join(f"echo '{line}'" for line in lines))
     first, second = check_gpu()
     detail = "NVIDIA H100 80GB HBM3, compute capability 9.0, driver 580.65, 81559 MiB"
     assert first == Finding("gpu 0", "ok", detail)
@@ -184,8 +182,11 @@ def test_no_provider_works(monkeypatch):
 
 @pytest.mark.parametrize(
     ("backend", "name", "extra"),
-    [("onnxruntime", "onnxruntime", "cpu"), ("tensorrt", "tensorrt", "tensorrt")]
-    + [("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx")],
+    [
+        ("onnxruntime", "onnxruntime", "cpu"),
+        ("tensorrt", "tensorrt", "tensorrt"),
+        ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx"),
+    ],
 )
 def test_a_backend_that_is_not_installed(monkeypatch, backend, name, extra):
     monkeypatch.setitem(sys.modules, name, None)

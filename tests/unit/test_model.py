@@ -109,7 +109,9 @@ def test_replace_keeps_what_is_not_named():
 
 
 def test_replace_refuses_an_unknown_range():
-    with pytest.raises(RequestError, match=r"^depth: no such range; the ranges are images, width, height, tokens, vae_"):
+    with pytest.raises(
+        RequestError, match=r"^depth: no such range; the ranges are images, width, height, tokens, vae_"
+    ):
         Limits(**RANGES).replace(depth="1:2:3")
 
 

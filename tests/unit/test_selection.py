@@ -82,8 +82,11 @@ def test_no_backend_installed(bundle, monkeypatch):
 
 @pytest.mark.parametrize(
     ("backend", "module", "extra"),
-    [("onnxruntime", "onnxruntime", "cpu"), ("tensorrt", "tensorrt", "tensorrt")]
-    + [("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx")],
+    [
+        ("onnxruntime", "onnxruntime", "cpu"),
+        ("tensorrt", "tensorrt", "tensorrt"),
+        ("tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx"),
+    ],
 )
 def test_a_named_backend_that_is_not_installed(bundle, monkeypatch, backend, module, extra):
     hide(monkeypatch, module)
@@ -117,13 +120,13 @@ def test_a_named_backend_without_any_build(bundle):
 
 def test_tensorrt_does_not_run_on_a_cpu(bundle):
     pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(BackendError, match="^device cpu: tensorrt-rtx runs on NVIDIA GPUs only"):
+    with pytest.raises(BackendError, match="device cpu: tensorrt-rtx runs on NVIDIA GPUs only"):
         select(bundle, "tensorrt-rtx", "cpu")
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:-1", "cpu:0", ""])
 def test_an_unknown_device(bundle, device):
-    with pytest.raises(BackendError, match=f"^device '{device}': must be cpu or cuda:<index>, such as cuda:0$"):
+    with pytest.raises(BackendError, match=rf"^device '{device}': must be cpu or cuda:<index>, such as cuda:0$"):
         select(bundle, None, device)
 
 

@@ -75,7 +75,9 @@ def test_port_builder_equals_the_parsed_text():
 
 @pytest.mark.parametrize("text", ["float8[rows]", "[rows]", "rows", "", "Float16[rows]"])
 def test_port_refuses_a_dtype(text):
-    with pytest.raises(BundleError, match=r"^sample '.*': dtype '.*' is none of float16, float32, bfloat16, int64, uint8$"):
+    with pytest.raises(
+        BundleError, match=r"^sample '.*': dtype '.*' is none of float16, float32, bfloat16, int64, uint8$"
+    ):
         Port.parse("sample", text)
 
 
