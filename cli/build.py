@@ -59,7 +59,9 @@ def build_engine(
         if output is not None and output.resolve() != bundle.path.resolve():
             raise RequestError(f"--output {output}: {source} is a bundle already, and its engines go into it")
     elif output is None:
-        raise RequestError(f"{source} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE")
+        raise RequestError(
+            f"{source} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE"
+        )
     else:
         bundle = export_checkpoint(source, output, precision, ranges, parity, random_weights, variant)
     record = build_with_progress(bundle, backend, ranges, target, force)

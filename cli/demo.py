@@ -52,7 +52,9 @@ def demo(
     output.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, prompts).save(output)
     _report(seconds, output)
-    finish(image=output.resolve(), bundle=bundle.path, seconds={name: round(value, 2) for name, value in seconds.items()})
+    finish(
+        image=output.resolve(), bundle=bundle.path, seconds={name: round(value, 2) for name, value in seconds.items()}
+    )
 
 
 def demo_bundle() -> Bundle:

@@ -105,7 +105,9 @@ def check_gpu() -> Iterator[Finding]:
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
     except FileNotFoundError:
-        yield Finding("gpu", "absent", "no NVIDIA driver: nvidia-smi is not there", "engines still build for TensorRT-RTX")
+        yield Finding(
+            "gpu", "absent", "no NVIDIA driver: nvidia-smi is not there", "engines still build for TensorRT-RTX"
+        )
         return
     except (subprocess.SubprocessError, OSError) as error:
         yield Finding("gpu", "problem", f"nvidia-smi fails: {error}", "reinstall the NVIDIA driver")
@@ -137,7 +139,9 @@ def check_backend(backend: str) -> Finding:
         remedy = "ONNX Runtime fell back to the CPU: install a driver for CUDA 13 and the cuDNN 9 libraries"
         return Finding(f"backend {backend}", "problem", detail, remedy)
     if not working:
-        return Finding(f"backend {backend}", "problem", detail, f"pip install --force-reinstall 'latentrt[{EXTRAS[backend]}]'")
+        return Finding(
+            f"backend {backend}", "problem", detail, f"pip install --force-reinstall 'latentrt[{EXTRAS[backend]}]'"
+        )
     return Finding(f"backend {backend}", "ok", detail)
 
 

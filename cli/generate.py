@@ -19,7 +19,9 @@ OptionalText = Optional[str]  # noqa: UP045
 def generate(
     bundle: BundleArgument,
     prompt: Annotated[str, typer.Argument(help="What to draw.", metavar="PROMPT")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get -1, -2, ...")] = Path("out.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get -1, -2, ...")] = Path(
+        "out.png"
+    ),
     negative: Annotated[OptionalText, typer.Option("--negative", help="What to keep away from.")] = None,
     steps: Annotated[OptionalInt, typer.Option("--steps", help="Evaluations of the U-Net.")] = None,
     guidance: Annotated[OptionalFloat, typer.Option("--guidance", help="Guidance scale; 1 turns guidance off.")] = None,

@@ -41,7 +41,9 @@ def check_hashes(bundle: Bundle) -> None:
             records |= engine.files
     for name, record in records.items():
         if describe_file(bundle.path / name) != record:
-            raise BundleError(f"{bundle.path / name}: its SHA-256 is not the manifest's; the file was changed or damaged")
+            raise BundleError(
+                f"{bundle.path / name}: its SHA-256 is not the manifest's; the file was changed or damaged"
+            )
 
 
 def facts_table(bundle: Bundle) -> Table:
@@ -53,7 +55,10 @@ def facts_table(bundle: Bundle) -> Table:
         ("family", f"{model.family}, native size {model.native_size} pixels"),
         ("precision", manifest.precision),
         ("serves", ", ".join(f"{name} {getattr(manifest.limits, name)}" for name in Limits.STEP)),
-        ("defaults", f"{manifest.defaults.sampler}, {manifest.defaults.steps} steps, guidance {manifest.defaults.guidance}"),
+        (
+            "defaults",
+            f"{manifest.defaults.sampler}, {manifest.defaults.steps} steps, guidance {manifest.defaults.guidance}",
+        ),
         ("size", f"{sum(file.size for file in manifest.files.values()) / 1e6:,.1f} MB in {len(manifest.files)} files"),
         ("made from", f"{made.checkpoint} ({made.weights}), weights {made.weights_sha256[:12]}"),
         ("made by", f"latentrt {manifest.latentrt} on {made.created}, torch {made.versions.get('torch')}"),

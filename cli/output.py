@@ -55,7 +55,11 @@ def run_command(command: Callable[[], Any]) -> None:
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Callable[[str, float, float], None]]:
     """A bar on stderr, fed with (what is going on, done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} " + unit),
+    )
     with Progress(*columns, TimeElapsedColumn(), console=console(), transient=True) as bar:
         task = bar.add_task("", total=1)
 

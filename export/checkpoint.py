@@ -242,4 +242,3 @@ class Checkpoint:
             yield self.path / folder / "config.json"
             if self.random_seed is None:
                 yield from self.weight_files(folder)
-

@@ -59,7 +59,9 @@ def export_bundle(
         records: dict[str, ComponentRecord] = {}
         for done, (name, spec) in enumerate(specs.items()):
             progress(name, done, len(specs))
-            records[name] = export_component(checkpoint, spec, precisions.get(name, precision), folder, precision, depth)
+            records[name] = export_component(
+                checkpoint, spec, precisions.get(name, precision), folder, precision, depth
+            )
         progress("manifest", len(specs), len(specs))
         _copy_tokenizers(checkpoint, folder)
         write_record(folder / MANIFEST, _manifest(checkpoint, folder, precision, limits, records))
@@ -74,7 +76,12 @@ def component_precisions(checkpoint: Checkpoint, precision: Precision) -> dict[s
 
 
 def export_component(
-    checkpoint: Checkpoint, spec: ComponentSpec, precision: Precision, folder: Path, bundle_precision: Precision, depth: parity.Depth
+    checkpoint: Checkpoint,
+    spec: ComponentSpec,
+    precision: Precision,
+    folder: Path,
+    bundle_precision: Precision,
+    depth: parity.Depth,
 ) -> ComponentRecord:
     """Trace one component, write its ONNX file under `folder` and compare it with torch."""
     started = time.perf_counter()
@@ -97,7 +104,9 @@ def export_component(
     if module is not None:
         release(module)
     figures = parity.compare(file, spec, cases, vocabulary, precision)
-    logger.info("%s: %d nodes, %.1f M parameters, %.1f s", spec.name, nodes, parameters / 1e6, time.perf_counter() - started)
+    logger.info(
+        "%s: %d nodes, %.1f M parameters, %.1f s", spec.name, nodes, parameters / 1e6, time.perf_counter() - started
+    )
     return ComponentRecord(
         precision=precision,
         files=tuple(path.relative_to(folder).as_posix() for path in files),

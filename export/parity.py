@@ -48,7 +48,10 @@ def case_sizes(spec: ComponentSpec, depth: Depth) -> Iterator[tuple[str, dict[st
     if depth == "full":
         yield from (("opt", medium), ("max", large))
         if "latent_width" in spec.dims:
-            yield "non-square", medium | {"latent_width": spec.dims["latent_width"].max, "latent_height": small["latent_height"]}
+            yield (
+                "non-square",
+                medium | {"latent_width": spec.dims["latent_width"].max, "latent_height": small["latent_height"]},
+            )
     if "latent_width" in spec.dims:
         yield "odd", base | {name: _odd(base[name], spec.dims[name].max) for name in ("latent_height", "latent_width")}
     if "tokens" in spec.dims and 2 * TOKENS_PER_CHUNK in spec.dims["tokens"]:
@@ -71,7 +74,9 @@ def reference_cases(module: torch.nn.Module, spec: ComponentSpec, vocabulary: in
     return cases
 
 
-def compare(file: Path, spec: ComponentSpec, cases: list[Case], vocabulary: int, precision: Precision) -> tuple[ParityRecord, ...]:
+def compare(
+    file: Path, spec: ComponentSpec, cases: list[Case], vocabulary: int, precision: Precision
+) -> tuple[ParityRecord, ...]:
     """Run the ONNX file at every case and measure each output.
 
     Raises:

@@ -75,10 +75,15 @@ def declare_ports(model: ir.Model, spec: ComponentSpec) -> None:
     Raises:
         CheckpointError: the traced graph has another interface than the spec.
     """
-    for kind, values, ports in (("input", model.graph.inputs, spec.inputs), ("output", model.graph.outputs, spec.outputs)):
+    for kind, values, ports in (
+        ("input", model.graph.inputs, spec.inputs),
+        ("output", model.graph.outputs, spec.outputs),
+    ):
         names = [value.name for value in values]
         if names != [port.name for port in ports]:
-            raise CheckpointError(f"{spec.name}: the graph's {kind}s are {names}, the spec has {[p.name for p in ports]}")
+            raise CheckpointError(
+                f"{spec.name}: the graph's {kind}s are {names}, the spec has {[p.name for p in ports]}"
+            )
         for value, port in zip(values, ports, strict=True):
             _check_port(spec, value, port)
             value.shape = ir.Shape([axis.offset if not axis.dim else str(axis) for axis in port.axes])
@@ -104,7 +109,9 @@ def save(model: ir.Model, spec: ComponentSpec, file: Path) -> list[Path]:
     model.graph.name = spec.name
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # torch stores a Python stack trace per node
-    weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    weights = sum(
+        value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
+    )
     file.parent.mkdir(parents=True, exist_ok=True)
     data = f"{file.name}.data" if weights > EXTERNAL_BYTES else None
     ir.save(model, file, external_data=data)
@@ -123,6 +130,8 @@ def check(file: Path) -> None:
 def count_parameters(model: ir.Model) -> int:
     """Elements of all weights; constants of fewer than 16 elements are arithmetic, not weights."""
     sizes: Mapping[str, int] = {
-        name: value.const_value.size for name, value in model.graph.initializers.items() if value.const_value is not None
+        name: value.const_value.size
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
     }
     return sum(size for size in sizes.values() if size >= 16)

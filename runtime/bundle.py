@@ -39,7 +39,9 @@ class Bundle:
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
-            raise BundleError(f"{path}: not a bundle, it has no {MANIFEST}. Make one with: latentrt export CHECKPOINT -o {path}")
+            raise BundleError(
+                f"{path}: not a bundle, it has no {MANIFEST}. Make one with: latentrt export CHECKPOINT -o {path}"
+            )
         manifest = read_record(path / MANIFEST, Manifest)
         remedy = f"Export the checkpoint again with: latentrt export CHECKPOINT -o {path}"
         for component, record in manifest.components.items():

@@ -134,9 +134,7 @@ class Pipeline:
         with self._stage(timings, "denoise"):
             model = self.bundle.manifest.model
             scale = model.latent_scale
-            noise = draw_noise(
-                request, table, (model.latent_channels, request.height // scale, request.width // scale)
-            )
+            noise = draw_noise(request, table, (model.latent_channels, request.height // scale, request.width // scale))
             unet, stepper = self._engines["unet"], self._engines["sampler"]
             latents = denoise(unet, stepper, request, conditioning, table, noise, progress)
             _check_finite("unet", latents, "the latents")

@@ -44,7 +44,9 @@ class PromptEncoder:
         negatives = request.negatives if request.guided else ()
         zeroed = [text is None and self.model.zero_negative for text in negatives]
         rows = [*(text or "" for text in negatives), *request.prompts]
-        texts = sorted({text for text, zero in zip(rows, zeroed + [False] * len(request.prompts), strict=True) if not zero})
+        texts = sorted(
+            {text for text, zero in zip(rows, zeroed + [False] * len(request.prompts), strict=True) if not zero}
+        )
         hidden, pooled = self._encode_texts(texts, tokens)
         order = [texts.index(text) if text in texts else 0 for text in rows]
         hidden, pooled = hidden[order], pooled[order]

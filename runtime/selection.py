@@ -106,7 +106,9 @@ def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Sele
             "(or [cuda], [tensorrt], [tensorrt-rtx], and build engines with build-engine)"
         )
     place = device or _devices("onnxruntime")[0]
-    logger.warning("%s: no build for this machine; running its ONNX files through ONNX Runtime on %s", bundle.path, place)
+    logger.warning(
+        "%s: no build for this machine; running its ONNX files through ONNX Runtime on %s", bundle.path, place
+    )
     files = {name: bundle.onnx(name) for name in bundle.manifest.components}
     return Selection("onnxruntime", place, bundle.manifest.limits, files)
 

@@ -112,7 +112,9 @@ def test_a_component_out_of_tolerance_fails_the_export_and_nothing_is_left(
     monkeypatch.setitem(MODULES, "vae_decoder", ("vae", Wrong))
     checkpoint = Checkpoint.open(sdxl_checkpoint)
     specs = component_specs(checkpoint.model, Limits.around(128), dict.fromkeys(MODULES, "fp32"))
-    with pytest.raises(ParityError, match=r"vae_decoder: output image differs from torch by .* in case 'min', allowed 1e-04"):
+    with pytest.raises(
+        ParityError, match=r"vae_decoder: output image differs from torch by .* in case 'min', allowed 1e-04"
+    ):
         export_component(checkpoint, specs["vae_decoder"], "fp32", tmp_path, "fp32", "full")
 
 
@@ -169,7 +171,15 @@ def test_the_sampler_graph_computes_its_equations(
 ) -> None:
     spec = _sampler_spec(sdxl_checkpoint)
     save(sampler_graph(spec), spec, tmp_path / "sampler.onnx")
-    sizes = {"rows": rows, "images": images, "history": history, "steps": 5, "noises": 5, "latent_height": 3, "latent_width": 5}
+    sizes = {
+        "rows": rows,
+        "images": images,
+        "history": history,
+        "steps": 5,
+        "noises": 5,
+        "latent_height": 3,
+        "latent_width": 5,
+    }
     random = np.random.default_rng(0)
     feed = {p.name: random.standard_normal(p.shape(sizes)).astype(p.numpy_dtype) for p in spec.inputs}
     feed["step"] = random.integers(0, 5, images)

@@ -1,7 +1,6 @@
 """Pictures against diffusers: same checkpoint, prompt, seed and sampler, fp32 on the CPU."""
 
 import itertools
-import logging
 from pathlib import Path
 
 import diffusers
@@ -67,7 +66,15 @@ def peer_images(peer: StableDiffusionXLPipeline, sampler: str, seed: int | list[
 def largest_difference(pipeline: Pipeline, peer: StableDiffusionXLPipeline, case: Case) -> int:
     sampler, steps, guidance, (width, height), images, negative = case
     ours = pipeline.generate(
-        PROMPT, negative=negative, steps=steps, guidance=guidance, seed=11, width=width, height=height, images=images, sampler=sampler
+        PROMPT,
+        negative=negative,
+        steps=steps,
+        guidance=guidance,
+        seed=11,
+        width=width,
+        height=height,
+        images=images,
+        sampler=sampler,
     )
     theirs = peer_images(
         peer,
@@ -90,7 +97,9 @@ def largest_difference(pipeline: Pipeline, peer: StableDiffusionXLPipeline, case
 def test_the_sample_meets_every_value_of_every_axis() -> None:
     for axis in range(len(CASES[0])):
         for sampler in SCHEDULERS:
-            assert {case[axis] for case in SAMPLE if case[0] == sampler} >= ({c[axis] for c in CASES} if axis else {sampler})
+            assert {case[axis] for case in SAMPLE if case[0] == sampler} >= (
+                {c[axis] for c in CASES} if axis else {sampler}
+            )
 
 
 def test_every_sampler_is_compared() -> None:
@@ -105,19 +114,25 @@ def test_pictures_equal_diffusers(pipeline: Pipeline, peer: StableDiffusionXLPip
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", sorted(SCHEDULERS))
 def test_pictures_equal_diffusers_over_the_whole_grid(
-    pipeline: Pipeline, peer: StableDiffusionXLPipeline, sampler: str, caplog: pytest.LogCaptureFixture
+    pipeline: Pipeline, peer: StableDiffusionXLPipeline, sampler: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    worst = {case: largest_difference(pipeline, peer, case) for case in CASES if case[0] == sampler}
-    with caplog.at_level(logging.INFO):
-        logging.info("%s: largest difference %d/255 over %d requests", sampler, max(worst.values()), len(worst))
-    assert {case: value for case, value in worst.items() if value > TOLERANCE} == {}
+    found = {case: largest_difference(pipeline, peer, case) for case in CASES if case[0] == sampler}
+    with capsys.disabled():
+        print(f"\n{sampler}: largest difference {max(found.values())}/255 over {len(found)} requests")
+    assert {case: value for case, value in found.items() if value > TOLERANCE} == {}
 
 
 def test_several_prompts_with_a_seed_each(pipeline: Pipeline, peer: StableDiffusionXLPipeline) -> None:
     prompts, seeds = ["a red circle", "a small house beside a lake"], [3, 5]
     ours = pipeline.generate(prompts, negative=["blue", "rain"], seed=seeds, steps=6, sampler="euler_a")
     theirs = peer_images(
-        peer, "euler_a", seeds, prompt=prompts, negative_prompt=["blue", "rain"], num_inference_steps=6, guidance_scale=5.0
+        peer,
+        "euler_a",
+        seeds,
+        prompt=prompts,
+        negative_prompt=["blue", "rain"],
+        num_inference_steps=6,
+        guidance_scale=5.0,
     )
     found = np.stack([np.asarray(image) for image in ours.images]).astype(int)
     assert np.abs(found - theirs).max() <= TOLERANCE
