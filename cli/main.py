@@ -9,6 +9,7 @@ from latentrt.cli.export import export
 from latentrt.cli.generate import generate
 from latentrt.cli.inspect import inspect
 from latentrt.cli.output import run_command
+from latentrt.cli.verify import verify
 
 
 def application() -> typer.Typer:
@@ -25,6 +26,7 @@ def application() -> typer.Typer:
         ("build-engine", build_engine_command),
         ("generate", generate),
         ("inspect", inspect),
+        ("verify", verify),
         ("doctor", doctor),
         ("demo", demo),
     ):

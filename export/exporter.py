@@ -40,21 +40,26 @@ def export_bundle(
     *,
     precision: Precision = "fp16",
     limits: Limits | None = None,
+    vae_precision: VaePrecision = "auto",
+    samples: Path | None = None,
     depth: parity.Depth = "full",
     progress: Progress = lambda part, done, total: None,
 ) -> Bundle:
     """Export every component of a checkpoint into the bundle `target`, replacing one that is there.
 
     The bundle appears when everything in it is written and compared; an error or a kill leaves `target` as it was.
+    `samples`: a folder of images over which the VAE is measured too, if it is to run in fp16.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, or a component does not trace to its ports.
         ParityError: a component differs from torch by more than `parity.TOLERANCE`.
+        NumericsError: the VAE is not finite even in float32.
     """
     model = checkpoint.model
     limits = limits or Limits.around(model.native_size)
-    precisions = component_precisions(checkpoint, precision)
+    precisions = component_precisions(precision, vae_precision)
     specs = component_specs(model, limits, precisions)
+    float32 = component_specs(model, limits, dict.fromkeys(MODULES, "fp32"))
     with replacing_folder(target) as folder:
         records: dict[str, ComponentRecord] = {}
         for done, (name, spec) in enumerate(specs.items()):
@@ -68,11 +73,10 @@ def export_bundle(
     return Bundle.open(target)
 
 
-def component_precisions(checkpoint: Checkpoint, precision: Precision) -> dict[str, Precision]:
-    """Each component's precision: the one asked for, but float32 for a VAE whose config says that fp16 overflows."""
-    upcast = precision == "fp16" and bool(checkpoint.config("vae").get("force_upcast"))
-    vae: Precision = "fp32" if upcast else precision
-    return {name: vae if folder == "vae" else precision for name, (folder, _) in MODULES.items()}
+def component_precisions(precision: Precision, vae_precision: VaePrecision) -> dict[str, Precision]:
+    """Each component's precision: the bundle's, but the VAE's own where it is named."""
+    vae = precision if vae_precision == "auto" else vae_precision
+    return {name: vae if name in VAE else precision for name in MODULES}
 
 
 def export_component(

@@ -46,6 +46,18 @@ class UNet(nn.Module):
         return output
 
 
+def decode(network: Any, latent: Tensor) -> Tensor:
+    """(images, 4, h, w) -> (images, 3, 8h, 8w), about -1 … 1."""
+    image: Tensor = network.decode(latent, return_dict=False)[0]
+    return image
+
+
+def moments(network: Any, image: Tensor) -> Tensor:
+    """(images, 3, 8h, 8w) -> mean and log variance side by side, (images, 2 * 4, h, w)."""
+    values: Tensor = network.encoder(image)
+    return values if network.quant_conv is None else network.quant_conv(values)
+
+
 class VaeDecoder(nn.Module):
     """Latents to bytes: the image leaves the graph as uint8, the last axis holding red, green and blue."""
 
@@ -55,7 +67,7 @@ class VaeDecoder(nn.Module):
 
     def forward(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """(images, 4, h, w) -> image (images, 8h, 8w, 3), mean absolute value before clamping (images,)."""
-        image = self.network.decode(latent, return_dict=False)[0].float()
+        image = decode(self.network, latent).float()
         pixels = ((image / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1)
         # The cast comes last: TensorRT knows uint8 only at a network's border.
         return pixels.to(torch.uint8), image.abs().mean(dim=(1, 2, 3))
@@ -70,10 +82,7 @@ class VaeEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """(images, 3, 8h, 8w) in -1 … 1 -> mean, logvar (images, 4, h, w)."""
-        moments = self.network.encoder(image)
-        if self.network.quant_conv is not None:
-            moments = self.network.quant_conv(moments)
-        mean, logvar = moments.chunk(2, dim=1)
+        mean, logvar = moments(self.network, image).chunk(2, dim=1)
         return mean, logvar.clamp(*LOGVAR_RANGE)
 
 

@@ -9,7 +9,12 @@ For image b at step s = step[b], with state Z (history, latent elements):
 All arithmetic is float32. Each image has its own step and tables, so images at different steps share one batch.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from latentrt.export.trace import OPSET
 from latentrt.runtime.specs import ComponentSpec, Port
@@ -71,6 +76,18 @@ def sampler_graph(spec: ComponentSpec) -> ir.Model:
     signature = f"sampler ({_declare(spec.inputs)}) => ({_declare(spec.outputs)})"
     header = f'<ir_version: 11, opset_import: ["": {OPSET}]>\n'
     return ir.from_onnx_text(header + signature + BODY.replace("UNET_DTYPE", str(dtype.value)))
+
+
+def sampler_reference(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+    """The same step in numpy, straight from the equations: next_state, next_step, sample, timestep."""
+    images = np.arange(len(inputs["step"]))
+    step, rows = inputs["step"], inputs["row_image"]
+    output = np.einsum("bn,nchw->bchw", inputs["guidance"], inputs["noise_pred"])
+    fresh = inputs["noise"][images, np.minimum(step, inputs["noise"].shape[1] - 1)]
+    everything = np.concatenate([inputs["state"], output[:, None], fresh[:, None]], axis=1)
+    state = np.einsum("bij,bjchw->bichw", inputs["weights"][images, step], everything)
+    following = np.einsum("bi,bichw->bchw", inputs["readout"][images, step + 1], state)
+    return state, step + 1, following[rows], inputs["timesteps"][images, step + 1][rows]
 
 
 def _declare(ports: tuple[Port, ...]) -> str:

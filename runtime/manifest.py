@@ -31,6 +31,29 @@ class ParityRecord(Record):
     """Root-mean-square error over the reference's root mean square."""
 
 
+class NumericsRecord(Record):
+    """How an fp16 component's values were made to fit, and what came of it, over samples.
+
+    A signal is named after the module that begins it (`latentrt.export.vae_signals`).
+    """
+
+    samples: int
+    ranges: dict[str, float]
+    """Largest absolute output of each module in float32, before anything was scaled."""
+    scales: dict[str, int]
+    """Signal: the exponent of the power of two that it was multiplied by. Others keep their scale."""
+    largest: float
+    """Largest absolute value after scaling, outside the islands."""
+    islands: tuple[str, ...]
+    """Modules that run in float32."""
+    float32_layers: int
+    """Convolutions, matrix products and attentions in the islands: as many may be float32 in an engine's network."""
+    folding_error: float
+    """What scaling changed in float32, relative; 0 for identical bits."""
+    relative: float
+    """fp16 against float32: root mean square of the difference over that of float32's outputs."""
+
+
 class ComponentRecord(Record):
     """One exported component. Ports are written as `float16[rows, 4, latent_height, latent_width]`."""
 
@@ -42,6 +65,8 @@ class ComponentRecord(Record):
     parameters: int
     nodes: int
     parity: tuple[ParityRecord, ...] = ()
+    numerics: NumericsRecord | None = None
+    """Of components whose values were measured and, where needed, scaled for fp16."""
 
 
 class Provenance(Record):

@@ -43,7 +43,7 @@ class Pipeline:
         self.bundle = bundle
         self.backend = backend
         self.limits = selection.limits
-        self._selection = selection
+        self.selection = selection
         self._engines = dict(engines)
         model = bundle.manifest.model
         tokenizers = {
@@ -125,8 +125,9 @@ class Pipeline:
     def run(self, request: Request, progress: StepProgress | None = None) -> Result:
         """Serve a request; see `generate`."""
         request.check(self.limits, self._rebuild)
-        tokens = max(self._prompts.tokens(request), self.limits.tokens.min)
-        check_tokens(tokens, self.limits, self._rebuild, max(request.texts, key=len))
+        longest, needed = self._prompts.longest(request)
+        check_tokens(needed, self.limits, self._rebuild, longest)
+        tokens = max(needed, self.limits.tokens.min)
         table = compile_sampler(request.sampler, self._schedule, request.steps)
         timings: dict[str, float] = {}
         with self._stage(timings, "text"):
@@ -137,7 +138,7 @@ class Pipeline:
             noise = draw_noise(request, table, (model.latent_channels, request.height // scale, request.width // scale))
             unet, stepper = self._engines["unet"], self._engines["sampler"]
             latents = denoise(unet, stepper, request, conditioning, table, noise, progress)
-            _check_finite("unet", latents, "the latents")
+            _check_finite("unet", latents, "the latents hold")
         with self._stage(timings, "decode"):
             pictures = self._decode(latents)
         return Result(pictures, latents, timings, request)
@@ -155,7 +156,7 @@ class Pipeline:
             )
             buffers["latent"].write(part)
             decoder.run()
-            _check_finite("vae_decoder", buffers["magnitude"].numpy(), "the image")
+            _check_finite("vae_decoder", buffers["magnitude"].numpy(), "the image holds")
             pictures += [Image.fromarray(pixels) for pixels in buffers["image"].numpy()]
         return pictures
 
@@ -199,5 +200,5 @@ def _seeds(seed: int | Sequence[int] | None) -> tuple[int, ...]:
 def _check_finite(component: str, values: Floats, what: str) -> None:
     if not np.isfinite(values).all():
         raise NumericsError(
-            f"{component}: {what} hold NaN or infinity. The weights overflow in this precision; export with fp32"
+            f"{component}: {what} NaN or infinity. The weights overflow in this precision; export with fp32"
         )

@@ -34,27 +34,27 @@ class PromptEncoder:
     tokenizers: Mapping[str, Tokenizer]
     engines: Mapping[str, Engine]
 
-    def tokens(self, request: Request) -> int:
-        """Tokens that the longest text of the request needs, in whole chunks of 77."""
-        chunks = [len(tokenizer.chunks(text)) for text in request.texts for tokenizer in self.tokenizers.values()]
-        return max(chunks) * TOKENS_PER_CHUNK
+    def longest(self, request: Request) -> tuple[str, int]:
+        """The text of the request that needs most tokens, and how many, in whole chunks of 77."""
+        chunks = {
+            text: max(len(tokenizer.chunks(text)) for tokenizer in self.tokenizers.values())
+            for text in sorted(request.texts)
+        }
+        longest = max(chunks, key=lambda text: chunks[text])
+        return longest, chunks[longest] * TOKENS_PER_CHUNK
 
     def encode(self, request: Request, tokens: int) -> Conditioning:
         """Encode every text once, in one call per encoder, and lay the rows out for the U-Net."""
-        negatives = request.negatives if request.guided else ()
-        zeroed = [text is None and self.model.zero_negative for text in negatives]
-        rows = [*(text or "" for text in negatives), *request.prompts]
-        texts = sorted(
-            {text for text, zero in zip(rows, zeroed + [False] * len(request.prompts), strict=True) if not zero}
+        absent = None if self.model.zero_negative else ""  # None stands for a row of zeros
+        negatives = [absent if text is None else text for text in request.negatives] if request.guided else []
+        rows = [*negatives, *request.prompts]
+        texts = sorted({text for text in rows if text is not None})
+        order = [len(texts) if text is None else texts.index(text) for text in rows]
+        hidden, pooled = (
+            np.concatenate([encoded, np.zeros_like(encoded[:1])])[order].repeat(request.images, axis=0)
+            for encoded in self._encode_texts(texts, tokens)
         )
-        hidden, pooled = self._encode_texts(texts, tokens)
-        order = [texts.index(text) if text in texts else 0 for text in rows]
-        hidden, pooled = hidden[order], pooled[order]
-        for row, zero in enumerate(zeroed):
-            if zero:
-                hidden[row], pooled[row] = 0, 0
-        repeats = request.images
-        return Conditioning(hidden.repeat(repeats, 0), pooled.repeat(repeats, 0), self._time_ids(request))
+        return Conditioning(hidden, pooled, self._time_ids(request))
 
     def _encode_texts(self, texts: Sequence[str], tokens: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Hidden states (texts, tokens, context width) and pooled text (texts, pooled width)."""

@@ -14,7 +14,7 @@ from latentrt.export import parity
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import export_bundle, export_component
 from latentrt.export.modules import MODULES, VaeDecoder
-from latentrt.export.sampler_graph import sampler_graph
+from latentrt.export.sampler_graph import sampler_graph, sampler_reference
 from latentrt.export.trace import save, trace
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.components import component_specs
@@ -187,16 +187,9 @@ def test_the_sampler_graph_computes_its_equations(
     session = onnxruntime.InferenceSession(tmp_path / "sampler.onnx", providers=["CPUExecutionProvider"])
     state, step, sample, timestep = session.run(None, feed)
 
-    output = np.einsum("bn,nchw->bchw", feed["guidance"], feed["noise_pred"])
-    for image, at in enumerate(feed["step"]):
-        everything = np.concatenate([feed["state"][image], output[image, None], feed["noise"][image, at, None]])
-        wanted = np.einsum("ij,jchw->ichw", feed["weights"][image, at], everything)
-        np.testing.assert_allclose(state[image], wanted, rtol=1e-4, atol=1e-4)
-        following = np.einsum("i,ichw->chw", feed["readout"][image, at + 1], wanted)
-        for row in np.flatnonzero(feed["row_image"] == image):
-            np.testing.assert_allclose(sample[row], following, rtol=1e-4, atol=1e-4)
-            assert timestep[row] == feed["timesteps"][image, at + 1]
-    assert (step == feed["step"] + 1).all()
+    wanted = sampler_reference(feed)
+    for found, reference in zip((state, step, sample, timestep), wanted, strict=True):
+        np.testing.assert_allclose(found, reference, rtol=1e-4, atol=1e-4)
 
 
 def _sampler_spec(checkpoint: Path) -> ComponentSpec:

@@ -1,0 +1,163 @@
+"""The signals of a VAE that may be scaled by a power of two without changing what it computes.
+
+A signal is a set of tensors that share one scale, because they are added to each other or pass through operators that
+keep a scale (addition, upsampling, padding, attention's averages). It bears the name of the module that begins it:
+
+    a stretch of the residual stream     conv_in, a shortcut, an up- or downsampling convolution
+    a residual block between its norms   conv1
+    attention's values, queries, keys    to_v, to_q, to_k
+    what only linear layers touch        post_quant_conv; the encoder's conv_out
+
+A projection may read one signal and write another, whatever their scales; a norm removes the scale of what it reads.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any
+
+from diffusers.models.attention_processor import Attention
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from latentrt.runtime.errors import CheckpointError
+
+UNSCALED = ""
+"""The one signal whose scale is fixed: the network's input and output, and everything behind a norm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """A convolution or linear layer, the signal that it reads and the one that it writes."""
+
+    module: str
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A group norm, the signal that it reads, and the projections behind it: what they read cannot be scaled."""
+
+    module: str
+    source: str
+    readers: tuple[str, ...]
+
+
+@dataclass
+class Signals:
+    """Every projection and norm of one half of a VAE. `writers`: the modules whose outputs are values of a signal."""
+
+    network: nn.Module
+    projections: list[Projection] = field(default_factory=list)
+    norms: list[Norm] = field(default_factory=list)
+    attentions: list[str] = field(default_factory=list)
+    writers: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def modules(self) -> list[str]:
+        """Every module whose output says something about ranges."""
+        found = [name for names in self.writers.values() for name in names] + [norm.module for norm in self.norms]
+        return list(dict.fromkeys(found))
+
+    def project(self, module: str, source: str, target: str | None = None) -> str:
+        """Add a projection, by default one that begins a signal; returns the signal that it writes."""
+        target = module if target is None else target
+        self.projections.append(Projection(module, source, target))
+        self.writers.setdefault(target, []).append(module)
+        return target
+
+    def normalise(self, module: str, source: str, *readers: str) -> None:
+        """Add a norm."""
+        self.norms.append(Norm(module, source, readers))
+
+    def residual_block(self, name: str, stream: str) -> str:
+        """norm1, conv1, norm2, conv2, added to the stream or to a shortcut's projection of it."""
+        block: Any = self.network.get_submodule(name)
+        if not isinstance(block, ResnetBlock2D) or block.time_emb_proj is not None:
+            raise _unknown(name, block)
+        self.normalise(f"{name}.norm1", stream, f"{name}.conv1")
+        inner = self.project(f"{name}.conv1", UNSCALED)
+        self.normalise(f"{name}.norm2", inner, f"{name}.conv2")
+        if block.conv_shortcut is not None:
+            stream = self.project(f"{name}.conv_shortcut", stream)
+        self.project(f"{name}.conv2", UNSCALED, stream)
+        self.writers[stream].append(name)
+        return stream
+
+    def attention(self, name: str, stream: str) -> None:
+        """A norm, queries, keys and values, the output projection, added to the stream."""
+        block: Any = self.network.get_submodule(name)
+        if not isinstance(block, Attention) or block.group_norm is None or block.spatial_norm is not None:
+            raise _unknown(name, block)
+        self.normalise(f"{name}.group_norm", stream, *(f"{name}.to_{part}" for part in "qkv"))
+        for part in "qkv":
+            self.project(f"{name}.to_{part}", UNSCALED)
+        self.project(f"{name}.to_out.0", f"{name}.to_v", stream)
+        self.writers[stream].append(name)
+        self.attentions.append(name)
+
+    def resample(self, name: str, stream: str) -> str:
+        """An up- or downsampling, with or without a convolution."""
+        block: Any = self.network.get_submodule(name)
+        if not isinstance(block, Upsample2D | Downsample2D) or block.norm is not None:
+            raise _unknown(name, block)
+        return self.project(f"{name}.conv", stream) if block.use_conv else stream
+
+    def stage(self, name: str, stream: str) -> str:
+        """The residual blocks, attentions and samplings of one block, in the order in which they run."""
+        block: Any = self.network.get_submodule(name)
+        # In the middle block an attention stands before a residual block, elsewhere behind it.
+        shift = 1 if isinstance(block, UNetMidBlock2D) else 0
+        attentions = [None] * shift + list(getattr(block, "attentions", ()))
+        for index, attention in zip_longest(range(len(block.resnets)), attentions):
+            if shift and attention is not None:
+                self.attention(f"{name}.attentions.{index - shift}", stream)
+            stream = self.residual_block(f"{name}.resnets.{index}", stream)
+            if not shift and attention is not None:
+                self.attention(f"{name}.attentions.{index}", stream)
+        for kind in ("downsamplers", "upsamplers"):
+            for index in range(len(getattr(block, kind, None) or ())):
+                stream = self.resample(f"{name}.{kind}.{index}", stream)
+        return stream
+
+
+def _unknown(name: str, block: nn.Module) -> CheckpointError:
+    return CheckpointError(
+        f"{name}: a {type(block).__name__} of a kind that latentrt cannot scale into fp16's range. "
+        "Export with --vae-precision fp32"
+    )
+
+
+def vae_signals(network: Any, component: str) -> Signals:
+    """The signals of an AutoencoderKL's decoder or encoder.
+
+    Raises:
+        CheckpointError: it holds a block of another kind than Stable Diffusion's VAEs do.
+    """
+    signals = Signals(network)
+    half = "decoder" if component == "vae_decoder" else "encoder"
+    stream = UNSCALED
+    if half == "decoder" and network.post_quant_conv is not None:
+        stream = signals.project("post_quant_conv", stream)
+    stream = signals.project(f"{half}.conv_in", stream)
+    for block in _blocks(network, half):
+        stream = signals.stage(block, stream)
+    signals.normalise(f"{half}.conv_norm_out", stream, f"{half}.conv_out")
+    if half == "encoder" and network.quant_conv is not None:
+        signals.project("quant_conv", signals.project("encoder.conv_out", UNSCALED), UNSCALED)
+    else:
+        signals.project(f"{half}.conv_out", UNSCALED, UNSCALED)
+    return signals
+
+
+def _blocks(network: Any, half: str) -> Iterator[str]:
+    if half == "encoder":
+        yield from (f"encoder.down_blocks.{index}" for index in range(len(network.encoder.down_blocks)))
+        yield "encoder.mid_block"
+    else:
+        yield "decoder.mid_block"
+        yield from (f"decoder.up_blocks.{index}" for index in range(len(network.decoder.up_blocks)))

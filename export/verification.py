@@ -1,0 +1,196 @@
+"""A bundle against the checkpoint it should come from: facts, tokenizers, every component's numbers, one picture."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from transformers import CLIPTokenizer
+
+from latentrt.export import parity
+from latentrt.export.checkpoint import CLASSES, Checkpoint
+from latentrt.export.modules import MODULES
+from latentrt.export.sampler_graph import sampler_reference
+from latentrt.export.samples import sample_inputs
+from latentrt.runtime.backends import Backend
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.specs import ComponentSpec, Precision
+from latentrt.runtime.tokenizer import Tokenizer
+
+TEXTS = (
+    "",
+    "a photo of an astronaut riding a horse on the moon, dramatic lighting",
+    "Großmutters Käse: 12.5 €, isn't it?! 🧀 日本語",
+    "green star, left " * 40,
+)
+
+PICTURE_PSNR: Mapping[Precision, float] = {
+    "fp32": 50.0,  # rounding to bytes alone gives 59 dB where every pixel is off by 0.29 levels
+    "fp16": 25.0,  # errors of the single steps add up, more in networks that amplify them
+    "bf16": 15.0,
+}
+"""Smallest allowed peak signal-to-noise ratio of the whole picture against diffusers in fp32, in decibels."""
+
+SAMPLER_TOLERANCE = 1e-3
+"""The sampler computes in fp32 in every bundle; only the U-Net's next input is rounded, to 5e-4 in fp16."""
+
+NEGATIVE = "blurry, low quality"
+PICTURE_STEPS = 8
+PICTURE_SEED = 17
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One comparison. `relative`: root mean square of the difference over the reference's; `psnr` in decibels."""
+
+    component: str
+    case: str
+    output: str
+    max_abs: float
+    relative: float
+    cosine: float
+    psnr: float | None
+    allowed: str
+    passed: bool
+
+
+def verify_facts(pipeline: Pipeline, checkpoint: Checkpoint) -> list[str]:
+    """What the manifest and the tokenizers say otherwise than the checkpoint does; empty where all agrees."""
+    found, wanted = pipeline.bundle.manifest.model.model_dump(), checkpoint.model.model_dump()
+    differences = [
+        f"{name} is {found[name]} in the bundle, {wanted[name]} in the checkpoint"
+        for name in wanted
+        if found[name] != wanted[name]
+    ]
+    for encoder in checkpoint.model.text_encoders:
+        ours = Tokenizer.load(pipeline.bundle.path / encoder.tokenizer)
+        theirs = Tokenizer.load(checkpoint.path / encoder.tokenizer)
+        for text in TEXTS:
+            if not np.array_equal(ours.chunks(text), theirs.chunks(text)):
+                differences.append(
+                    f"{encoder.tokenizer} gives other tokens than the checkpoint's, first for {text[:30]!r}"
+                )
+                break
+    return differences
+
+
+def verify_components(pipeline: Pipeline, checkpoint: Checkpoint, backend: Backend) -> Iterator[Figure]:
+    """Run every component of the pipeline's build at the quick cases and compare with torch in fp32."""
+    manifest = pipeline.bundle.manifest
+    for name, spec in manifest.specs(pipeline.limits).items():
+        tolerance = SAMPLER_TOLERANCE if name == "sampler" else parity.TOLERANCE[manifest.components[name].precision]
+        cases = list(_reference(checkpoint, spec))
+        engine = backend.load(spec, pipeline.selection.file(name))
+        try:
+            for case, inputs in cases:
+                buffers = engine.bind(case.sizes)
+                for port in spec.inputs:
+                    buffers[port.name].write(inputs[port.name])
+                engine.run()
+                for port, wanted in zip(spec.outputs, case.outputs, strict=True):
+                    found = buffers[port.name].numpy()
+                    yield measure(name, case.name, port.name, found, wanted, tolerance)
+        finally:
+            engine.close()
+
+
+def _reference(checkpoint: Checkpoint, spec: ComponentSpec) -> Iterator[tuple[parity.Case, dict[str, NDArray[Any]]]]:
+    """Every quick case with its inputs and torch's fp32 outputs; for the sampler, its equations in numpy."""
+    if spec.name == "sampler":
+        for name, sizes in parity.case_sizes(spec, "quick"):
+            inputs = sampler_inputs(spec, sizes)
+            yield parity.Case(name, sizes, sampler_reference(inputs)), inputs
+        return
+    source, wrapper = MODULES[spec.name]
+    vocabulary = checkpoint.config(source).get("vocab_size", 0)
+    module = wrapper(checkpoint.network(source, torch.float32)).eval()
+    for case in parity.reference_cases(module, spec, vocabulary, "quick"):
+        tensors = sample_inputs(spec, case.sizes, vocabulary)
+        yield case, {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def sampler_inputs(spec: ComponentSpec, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
+    """Random tables and states with valid steps and rows, rounded to the dtypes of the ports."""
+    random = np.random.default_rng(0)
+    inputs = {port.name: random.standard_normal(port.shape(sizes)).astype(port.numpy_dtype) for port in spec.inputs}
+    inputs["step"] = random.integers(0, sizes["steps"], sizes["images"])
+    inputs["row_image"] = np.arange(sizes["rows"]) % sizes["images"]
+    return inputs
+
+
+def measure(
+    component: str, case: str, output: str, found: NDArray[Any], wanted: NDArray[Any], tolerance: float
+) -> Figure:
+    """Compare one output with its reference."""
+    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+    difference = found - wanted
+    scale = float(np.sqrt(np.mean(wanted**2))) or 1.0
+    relative = float(np.sqrt(np.mean(difference**2))) / scale
+    norms = float(np.linalg.norm(found) * np.linalg.norm(wanted)) or 1.0
+    return Figure(
+        component=component,
+        case=case,
+        output=output,
+        max_abs=float(np.abs(difference).max()),
+        relative=relative,
+        cosine=float(np.vdot(found, wanted)) / norms,
+        psnr=_psnr(difference) if output == "image" else None,
+        allowed=f"relative {tolerance:.0e}",
+        passed=relative <= tolerance,
+    )
+
+
+def _psnr(difference: NDArray[np.float64]) -> float:
+    """Peak signal-to-noise ratio of bytes, in decibels; infinite where nothing differs."""
+    error = float(np.mean(difference**2))
+    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def verify_picture(pipeline: Pipeline, checkpoint: Checkpoint) -> Figure:
+    """One whole request against the diffusers pipeline in fp32: same prompt, seed, schedule and steps."""
+    precision = pipeline.bundle.manifest.precision
+    ours = pipeline.generate(TEXTS[1], negative=NEGATIVE, seed=PICTURE_SEED, steps=PICTURE_STEPS)
+    request = ours.request
+    theirs = diffusers_pipeline(checkpoint)(
+        TEXTS[1],
+        negative_prompt=NEGATIVE,
+        num_inference_steps=request.steps,
+        guidance_scale=request.guidance,
+        width=request.width,
+        height=request.height,
+        generator=torch.Generator().manual_seed(PICTURE_SEED),
+    ).images
+    figure = measure(
+        "picture", f"{request.width}x{request.height}", "image", _pixels(ours.images), _pixels(theirs), 1.0
+    )
+    least = PICTURE_PSNR[precision]
+    passed = figure.psnr is not None and figure.psnr >= least
+    return replace(figure, allowed=f"{least:.0f} dB", passed=passed)
+
+
+def _pixels(images: list[Image.Image]) -> NDArray[np.uint8]:
+    return np.stack([np.asarray(image) for image in images])
+
+
+def diffusers_pipeline(checkpoint: Checkpoint) -> Any:
+    """The checkpoint as diffusers runs it, in fp32; random weights included."""
+    networks = {folder: checkpoint.network(folder, torch.float32) for folder in CLASSES}
+    tokenizers = {
+        encoder.tokenizer: CLIPTokenizer.from_pretrained(checkpoint.path / encoder.tokenizer, local_files_only=True)
+        for encoder in checkpoint.model.text_encoders
+    }
+    schedule = dict(checkpoint.model.scheduler)
+    scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
+    pipe = diffusers.StableDiffusionXLPipeline(
+        **networks,
+        **tokenizers,
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=checkpoint.model.zero_negative,
+        add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -1,0 +1,125 @@
+"""`latentrt verify` passes a sound bundle and catches planted faults."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from typer.testing import CliRunner
+
+from latentrt.cli.main import application
+from latentrt.runtime.bundle import MANIFEST, describe_file
+
+
+def verify(bundle: Path, checkpoint: Path) -> tuple[int, dict]:
+    command = ["verify", str(bundle), "--reference", str(checkpoint), "--backend", "onnxruntime"]
+    found = CliRunner().invoke(application(), command, catch_exceptions=False)
+    return found.exit_code, json.loads(found.stdout.strip().splitlines()[-1])
+
+
+def edit_manifest(bundle: Path, change: Callable[[dict], None]) -> None:
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    change(manifest)
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+
+def scale_weight(bundle: Path, component: str, initializer: str, factor: float) -> None:
+    file = bundle / "onnx" / "fp32" / f"{component}.onnx"
+    model = onnx.load(file)
+    (weight,) = (tensor for tensor in model.graph.initializer if tensor.name == initializer)
+    values = onnx.numpy_helper.to_array(weight) * np.float32(factor)
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, initializer))
+    onnx.save(model, file)
+
+
+def swap_tokenizers(bundle: Path) -> None:
+    first, second, aside = bundle / "tokenizer", bundle / "tokenizer_2", bundle / "aside"
+    first.rename(aside)
+    second.rename(first)
+    aside.rename(second)
+
+    def describe(manifest: dict) -> None:
+        for name in manifest["files"]:
+            if name.startswith("tokenizer"):
+                manifest["files"][name] = describe_file(bundle / name).model_dump()
+
+    edit_manifest(bundle, describe)
+
+
+@pytest.fixture
+def bundle(sdxl_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(sdxl_bundle, tmp_path / "bundle")
+
+
+def test_a_sound_bundle_passes(bundle: Path, sdxl_checkpoint: Path) -> None:
+    code, result = verify(bundle, sdxl_checkpoint)
+    assert (code, result["passed"], result["differences"]) == (0, True, [])
+    assert {figure["component"] for figure in result["figures"]} == {
+        "text_encoder",
+        "text_encoder_2",
+        "unet",
+        "vae_decoder",
+        "vae_encoder",
+        "sampler",
+        "picture",
+    }
+    picture = result["figures"][-1]
+    assert picture["max_abs"] <= 2
+    assert picture["psnr"] > 50
+
+
+def test_one_changed_weight_is_found_in_its_component(bundle: Path, sdxl_checkpoint: Path) -> None:
+    scale_weight(bundle, "unet", "network.conv_in.weight", 1.05)
+    code, result = verify(bundle, sdxl_checkpoint)
+    assert code == 1
+    assert {figure["component"] for figure in result["figures"] if not figure["passed"]} >= {"unet"}
+    sound = [figure for figure in result["figures"] if figure["component"] not in ("unet", "picture")]
+    assert all(figure["passed"] for figure in sound)
+
+
+@pytest.mark.parametrize(
+    ("plant", "difference"),
+    [
+        (swap_tokenizers, "tokenizer gives other tokens than the checkpoint's for ''"),
+        (
+            lambda bundle: edit_manifest(bundle, lambda manifest: manifest["model"].update(scaling_factor=0.18215)),
+            "scaling_factor is 0.18215 in the bundle, 0.13025 in the checkpoint",
+        ),
+        (
+            lambda bundle: edit_manifest(
+                bundle, lambda manifest: manifest["model"]["scheduler"].update(beta_end=0.012 * 1.01)
+            ),
+            "scheduler is ",
+        ),
+    ],
+    ids=["tokenizers swapped", "scaling factor of another family", "a sampler constant off by 1 %"],
+)
+def test_a_fact_that_differs_is_named(
+    bundle: Path, sdxl_checkpoint: Path, plant: Callable[[Path], None], difference: str
+) -> None:
+    plant(bundle)
+    code, result = verify(bundle, sdxl_checkpoint)
+    assert code == 1
+    assert any(found.startswith(difference) for found in result["differences"]), result["differences"]
+
+
+def test_a_sampler_graph_that_computes_something_else_is_found(bundle: Path, sdxl_checkpoint: Path) -> None:
+    file = bundle / "onnx" / "fp32" / "sampler.onnx"
+    model = onnx.load(file)
+    (node,) = (node for node in model.graph.node if "guided" in node.output)
+    half = onnx.helper.make_tensor("nearly_one", onnx.TensorProto.FLOAT, [], [1.01])
+    model.graph.initializer.append(half)
+    node.output[0] = "unscaled"
+    index = list(model.graph.node).index(node)
+    model.graph.node.insert(index + 1, onnx.helper.make_node("Mul", ["unscaled", "nearly_one"], ["guided"]))
+    onnx.save(model, file)
+    edit_manifest(
+        bundle,
+        lambda manifest: manifest["files"].update({"onnx/fp32/sampler.onnx": describe_file(file).model_dump()}),
+    )
+    code, result = verify(bundle, sdxl_checkpoint)
+    assert code == 1
+    assert "sampler" in {figure["component"] for figure in result["figures"] if not figure["passed"]}
