@@ -20,6 +20,9 @@ from latentrt.runtime.errors import BackendError
 Status = Literal["ok", "absent", "problem"]
 COLOURS = {"ok": "green", "absent": "yellow", "problem": "bold red"}
 
+PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+"""The providers of ONNX Runtime that latentrt uses."""
+
 IDENTITY_MODEL = bytes.fromhex(
     "08083a390a120a017812017922084964656e746974793a001201675a0f0a0178120a0a08080112040a020801620f0a017912"
     "0a0a08080112040a02080142040a00100d"
@@ -60,8 +63,10 @@ def examine() -> Iterator[Finding]:
     yield from check_duplicates(versions)
     yield from check_versions(versions)
     yield from check_gpu()
-    for backend in MODULES:
-        yield check_backend(backend)
+    backends = [check_backend(backend) for backend in MODULES]
+    yield from backends
+    if not any(finding.status == "ok" for finding in backends):
+        yield Finding("backends", "problem", "none works, so nothing can be drawn", "pip install 'latentrt[cpu]'")
 
 
 def _installed() -> Iterator[tuple[str, str]]:
@@ -132,7 +137,7 @@ def check_backend(backend: str) -> Finding:
         return Finding(f"backend {backend}", "absent", "not installed", str(error).partition("Install it with: ")[2])
     if backend != "onnxruntime":
         return Finding(f"backend {backend}", "ok", f"{library.__version__}")
-    working = [name for name in library.get_available_providers() if _runs(library, name)]
+    working = [name for name in library.get_available_providers() if name in PROVIDERS and _runs(library, name)]
     broken = "CUDAExecutionProvider" in library.get_available_providers() and "CUDAExecutionProvider" not in working
     detail = f"{library.__version__}, working providers: {', '.join(working) or 'none'}"
     if broken:

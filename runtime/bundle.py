@@ -161,13 +161,18 @@ def describe_file(file: Path) -> FileRecord:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling folder that takes `target`'s place when the block ends without an error.
 
-    An error or a kill leaves what was at `target` untouched.
+    An error or a kill leaves what was at `target` untouched; what a killed process left beside it is tidied up.
+
+    Raises:
+        BundleError: `target` holds something that is not a bundle, which replacing would destroy.
     """
     target = target.absolute()
+    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise BundleError(f"{target}: exists and is not a bundle; it would be lost. Name another folder")
     target.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(target)
     temporary = target.with_name(f".{target.name}.new-{os.getpid()}")
     retired = target.with_name(f".{target.name}.old-{os.getpid()}")
-    rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
@@ -181,3 +186,24 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     finally:
         rmtree(temporary, ignore_errors=True)
         rmtree(retired, ignore_errors=True)
+
+
+def _tidy(target: Path) -> None:
+    """Bring back the old folder where a kill came between the two renames; remove what else killed processes left."""
+    for kind in ("old", "new"):
+        for left in target.parent.glob(f".{target.name}.{kind}-*"):
+            process = left.name.rpartition("-")[2]
+            if process.isdigit() and not (process != str(os.getpid()) and _runs(int(process))):
+                if kind == "old" and not target.exists():
+                    left.rename(target)
+                rmtree(left, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 from bundles import edit_json, write_build, write_bundle
@@ -205,6 +207,7 @@ def test_replacing_folder_replaces_an_old_one(tmp_path):
     target = tmp_path / "bundle"
     (target / "deep").mkdir(parents=True)
     (target / "deep" / "old").write_text("old")
+    (target / MANIFEST).write_text("{}")
     with replacing_folder(target) as folder:
         (folder / "new").write_text("new")
         assert (target / "deep" / "old").read_text() == "old"
@@ -216,7 +219,7 @@ def test_replacing_folder_replaces_an_old_one(tmp_path):
 def test_replacing_folder_keeps_the_old_one_on_an_error(tmp_path, error):
     target = tmp_path / "bundle"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / MANIFEST).write_text("old")
 
     def fail_halfway():
         with replacing_folder(target) as folder:
@@ -225,14 +228,14 @@ def test_replacing_folder_keeps_the_old_one_on_an_error(tmp_path, error):
 
     with pytest.raises(error, match="halfway"):
         fail_halfway()
-    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in target.iterdir()] == [MANIFEST]
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_replacing_folder_puts_the_old_one_back_where_the_last_step_fails(tmp_path, monkeypatch):
     target = tmp_path / "bundle"
     target.mkdir()
-    (target / "old").write_text("old")
+    (target / MANIFEST).write_text("old")
     rename = bundle_module.Path.rename
 
     def refuse_new(self, to):
@@ -248,8 +251,39 @@ def test_replacing_folder_puts_the_old_one_back_where_the_last_step_fails(tmp_pa
 
     with pytest.raises(OSError, match="no such luck"):
         replace()
-    assert [path.name for path in target.iterdir()] == ["old"]
+    assert [path.name for path in target.iterdir()] == [MANIFEST]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_replacing_folder_refuses_a_folder_that_is_no_bundle(tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "thesis.txt").write_text("years of work")
+
+    def replace():
+        with replacing_folder(tmp_path / "documents"):
+            pass
+
+    with pytest.raises(BundleError, match="documents: exists and is not a bundle; it would be lost. Name another"):
+        replace()
+    assert (tmp_path / "documents" / "thesis.txt").read_text() == "years of work"
+
+
+def test_replacing_folder_tidies_up_after_killed_processes(tmp_path):
+    """The retired folder comes back where the kill came between the two renames; running processes keep theirs."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f".bundle.old-{ended.pid}", f".bundle.new-{ended.pid}", f".bundle.new-{os.getppid()}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_text(name)
+
+    def fail():
+        with replacing_folder(tmp_path / "bundle"):
+            raise ValueError("halfway")
+
+    with pytest.raises(ValueError, match="halfway"):
+        fail()
+    assert (tmp_path / "bundle" / MANIFEST).read_text() == f".bundle.old-{ended.pid}"
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", f".bundle.new-{os.getppid()}"}
 
 
 def test_replacing_folder_by_a_relative_path(tmp_path, monkeypatch):
