@@ -6,6 +6,7 @@ For image b at step s = step[b], with state Z (history, latent elements):
     next state    Z' = W[b, s] · [Z; m; noise[b, min(s, noises - 1)]]
     next input    x = C[b, s + 1] · Z',  repeated for every row of the image, in the U-Net's dtype
 
+A sum over Z' that is not finite marks the image as failed at this step, for the host to read once per request.
 All arithmetic is float32. Each image has its own step and tables, so images at different steps share one batch.
 """
 
@@ -53,6 +54,16 @@ BODY = """
   state_shape = Shape(state)
   next_state = Reshape(flat_next, state_shape)
 
+  state_axes = Constant<value_ints = [1, 2]>()
+  total = ReduceSum<keepdims = 0>(flat_next, state_axes)
+  magnitude = Abs(total)
+  largest = Constant<value_float = 3.4e38>()
+  is_finite = LessOrEqual(magnitude, largest)
+  none = Constant<value_int = 0>()
+  has_failed = GreaterOrEqual(failed, none)
+  keeps = Or(is_finite, has_failed)
+  next_failed = Where(keeps, failed, step)
+
   next_step = Add(step, one_step)
   next_at = Unsqueeze(next_step, one)
   next_readout = GatherND<batch_dims = 1>(readout, next_at)
@@ -79,7 +90,7 @@ def sampler_graph(spec: ComponentSpec) -> ir.Model:
 
 
 def sampler_reference(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
-    """The same step in numpy, straight from the equations: next_state, next_step, sample, timestep."""
+    """The same step in numpy, straight from the equations: next_state, next_step, next_failed, sample, timestep."""
     images = np.arange(len(inputs["step"]))
     step, rows = inputs["step"], inputs["row_image"]
     output = np.einsum("bn,nchw->bchw", inputs["guidance"], inputs["noise_pred"])
@@ -87,7 +98,9 @@ def sampler_reference(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any],
     everything = np.concatenate([inputs["state"], output[:, None], fresh[:, None]], axis=1)
     state = np.einsum("bij,bjchw->bichw", inputs["weights"][images, step], everything)
     following = np.einsum("bi,bichw->bchw", inputs["readout"][images, step + 1], state)
-    return state, step + 1, following[rows], inputs["timesteps"][images, step + 1][rows]
+    keeps = np.isfinite(state.sum(axis=(1, 2, 3, 4))) | (inputs["failed"] >= 0)
+    failed = np.where(keeps, inputs["failed"], step)
+    return state, step + 1, failed, following[rows], inputs["timesteps"][images, step + 1][rows]
 
 
 def _declare(ports: tuple[Port, ...]) -> str:

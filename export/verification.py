@@ -118,6 +118,7 @@ def sampler_inputs(spec: ComponentSpec, sizes: Mapping[str, int]) -> dict[str, N
     random = np.random.default_rng(0)
     inputs = {port.name: random.standard_normal(port.shape(sizes)).astype(port.numpy_dtype) for port in spec.inputs}
     inputs["step"] = random.integers(0, sizes["steps"], sizes["images"])
+    inputs["failed"] = np.full(sizes["images"], -1)
     inputs["row_image"] = np.arange(sizes["rows"]) % sizes["images"]
     return inputs
 

@@ -106,7 +106,10 @@ def _vae_encoder(model: Model, dtype: DType) -> Ports:
 
 
 def _sampler(model: Model, dtype: DType) -> Ports:
-    """One step of any sampler: Z' = W[step] · [Z; guidance · noise_pred; noise], unet input = C[step + 1] · Z'."""
+    """One step of any sampler: Z' = W[step] · [Z; guidance · noise_pred; noise], unet input = C[step + 1] · Z'.
+
+    `failed` is the first step after which an image's Z held NaN or infinity, or -1.
+    """
     latent = (model.latent_channels, "latent_height", "latent_width")
     state = ("images", "history", *latent)
     return (
@@ -114,6 +117,7 @@ def _sampler(model: Model, dtype: DType) -> Ports:
             port("noise_pred", dtype, "rows", *latent),
             port("state", "float32", *state),
             port("step", "int64", "images"),
+            port("failed", "int64", "images"),
             port("weights", "float32", "images", "steps+1", "history", "history+2"),
             port("readout", "float32", "images", "steps+1", "history"),
             port("timesteps", "float32", "images", "steps+1"),
@@ -124,6 +128,7 @@ def _sampler(model: Model, dtype: DType) -> Ports:
         (
             port("next_state", "float32", *state),
             port("next_step", "int64", "images"),
+            port("next_failed", "int64", "images"),
             port("sample", dtype, "rows", *latent),
             port("timestep", "float32", "rows"),
         ),

@@ -138,7 +138,6 @@ class Pipeline:
             noise = draw_noise(request, table, (model.latent_channels, request.height // scale, request.width // scale))
             unet, stepper = self._engines["unet"], self._engines["sampler"]
             latents = denoise(unet, stepper, request, conditioning, table, noise, progress)
-            _check_finite("unet", latents, "the latents hold")
         with self._stage(timings, "decode"):
             pictures = self._decode(latents)
         return Result(pictures, latents, timings, request)
@@ -156,7 +155,11 @@ class Pipeline:
             )
             buffers["latent"].write(part)
             decoder.run()
-            _check_finite("vae_decoder", buffers["magnitude"].numpy(), "the image holds")
+            if not np.isfinite(buffers["magnitude"].numpy()).all():
+                raise NumericsError(
+                    "vae_decoder: the image holds NaN or infinity. The weights overflow in this precision; export "
+                    "with fp32"
+                )
             pictures += [Image.fromarray(pixels) for pixels in buffers["image"].numpy()]
         return pictures
 
@@ -195,10 +198,3 @@ def _seeds(seed: int | Sequence[int] | None) -> tuple[int, ...]:
     if seed is None:
         return (secrets.randbits(32),)
     return one_or_more(seed)
-
-
-def _check_finite(component: str, values: Floats, what: str) -> None:
-    if not np.isfinite(values).all():
-        raise NumericsError(
-            f"{component}: {what} NaN or infinity. The weights overflow in this precision; export with fp32"
-        )

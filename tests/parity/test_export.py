@@ -183,13 +183,31 @@ def test_the_sampler_graph_computes_its_equations(
     random = np.random.default_rng(0)
     feed = {p.name: random.standard_normal(p.shape(sizes)).astype(p.numpy_dtype) for p in spec.inputs}
     feed["step"] = random.integers(0, 5, images)
+    feed["failed"] = np.full(images, -1)
     feed["row_image"] = np.arange(rows) % images
     session = onnxruntime.InferenceSession(tmp_path / "sampler.onnx", providers=["CPUExecutionProvider"])
-    state, step, sample, timestep = session.run(None, feed)
+    found = session.run(None, feed)
+    for output, ours, wanted in zip(spec.outputs, found, sampler_reference(feed), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4, err_msg=output.name)
 
-    wanted = sampler_reference(feed)
-    for found, reference in zip((state, step, sample, timestep), wanted, strict=True):
-        np.testing.assert_allclose(found, reference, rtol=1e-4, atol=1e-4)
+
+def test_the_sampler_graph_marks_the_first_step_that_is_not_finite(sdxl_checkpoint: Path, tmp_path: Path) -> None:
+    spec = _sampler_spec(sdxl_checkpoint)
+    save(sampler_graph(spec), spec, tmp_path / "sampler.onnx")
+    sizes = {"rows": 4, "images": 4, "history": 1, "steps": 5, "noises": 1, "latent_height": 3, "latent_width": 5}
+    feed = {p.name: np.ones(p.shape(sizes), p.numpy_dtype) for p in spec.inputs}
+    feed |= {
+        "row_image": np.arange(4),
+        "guidance": np.eye(4, dtype=np.float32),
+        "step": np.array([2, 2, 2, 3]),
+        "failed": np.array([-1, -1, -1, 1]),
+    }
+    feed["state"][1, 0, 0, 0, 0] = np.nan
+    feed["state"][2, 0, 3, 2, 4] = np.inf
+    feed["state"][3, 0, 0, 0, 0] = np.nan
+    session = onnxruntime.InferenceSession(tmp_path / "sampler.onnx", providers=["CPUExecutionProvider"])
+    (failed,) = session.run(["next_failed"], feed)
+    assert failed.tolist() == [-1, 2, 2, 1]
 
 
 def _sampler_spec(checkpoint: Path) -> ComponentSpec:

@@ -24,7 +24,7 @@ def poison(bundle: Path, component: str, initializer: str) -> None:
 @pytest.mark.parametrize(
     ("component", "initializer", "message"),
     [
-        ("unet", "network.conv_out.bias", "unet: the latents hold NaN or infinity"),
+        ("unet", "network.conv_out.bias", "unet: picture 1 holds NaN or infinity from step 1 of 2 on"),
         ("vae_decoder", "network.decoder.conv_out.bias", "vae_decoder: the image holds NaN or infinity"),
     ],
 )

@@ -263,7 +263,7 @@ def test_replacing_folder_refuses_a_folder_that_is_no_bundle(tmp_path):
         with replacing_folder(tmp_path / "documents"):
             pass
 
-    with pytest.raises(BundleError, match="documents: exists and is not a bundle; it would be lost. Name another"):
+    with pytest.raises(BundleError, match="documents: exists and is not a bundle; it would be lost"):
         replace()
     assert (tmp_path / "documents" / "thesis.txt").read_text() == "years of work"
 
