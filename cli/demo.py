@@ -12,7 +12,7 @@ from rich.table import Table
 
 from latentrt.cli.build import build_with_progress, is_bundle
 from latentrt.cli.export import check_export_installed, export_checkpoint
-from latentrt.cli.home import DEMO, home
+from latentrt.cli.home import demo_path
 from latentrt.cli.options import VerboseOption
 from latentrt.cli.output import configure_logging, console, finish, progress_bar
 from latentrt.cli.sheet import contact_sheet
@@ -62,7 +62,7 @@ def demo_bundle() -> Bundle:
     check_export_installed()
     from latentrt.export.checkpoint import Checkpoint
 
-    path = home() / DEMO
+    path = demo_path()
     if is_bundle(path):
         found = Bundle.open(path)
         wanted = Checkpoint.open(CHECKPOINT, RANDOM_SEED).weights_sha256()

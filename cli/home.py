@@ -1,6 +1,5 @@
-"""Where latentrt keeps what it makes without being told where: `LATENTRT_HOME`, or the user's cache folder."""
+"""The name `demo`, which stands for the bundle that `latentrt demo` made."""
 
-import os
 from pathlib import Path
 
 from latentrt.runtime.bundle import MANIFEST
@@ -9,12 +8,11 @@ from latentrt.runtime.cache import cache_folder
 DEMO = "demo"
 
 
-def home() -> Path:
-    """The folder, which may not exist yet."""
-    named = os.environ.get("LATENTRT_HOME")
-    return Path(named) if named else cache_folder()
+def demo_path() -> Path:
+    """Where the demo's bundle is kept; it may not exist yet."""
+    return cache_folder() / DEMO
 
 
 def bundle_path(name: Path) -> Path:
-    """A bundle's folder from what the user wrote: a path, or `demo` for the bundle that `latentrt demo` made."""
-    return home() / DEMO if str(name) == DEMO and not (name / MANIFEST).is_file() else name
+    """A bundle's folder from what the user wrote: a path, or `demo` where no bundle of that name is at hand."""
+    return demo_path() if str(name) == DEMO and not (name / MANIFEST).is_file() else name

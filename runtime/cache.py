@@ -16,8 +16,9 @@ else:
 
 
 def cache_folder() -> Path:
-    """Where timing caches and kernel caches live: `$XDG_CACHE_HOME/latentrt`, else `~/.cache/latentrt`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentrt"
+    """Where latentrt keeps things by itself: `$LATENTRT_HOME`, `$XDG_CACHE_HOME/latentrt` or `~/.cache/latentrt`."""
+    named = os.environ.get("LATENTRT_HOME")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentrt"
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from command_line import run_main
 from PIL import Image
 
 from latentrt.cli.generate import save_images
-from latentrt.cli.home import bundle_path, home
+from latentrt.cli.home import bundle_path
 from latentrt.cli.main import build_engine
 from latentrt.cli.options import BackendName
 from latentrt.cli.output import run_command
 from latentrt.runtime.backends import BACKENDS
+from latentrt.runtime.cache import cache_folder
 from latentrt.runtime.errors import LatentRTError
 from latentrt.runtime.pipeline import Result
 
@@ -142,12 +143,12 @@ def test_the_installed_scripts(script, tmp_path):
 # Bundles by name
 
 
-def test_home_is_the_folder_named_or_the_cache(monkeypatch, tmp_path):
+def test_the_cache_is_the_folder_named_or_the_user_s(monkeypatch, tmp_path):
     monkeypatch.setenv("LATENTRT_HOME", str(tmp_path))
-    assert home() == tmp_path
+    assert cache_folder() == tmp_path
     monkeypatch.delenv("LATENTRT_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert home() == tmp_path / "cache" / "latentrt"
+    assert cache_folder() == tmp_path / "cache" / "latentrt"
 
 
 def test_demo_is_the_bundle_in_home(own_home, capsys):
