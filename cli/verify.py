@@ -13,10 +13,12 @@ from latentrt.cli.home import bundle_path
 from latentrt.cli.options import BackendName, BundleArgument, SeedOption, VariantOption, VerboseOption
 from latentrt.cli.output import FAILED, configure_logging, console, finish
 from latentrt.runtime.backends import open_backend
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.layers import Departure
     from latentrt.export.verification import Figure
 
 
@@ -26,6 +28,9 @@ def verify(
     backend: Annotated[Optional[BackendName], typer.Option("--backend", help="Whose build to verify.")] = None,  # noqa: UP045
     random_weights: SeedOption = None,
     variant: VariantOption = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="For a component out of tolerance, name the first tensor that departs.")
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Compare a bundle, or a build in it, with its checkpoint run by torch in fp32; exit 1 outside tolerance."""
@@ -41,8 +46,19 @@ def verify(
     for difference in differences:
         console().print(f"[bold red]differs[/] {difference}", markup=True)
     console().print(_table(figures))
+    departures = list(_departures(pipeline.bundle, checkpoint, figures)) if layers else []
+    for departure in departures:
+        console().print(
+            f"{departure.component}: {departure.compared} tensors agree, then {departure.tensor} "
+            f"({departure.operator}) differs by {departure.relative:.1e}"
+        )
     passed = not differences and all(figure.passed for figure in figures)
-    finish(passed=passed, differences=differences, figures=[asdict(figure) for figure in figures])
+    finish(
+        passed=passed,
+        differences=differences,
+        figures=[asdict(figure) for figure in figures],
+        departures=[asdict(departure) for departure in departures],
+    )
     if not passed:
         raise typer.Exit(FAILED)
 
@@ -54,6 +70,25 @@ def _figures(pipeline: Pipeline, checkpoint: "Checkpoint") -> Iterator["Figure"]
     yield from verify_components(pipeline, checkpoint, backend)
     backend.close()
     yield verify_picture(pipeline, checkpoint)
+
+
+def _departures(bundle: Bundle, checkpoint: "Checkpoint", figures: list["Figure"]) -> Iterator["Departure"]:
+    """The first departing tensor in the ONNX file of every component that is out of tolerance."""
+    from latentrt.export.layers import first_departure
+    from latentrt.export.modules import MODULES
+    from latentrt.export.parity import TOLERANCE
+    from latentrt.export.samples import sample_inputs
+
+    for name in dict.fromkeys(figure.component for figure in figures if not figure.passed):
+        if name not in MODULES:
+            continue
+        spec = bundle.manifest.specs()[name]
+        vocabulary = checkpoint.config(MODULES[name][0]).get("vocab_size", 0)
+        inputs = {port: values.numpy() for port, values in sample_inputs(spec, spec.sizes("min"), vocabulary).items()}
+        tolerance = TOLERANCE[bundle.manifest.components[name].precision]
+        departure = first_departure(bundle.onnx(name), spec, checkpoint, inputs, tolerance)
+        if departure is not None:
+            yield departure
 
 
 def _table(figures: list["Figure"]) -> Table:

@@ -14,8 +14,8 @@ from latentrt.cli.main import application
 from latentrt.runtime.bundle import MANIFEST, describe_file
 
 
-def verify(bundle: Path, checkpoint: Path) -> tuple[int, dict]:
-    command = ["verify", str(bundle), "--reference", str(checkpoint), "--backend", "onnxruntime"]
+def verify(bundle: Path, checkpoint: Path, *options: str) -> tuple[int, dict]:
+    command = ["verify", str(bundle), "--reference", str(checkpoint), "--backend", "onnxruntime", *options]
     found = CliRunner().invoke(application(), command, catch_exceptions=False)
     return found.exit_code, json.loads(found.stdout.strip().splitlines()[-1])
 
@@ -78,6 +78,18 @@ def test_one_changed_weight_is_found_in_its_component(bundle: Path, sdxl_checkpo
     assert {figure["component"] for figure in result["figures"] if not figure["passed"]} >= {"unet"}
     sound = [figure for figure in result["figures"] if figure["component"] not in ("unet", "picture")]
     assert all(figure["passed"] for figure in sound)
+
+
+def test_layers_names_the_first_tensor_that_departs(bundle: Path, sdxl_checkpoint: Path) -> None:
+    scale_weight(bundle, "vae_encoder", "network.encoder.down_blocks.1.resnets.0.conv1.weight", 1.05)
+    code, result = verify(bundle, sdxl_checkpoint, "--layers")
+    assert code == 1
+    (departure,) = result["departures"]
+    assert (departure["component"], departure["operator"]) == ("vae_encoder", "Conv")
+    graph = onnx.load(bundle / "onnx" / "fp32" / "vae_encoder.onnx").graph
+    (node,) = (node for node in graph.node if departure["tensor"] in node.output)
+    assert node.input[1] == "network.encoder.down_blocks.1.resnets.0.conv1.weight"
+    assert departure["compared"] > 10
 
 
 @pytest.mark.parametrize(
