@@ -15,9 +15,12 @@ from latentrt.cli.options import (
     ParityOption,
     PrecisionName,
     PrecisionOption,
+    SamplesOption,
     SeedOption,
     TokensOption,
     VaeImagesOption,
+    VaePrecisionName,
+    VaePrecisionOption,
     VariantOption,
     VerboseOption,
     WidthOption,
@@ -46,6 +49,8 @@ def build_engine(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build engines that are up to date, too.")] = False,
     precision: PrecisionOption = PrecisionName.fp16,
+    vae_precision: VaePrecisionOption = VaePrecisionName.auto,
+    samples: SamplesOption = None,
     parity: ParityOption = ParityDepth.full,
     random_weights: SeedOption = None,
     variant: VariantOption = None,
@@ -63,7 +68,9 @@ def build_engine(
             f"{source} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE"
         )
     else:
-        bundle = export_checkpoint(source, output, precision, ranges, parity, random_weights, variant)
+        bundle = export_checkpoint(
+            source, output, precision, ranges, parity, random_weights, variant, vae_precision, samples
+        )
     record = build_with_progress(bundle, backend, ranges, target, force)
     finish(
         bundle=bundle.path,

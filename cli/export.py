@@ -14,9 +14,12 @@ from latentrt.cli.options import (
     ParityOption,
     PrecisionName,
     PrecisionOption,
+    SamplesOption,
     SeedOption,
     TokensOption,
     VaeImagesOption,
+    VaePrecisionName,
+    VaePrecisionOption,
     VariantOption,
     VerboseOption,
     WidthOption,
@@ -38,6 +41,8 @@ def export(
     images: ImagesOption = None,
     tokens: TokensOption = None,
     vae_images: VaeImagesOption = None,
+    vae_precision: VaePrecisionOption = VaePrecisionName.auto,
+    samples: SamplesOption = None,
     parity: ParityOption = ParityDepth.full,
     random_weights: SeedOption = None,
     variant: VariantOption = None,
@@ -46,7 +51,9 @@ def export(
     """Trace a checkpoint's networks to ONNX, compare them with torch, and write a bundle."""
     configure_logging(verbose)
     ranges = {"width": width, "height": height, "images": images, "tokens": tokens, "vae_images": vae_images}
-    bundle = export_checkpoint(checkpoint, output, precision, ranges, parity, random_weights, variant)
+    bundle = export_checkpoint(
+        checkpoint, output, precision, ranges, parity, random_weights, variant, vae_precision, samples
+    )
     parts = bundle.manifest.components
     finish(
         bundle=bundle.path,
@@ -78,6 +85,8 @@ def export_checkpoint(
     depth: str = "full",
     random_weights: int | None = None,
     variant: str | None = None,
+    vae_precision: str = "auto",
+    samples: Path | None = None,
 ) -> Bundle:
     """Export with a progress bar; `ranges` of None are the family's own."""
     check_export_installed()
@@ -92,6 +101,8 @@ def export_checkpoint(
             output,
             precision=precision,  # type: ignore[arg-type]
             limits=limits,
+            vae_precision=vae_precision,  # type: ignore[arg-type]
+            samples=samples,
             depth=depth,  # type: ignore[arg-type]
             progress=lambda part, done, total: update(f"exporting {part}", done, total),
         )

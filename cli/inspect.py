@@ -27,6 +27,8 @@ def inspect(
     screen = console()
     for table in (facts_table(opened), component_table(opened.manifest), dims_table(opened.manifest)):
         screen.print(table)
+    if any(part.numerics for part in opened.manifest.components.values()):
+        screen.print(numerics_table(opened.manifest))
     for build in builds.values():
         screen.print(build_table(build))
     finish(manifest=opened.manifest.model_dump(), builds={name: build.model_dump() for name, build in builds.items()})
@@ -82,6 +84,26 @@ def component_table(manifest: Manifest) -> Table:
             escape("\n".join(f"{port} {text}" for port, text in part.inputs.items())),
             escape("\n".join(f"{port} {text}" for port, text in part.outputs.items())),
             "not compared" if worst is None else f"{worst:.1e} in {len({found.case for found in part.parity})} cases",
+        )
+    return table
+
+
+def numerics_table(manifest: Manifest) -> Table:
+    """One row per component that was measured for fp16: how large its values are, and what made them fit."""
+    table = Table(title="fp16 range", title_justify="left")
+    for column in ("component", "largest", "scaled", "signals scaled by", "float32 islands", "fp16 error"):
+        table.add_column(column, justify="right" if column in ("largest", "scaled") else "left")
+    for name, part in manifest.components.items():
+        if part.numerics is None:
+            continue
+        found = part.numerics
+        table.add_row(
+            name,
+            f"{max(found.ranges.values(), default=0.0):,.4g}",
+            f"{found.largest:,.4g}",
+            "\n".join(f"{signal} 2^{exponent}" for signal, exponent in found.scales.items()) or "none",
+            "\n".join(found.islands) or "none",
+            f"{found.relative:.1e} over {found.samples} samples",
         )
     return table
 

@@ -20,6 +20,14 @@ class PrecisionName(StrEnum):
     fp32 = "fp32"
 
 
+class VaePrecisionName(StrEnum):
+    """Precisions of the VAE, if not the other networks'."""
+
+    auto = "auto"
+    fp16 = "fp16"
+    fp32 = "fp32"
+
+
 class ParityDepth(StrEnum):
     """How thoroughly an export is compared with torch."""
 
@@ -29,6 +37,14 @@ class ParityDepth(StrEnum):
 
 
 PrecisionOption = Annotated[PrecisionName, typer.Option("--precision", help="Arithmetic of the exported networks.")]
+VaePrecisionOption = Annotated[
+    VaePrecisionName,
+    typer.Option("--vae-precision", help="The VAE's; auto: as --precision, and fp32 where fp16 does not hold it."),
+]
+SamplesOption = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
+    typer.Option("--samples", help="Folder of images over which an fp16 VAE is measured, too.", metavar="FOLDER"),
+]
 ParityOption = Annotated[
     ParityDepth,
     typer.Option("--parity", help="Comparison with torch: at min, opt, max and special sizes; at small sizes; none."),

@@ -27,7 +27,8 @@ class BuildProgress:
 class Job:
     """One component to build: its ONNX file becomes `folder/<stem>.<suffix>`, in an empty folder of its own.
 
-    `report` takes the name of the phase that begins.
+    `report` takes the name of the phase that begins. `float32_layers`: convolutions, matmuls and attentions that the
+    export left in float32, because lower precisions overflow there.
     """
 
     spec: ComponentSpec
@@ -36,6 +37,7 @@ class Job:
     folder: Path
     stem: str
     report: Callable[[str], None] = field(default=lambda phase: None)
+    float32_layers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

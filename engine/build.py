@@ -90,7 +90,9 @@ def build_one(
     """Build one component and put its files in their place."""
     tracker.begin(spec.name)
     with folder.new_files() as temporary:
-        job = Job(spec, key.precision, bundle.onnx(spec.name), temporary, folder.stem(key), tracker.phase)
+        numerics = bundle.manifest.components[spec.name].numerics
+        islands = numerics.float32_layers if numerics else 0
+        job = Job(spec, key.precision, bundle.onnx(spec.name), temporary, folder.stem(key), tracker.phase, islands)
         built = builder.build(job)
         files = folder.adopt(temporary, built.files)
     seconds = tracker.done()

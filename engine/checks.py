@@ -62,15 +62,24 @@ def fits(spec: ComponentSpec, port: Port, tensor: Tensor) -> bool:
     )
 
 
-def check_precision(spec: ComponentSpec, precision: Precision, layers: Sequence[Layer]) -> None:
+def check_precision(
+    spec: ComponentSpec, precision: Precision, layers: Sequence[Layer], float32_layers: int = 0
+) -> None:
     """Raise `PrecisionError` where a convolution, matmul or attention runs in another dtype than the precision's.
 
     They do nearly all the arithmetic. Other layers (normalisation, softmax, sinusoids) may be kept in float32.
+    `float32_layers`: how many of them the export declared to be float32, no more and no fewer.
     """
     asked: Precision = "fp32" if spec.name in FLOAT32_COMPONENTS else precision
     wrong = [layer for layer in layers if layer.dtype != DTYPES[asked]]
-    if wrong:
+    if wrong and (len(wrong) != float32_layers or any(layer.dtype != "float32" for layer in wrong)):
+        declared = f", the bundle declares {float32_layers} as float32" if float32_layers else ""
         raise PrecisionError(
             f"{spec.name}: {wrong[0].kind} {wrong[0].name} runs in {wrong[0].dtype}, {asked} needs {DTYPES[asked]}; "
-            f"{len(wrong)} of {len(layers)} such layers differ. {REMEDY} with --precision {asked}"
+            f"{len(wrong)} of {len(layers)} such layers differ{declared}. {REMEDY} with --precision {asked}"
+        )
+    if not wrong and float32_layers:
+        raise PrecisionError(
+            f"{spec.name}: no layer runs in float32, the bundle declares {float32_layers} that must, because fp16 "
+            f"overflows there. {REMEDY}"
         )

@@ -73,5 +73,5 @@ def check_graph(job: Job) -> Mapping[str, int]:
         {value.name: graphs.describe(value) for value in graph.input},
         {value.name: graphs.describe(value) for value in graph.output},
     )
-    check_precision(job.spec, job.precision, graphs.heavy_nodes(graph))
+    check_precision(job.spec, job.precision, graphs.heavy_nodes(graph), job.float32_layers)
     return graphs.count_nodes(graph)

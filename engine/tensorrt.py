@@ -43,7 +43,7 @@ class TensorRTBuilder:
         network, parser = self._parse(builder, job)
         kinds = allow_decomposition(self.trt, network)
         check_ports(job.spec, inputs(network), outputs(network))
-        check_precision(job.spec, job.precision, heavy_layers(network))
+        check_precision(job.spec, job.precision, heavy_layers(network), job.float32_layers)
         counts = count_layers(network)
         with self._config(builder, job) as config:
             plan = self._serialize(builder, network, config, job)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -15,9 +16,12 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.modules import MODULES
 from latentrt.export.sampler_graph import sampler_graph
 from latentrt.export.trace import TORCH_DTYPES, count_parameters, save, trace
+from latentrt.export.vae_samples import vae_samples
+from latentrt.export.vae_scaling import fit_to_fp16
 from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, replacing_folder, write_record
 from latentrt.runtime.components import DTYPES, component_specs
-from latentrt.runtime.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
+from latentrt.runtime.errors import CheckpointError, ParityError
+from latentrt.runtime.manifest import ComponentRecord, Defaults, Manifest, NumericsRecord, Provenance, port_table
 from latentrt.runtime.model import Limits
 from latentrt.runtime.samplers import sampler_for
 from latentrt.runtime.specs import ComponentSpec, Precision
@@ -26,6 +30,11 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+VAE = frozenset({"vae_decoder", "vae_encoder"})
+
+VaePrecision = Literal["auto", "fp16", "fp32"]
+"""`auto`: the bundle's, and fp32 for a half of the VAE that fp16 does not hold even scaled and with islands."""
 
 DEFAULT_STEPS = 30
 DEFAULT_GUIDANCE = 5.0
@@ -59,14 +68,15 @@ def export_bundle(
     limits = limits or Limits.around(model.native_size)
     precisions = component_precisions(precision, vae_precision)
     specs = component_specs(model, limits, precisions)
-    float32 = component_specs(model, limits, dict.fromkeys(MODULES, "fp32"))
+    fallbacks = component_specs(model, limits, dict.fromkeys(MODULES, "fp32"))
     with replacing_folder(target) as folder:
         records: dict[str, ComponentRecord] = {}
         for done, (name, spec) in enumerate(specs.items()):
             progress(name, done, len(specs))
-            records[name] = export_component(
-                checkpoint, spec, precisions.get(name, precision), folder, precision, depth
-            )
+            own = precisions.get(name, precision)
+            falls_back = name in VAE and own == "fp16" and vae_precision == "auto"
+            fallback = fallbacks[name] if falls_back else None
+            records[name] = export_or_fall_back(checkpoint, spec, own, folder, precision, depth, samples, fallback)
         progress("manifest", len(specs), len(specs))
         _copy_tokenizers(checkpoint, folder)
         write_record(folder / MANIFEST, _manifest(checkpoint, folder, precision, limits, records))
@@ -79,6 +89,26 @@ def component_precisions(precision: Precision, vae_precision: VaePrecision) -> d
     return {name: vae if name in VAE else precision for name in MODULES}
 
 
+def export_or_fall_back(
+    checkpoint: Checkpoint,
+    spec: ComponentSpec,
+    precision: Precision,
+    folder: Path,
+    bundle_precision: Precision,
+    depth: parity.Depth,
+    samples: Path | None,
+    fallback: ComponentSpec | None,
+) -> ComponentRecord:
+    """Export one component, with float32's ports `fallback`, if given, where its own precision does not hold it."""
+    try:
+        return export_component(checkpoint, spec, precision, folder, bundle_precision, depth, samples)
+    except (CheckpointError, ParityError) as error:
+        if fallback is None:
+            raise
+        logger.warning("%s stays in fp32, slower and larger: %s", spec.name, error)
+    return export_component(checkpoint, fallback, "fp32", folder, bundle_precision, depth)
+
+
 def export_component(
     checkpoint: Checkpoint,
     spec: ComponentSpec,
@@ -86,22 +116,21 @@ def export_component(
     folder: Path,
     bundle_precision: Precision,
     depth: parity.Depth,
+    samples: Path | None = None,
 ) -> ComponentRecord:
     """Trace one component, write its ONNX file under `folder` and compare it with torch."""
     started = time.perf_counter()
     module: torch.nn.Module | None = None
     file = folder / "onnx" / bundle_precision / f"{spec.name}.onnx"
     cases: list[parity.Case] = []
+    numerics: NumericsRecord | None = None
     vocabulary = 0
     if spec.name == "sampler":
         graph = sampler_graph(spec)
     else:
-        source, wrapper = MODULES[spec.name]
-        vocabulary = checkpoint.config(source).get("vocab_size", 0)
-        dtype = TORCH_DTYPES[DTYPES[precision]]
-        module = wrapper(checkpoint.network(source, torch.float32 if depth != "off" else dtype)).eval()
-        cases = parity.reference_cases(module, spec, vocabulary, depth)
-        graph = trace(module.to(dtype), spec, vocabulary)
+        vocabulary = checkpoint.config(MODULES[spec.name][0]).get("vocab_size", 0)
+        module, cases, numerics = _prepare(checkpoint, spec, precision, depth, vocabulary, samples)
+        graph = trace(module, spec, vocabulary)
     files = save(graph, spec, file)
     parameters, nodes = count_parameters(graph), sum(1 for _ in graph.graph.all_nodes())
     del graph
@@ -119,7 +148,30 @@ def export_component(
         parameters=parameters,
         nodes=nodes,
         parity=figures,
+        numerics=numerics,
     )
+
+
+def _prepare(
+    checkpoint: Checkpoint,
+    spec: ComponentSpec,
+    precision: Precision,
+    depth: parity.Depth,
+    vocabulary: int,
+    samples: Path | None,
+) -> tuple[torch.nn.Module, list[parity.Case], NumericsRecord | None]:
+    """The module to trace, in its precision, and what it must compute: the outputs of the float32 network as it was."""
+    source, wrapper = MODULES[spec.name]
+    dtype = TORCH_DTYPES[DTYPES[precision]]
+    measured = spec.name in VAE and precision == "fp16"
+    network = checkpoint.network(source, torch.float32 if measured or depth != "off" else dtype)
+    module = wrapper(network).eval()
+    cases = parity.reference_cases(module, spec, vocabulary, depth)
+    numerics = None
+    if measured:
+        inputs = vae_samples(network, spec.name, checkpoint.model.native_size, samples)
+        numerics = fit_to_fp16(network, spec.name, inputs)
+    return module.to(dtype), cases, numerics
 
 
 def release(module: torch.nn.Module) -> None:

@@ -12,14 +12,14 @@ from torch import Tensor
 from latentrt.export.modules import moments
 from latentrt.runtime.errors import RequestError
 
-PIXELS = 256
-"""Width and height of the samples, for VAEs of that native size or more. The full-size one takes seconds for each."""
+PIXELS = 192
+"""Largest width and height of the samples. Ranges hardly grow with it, the time does."""
 
 MAX_FILES = 16
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def vae_samples(network: Any, component: str, folder: Path | None = None) -> list[Tensor]:
+def vae_samples(network: Any, component: str, native_size: int, folder: Path | None = None) -> list[Tensor]:
     """Inputs of one half of a VAE, float32, one image each.
 
     Encoder: the synthetic images and those in `folder`, (1, 3, pixels, pixels) in -1 … 1. Decoder: the latents of these
@@ -28,7 +28,7 @@ def vae_samples(network: Any, component: str, folder: Path | None = None) -> lis
     Raises:
         RequestError: `folder` holds no image, or one that cannot be read.
     """
-    pixels = min(PIXELS, network.config.sample_size)
+    pixels = min(PIXELS, native_size)
     images = [torch.from_numpy(image) for image in (*synthetic_images(pixels), *folder_images(folder, pixels))]
     if component == "vae_encoder":
         return images

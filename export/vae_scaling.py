@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from latentrt.export import parity
 from latentrt.export.islands import LIMIT, find_islands, place_islands, run_rounded
 from latentrt.export.modules import decode, moments
 from latentrt.export.ranges import Run, measure
-from latentrt.export.vae_samples import vae_samples
 from latentrt.export.vae_signals import UNSCALED, Projection, Signals, vae_signals
 from latentrt.runtime.errors import ParityError
 from latentrt.runtime.manifest import NumericsRecord
@@ -42,12 +40,10 @@ REMEDY = "Export with --vae-precision fp32"
 RUN = {"vae_decoder": decode, "vae_encoder": moments}
 
 
-def fit_to_fp16(
-    network: Any, component: str, folder: Path | None = None, samples: list[Tensor] | None = None
-) -> NumericsRecord:
+def fit_to_fp16(network: Any, component: str, samples: list[Tensor]) -> NumericsRecord:
     """Make one half of an AutoencoderKL (in float32) hold in fp16: scales, islands, weights rounded to fp16.
 
-    `samples` default to `vae_samples` with the images in `folder`. A half whose values all fit is left as it is.
+    A half whose values all fit over the samples is left as it is.
 
     Raises:
         CheckpointError: a block that latentrt does not know.
@@ -56,10 +52,10 @@ def fit_to_fp16(
     """
     started = time.perf_counter()
     half = Half(component, vae_signals(network, component), partial(RUN[component], network))
-    samples = vae_samples(network, component, folder) if samples is None else samples
     ranges, wanted = half.measure(samples)
     exponents = choose_exponents(half.signals, ranges)
-    after, folding_error = half.scale(exponents, samples, wanted) if any(exponents.values()) else (ranges, 0.0)
+    folding_error = half.scale(exponents, samples[-1], wanted[-1]) if any(exponents.values()) else 0.0
+    after = scaled_ranges(half.signals, ranges, exponents)
     islands = find_islands(half.signals, after)
     layers = place_islands(network, islands)
     record = NumericsRecord(
@@ -95,19 +91,20 @@ class Half:
         """Ranges by module, and outputs."""
         return measure(self.signals.network, self.signals.modules, self.signals.attentions, self.run, samples)
 
-    def scale(
-        self, exponents: Mapping[str, int], samples: list[Tensor], wanted: list[Tensor]
-    ) -> tuple[dict[str, float], float]:
-        """Fold the scales in; returns the new ranges, and what changed in the outputs: nothing, or it raises."""
+    def scale(self, exponents: Mapping[str, int], sample: Tensor, wanted: Tensor) -> float:
+        """Fold the scales in; returns what changed in the outputs: nothing, or it raises.
+
+        One sample is enough: every weight takes part in it.
+        """
         fold(self.signals, exponents)
-        ranges, found = self.measure(samples)
-        error = difference(found, wanted)
+        with torch.no_grad():
+            error = difference([self.run(sample)], [wanted])
         if not error <= EXACTNESS:
             raise ParityError(
                 f"{self.component}: scaling by powers of two changed the float32 outputs by {error:.1e} (relative), "
                 f"allowed {EXACTNESS:.0e}. {REMEDY}"
             )
-        return ranges, error
+        return error
 
     def fp16_error(self, samples: list[Tensor], wanted: list[Tensor]) -> float:
         """How far fp16 is from float32 over the samples; raises where that is out of tolerance."""
@@ -118,6 +115,16 @@ class Half:
                 f"allowed {parity.TOLERANCE['fp16']:.0e}. {REMEDY}"
             )
         return error
+
+
+def scaled_ranges(signals: Signals, ranges: Mapping[str, float], exponents: Mapping[str, int]) -> dict[str, float]:
+    """The ranges after scaling: exactly those before, times the scale of the signal that a module writes."""
+    scaled = {
+        writer: ranges[writer] * 2.0 ** exponents.get(signal, 0)
+        for signal, writers in signals.writers.items()
+        for writer in writers
+    }
+    return {**ranges, **scaled}
 
 
 def inside(name: str, islands: Collection[str]) -> bool:

@@ -19,7 +19,6 @@ from typing import Any
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
@@ -111,7 +110,7 @@ class Signals:
         """The residual blocks, attentions and samplings of one block, in the order in which they run."""
         block: Any = self.network.get_submodule(name)
         # In the middle block an attention stands before a residual block, elsewhere behind it.
-        shift = 1 if isinstance(block, UNetMidBlock2D) else 0
+        shift = 1 if name.endswith("mid_block") else 0
         attentions = [None] * shift + list(getattr(block, "attentions", ()))
         for index, attention in zip_longest(range(len(block.resnets)), attentions):
             if shift and attention is not None:

@@ -12,7 +12,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
     """No test reads or writes the user's own bundles and caches."""
     os.environ["LATENTRT_HOME"] = str(tmp_path_factory.mktemp("home"))
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

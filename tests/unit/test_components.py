@@ -31,6 +31,7 @@ SHAPES = {
             "noise_pred": (4, 4, 104, 128),
             "state": (2, 2, 4, 104, 128),
             "step": (2,),
+            "failed": (2,),
             "weights": (2, 31, 2, 4),
             "readout": (2, 31, 2),
             "timesteps": (2, 31),
@@ -41,13 +42,15 @@ SHAPES = {
         {
             "next_state": (2, 2, 4, 104, 128),
             "next_step": (2,),
+            "next_failed": (2,),
             "sample": (4, 4, 104, 128),
             "timestep": (4,),
         },
     ),
 }
 FLOAT32 = {"timestep", "time_ids", "magnitude", "state", "weights", "readout", "timesteps", "guidance", "noise"}
-OTHER = {"input_ids": "int64", "step": "int64", "row_image": "int64", "next_step": "int64", "next_state": "float32"}
+INT64 = ("input_ids", "step", "failed", "row_image", "next_step", "next_failed")
+OTHER = dict.fromkeys(INT64, "int64") | {"next_state": "float32"}
 
 
 @pytest.fixture(scope="module")

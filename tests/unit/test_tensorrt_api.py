@@ -46,7 +46,7 @@ def module(request: pytest.FixtureRequest) -> ModuleType:
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandInCuda:
     stand_in = StandInCuda()
     monkeypatch.setattr(cuda, "bindings", lambda: stand_in)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LATENTRT_HOME", str(tmp_path / "cache" / "latentrt"))
     return stand_in
 
 

@@ -1,0 +1,108 @@
+"""The full-size SDXL VAE, its weights made up and blown up: made to hold in fp16, exported, built, and measured.
+
+    /usr/bin/time -v python benchmarks/vae_fp16.py [CHECKPOINT] [--blow-up EXPONENT]
+
+Prints one line per half and one JSON line at the end: largest value before and after, scales (smallest and largest
+exponent, how many), islands, fp16's error over the samples, the share of multiplications in fp16, the heavy layers of
+TensorRT-RTX's network, seconds, the processor's own seconds of the first stage, and peak memory.
+"""
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from latentrt.engine.base import Job
+from latentrt.engine.tensorrt import TensorRTBuilder
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.exporter import VAE, component_precisions
+from latentrt.export.modules import MODULES
+from latentrt.export.trace import save, trace
+from latentrt.export.vae_samples import vae_samples
+from latentrt.export.vae_scaling import fit_to_fp16, fold
+from latentrt.export.vae_signals import vae_signals
+from latentrt.runtime.components import component_specs
+from latentrt.runtime.model import Limits
+
+
+def main() -> None:
+    """Measure both halves."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("checkpoint", nargs="?", default="benchmarks/configs/sdxl-base")
+    parser.add_argument("--blow-up", type=int, default=17, help="every signal grows by this power of two")
+    arguments = parser.parse_args()
+    checkpoint = Checkpoint.open(arguments.checkpoint, random_seed=0)
+    figures = {name: measure(checkpoint, name, arguments.blow_up) for name in sorted(VAE)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(json.dumps(figures | {"peak_gb": round(peak, 2)}))
+
+
+def measure(checkpoint: Checkpoint, component: str, exponent: int) -> dict[str, Any]:
+    """One half: blown up, made to fit, exported, built."""
+    limits = Limits.around(checkpoint.model.native_size)
+    spec = component_specs(checkpoint.model, limits, component_precisions("fp16", "fp16"))[component]
+    network = checkpoint.network("vae", torch.float32)
+    signals = vae_signals(network, component)
+    fold(signals, {name: exponent for name in signals.writers if name and not name.endswith((".to_q", ".to_k"))})
+    seconds, started, processor = {}, time.perf_counter(), time.process_time()
+    samples = vae_samples(network, component, checkpoint.model.native_size)
+    record = fit_to_fp16(network, component, samples)
+    seconds |= {"fit": time.perf_counter() - started, "fit, processor": time.process_time() - processor}
+    module = MODULES[component][1](network).half().eval()
+    share = fp16_share(module, component)
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        (file, *_) = save(trace(module, spec, 0), spec, Path(folder) / f"{component}.onnx")
+        seconds["export"] = time.perf_counter() - started
+        started = time.perf_counter()
+        built = TensorRTBuilder("tensorrt-rtx", "sm80+").build(Job(spec, "fp16", file, Path(folder), component))
+        seconds["build"] = time.perf_counter() - started
+    heavy = ("CONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_INPUT")
+    found = {
+        "largest": max(record.ranges.values()),
+        "largest_scaled": record.largest,
+        "scales": [min(record.scales.values(), default=0), max(record.scales.values(), default=0), len(record.scales)],
+        "islands": record.islands,
+        "folding_error": record.folding_error,
+        "fp16_error": record.relative,
+        "fp16_share_of_flops": share,
+        "layers": {kind: count for kind, count in built.layers.items() if kind.startswith(heavy)},
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+    print(component, found, flush=True)
+    return found
+
+
+def fp16_share(module: nn.Module, component: str) -> float:
+    """Multiplications of convolutions, linear layers and attentions outside islands, over all of them, at 128 pixels.
+
+    Counted on the meta device, where nothing is computed.
+    """
+    counts = {torch.float16: 0, torch.float32: 0}
+
+    def count(layer: Any, _inputs: Any, output: torch.Tensor) -> None:
+        if isinstance(layer, Attention):  # queries times keys, weights times values
+            counts[layer.to_q.weight.dtype] += 2 * output[0, 0].numel() * output.numel()
+        else:
+            counts[layer.weight.dtype] += layer.weight[0].numel() * output.numel()
+
+    shape = (1, 4, 16, 16) if component == "vae_decoder" else (1, 3, 128, 128)
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear | Attention)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    weights = {name: tensor.to("meta") for name, tensor in module.state_dict().items()}
+    with torch.no_grad(), torch.device("meta"):
+        torch.func.functional_call(module, weights, (torch.empty(shape, dtype=torch.float16),))
+    for hook in hooks:
+        hook.remove()
+    return counts[torch.float16] / sum(counts.values())
+
+
+if __name__ == "__main__":
+    main()
