@@ -2,36 +2,27 @@
 
 import logging
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from latentrt.export import parity
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.component import VAE, ComponentExporter
 from latentrt.export.modules import MODULES
-from latentrt.export.sampler_graph import sampler_graph
-from latentrt.export.trace import TORCH_DTYPES, count_parameters, save, trace
-from latentrt.export.vae_samples import vae_samples
-from latentrt.export.vae_scaling import fit_to_fp16
 from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, replacing_folder, write_record
-from latentrt.runtime.components import DTYPES, component_specs
-from latentrt.runtime.errors import CheckpointError, ParityError
-from latentrt.runtime.manifest import ComponentRecord, Defaults, Manifest, NumericsRecord, Provenance, port_table
+from latentrt.runtime.components import component_specs
+from latentrt.runtime.manifest import ComponentRecord, Defaults, Manifest, Provenance
 from latentrt.runtime.model import Limits
 from latentrt.runtime.samplers import sampler_for
-from latentrt.runtime.specs import ComponentSpec, Precision
+from latentrt.runtime.specs import Precision
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
-
-VAE = frozenset({"vae_decoder", "vae_encoder"})
 
 VaePrecision = Literal["auto", "fp16", "fp32"]
 """`auto`: the bundle's, and fp32 for a half of the VAE that fp16 does not hold even scaled and with islands."""
@@ -70,13 +61,13 @@ def export_bundle(
     specs = component_specs(model, limits, precisions)
     fallbacks = component_specs(model, limits, dict.fromkeys(MODULES, "fp32"))
     with replacing_folder(target) as folder:
+        exporter = ComponentExporter(checkpoint, folder, precision, depth, samples)
         records: dict[str, ComponentRecord] = {}
         for done, (name, spec) in enumerate(specs.items()):
             progress(name, done, len(specs))
             own = precisions.get(name, precision)
             falls_back = name in VAE and own == "fp16" and vae_precision == "auto"
-            fallback = fallbacks[name] if falls_back else None
-            records[name] = export_or_fall_back(checkpoint, spec, own, folder, precision, depth, samples, fallback)
+            records[name] = exporter.export(spec, own, fallbacks[name] if falls_back else None)
         progress("manifest", len(specs), len(specs))
         _copy_tokenizers(checkpoint, folder)
         write_record(folder / MANIFEST, _manifest(checkpoint, folder, precision, limits, records))
@@ -87,97 +78,6 @@ def component_precisions(precision: Precision, vae_precision: VaePrecision) -> d
     """Each component's precision: the bundle's, but the VAE's own where it is named."""
     vae = precision if vae_precision == "auto" else vae_precision
     return {name: vae if name in VAE else precision for name in MODULES}
-
-
-def export_or_fall_back(
-    checkpoint: Checkpoint,
-    spec: ComponentSpec,
-    precision: Precision,
-    folder: Path,
-    bundle_precision: Precision,
-    depth: parity.Depth,
-    samples: Path | None,
-    fallback: ComponentSpec | None,
-) -> ComponentRecord:
-    """Export one component, with float32's ports `fallback`, if given, where its own precision does not hold it."""
-    try:
-        return export_component(checkpoint, spec, precision, folder, bundle_precision, depth, samples)
-    except (CheckpointError, ParityError) as error:
-        if fallback is None:
-            raise
-        logger.warning("%s stays in fp32, slower and larger: %s", spec.name, error)
-    return export_component(checkpoint, fallback, "fp32", folder, bundle_precision, depth)
-
-
-def export_component(
-    checkpoint: Checkpoint,
-    spec: ComponentSpec,
-    precision: Precision,
-    folder: Path,
-    bundle_precision: Precision,
-    depth: parity.Depth,
-    samples: Path | None = None,
-) -> ComponentRecord:
-    """Trace one component, write its ONNX file under `folder` and compare it with torch."""
-    started = time.perf_counter()
-    module: torch.nn.Module | None = None
-    file = folder / "onnx" / bundle_precision / f"{spec.name}.onnx"
-    cases: list[parity.Case] = []
-    numerics: NumericsRecord | None = None
-    vocabulary = 0
-    if spec.name == "sampler":
-        graph = sampler_graph(spec)
-    else:
-        vocabulary = checkpoint.config(MODULES[spec.name][0]).get("vocab_size", 0)
-        module, cases, numerics = _prepare(checkpoint, spec, precision, depth, vocabulary, samples)
-        graph = trace(module, spec, vocabulary)
-    files = save(graph, spec, file)
-    parameters, nodes = count_parameters(graph), sum(1 for _ in graph.graph.all_nodes())
-    del graph
-    if module is not None:
-        release(module)
-    figures = parity.compare(file, spec, cases, vocabulary, precision)
-    logger.info(
-        "%s: %d nodes, %.1f M parameters, %.1f s", spec.name, nodes, parameters / 1e6, time.perf_counter() - started
-    )
-    return ComponentRecord(
-        precision=precision,
-        files=tuple(path.relative_to(folder).as_posix() for path in files),
-        inputs=port_table(spec.inputs),
-        outputs=port_table(spec.outputs),
-        parameters=parameters,
-        nodes=nodes,
-        parity=figures,
-        numerics=numerics,
-    )
-
-
-def _prepare(
-    checkpoint: Checkpoint,
-    spec: ComponentSpec,
-    precision: Precision,
-    depth: parity.Depth,
-    vocabulary: int,
-    samples: Path | None,
-) -> tuple[torch.nn.Module, list[parity.Case], NumericsRecord | None]:
-    """The module to trace, in its precision, and what it must compute: the outputs of the float32 network as it was."""
-    source, wrapper = MODULES[spec.name]
-    dtype = TORCH_DTYPES[DTYPES[precision]]
-    measured = spec.name in VAE and precision == "fp16"
-    network = checkpoint.network(source, torch.float32 if measured or depth != "off" else dtype)
-    module = wrapper(network).eval()
-    cases = parity.reference_cases(module, spec, vocabulary, depth)
-    numerics = None
-    if measured:
-        inputs = vae_samples(network, spec.name, checkpoint.model.native_size, samples)
-        numerics = fit_to_fp16(network, spec.name, inputs)
-    return module.to(dtype), cases, numerics
-
-
-def release(module: torch.nn.Module) -> None:
-    """Free a module's weights for good: torch.export's caches keep the tensors themselves alive."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data = torch.empty(0, dtype=tensor.dtype)
 
 
 def _copy_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:

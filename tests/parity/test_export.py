@@ -12,7 +12,8 @@ import torch
 
 from latentrt.export import parity
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.exporter import export_bundle, export_component
+from latentrt.export.component import ComponentExporter
+from latentrt.export.exporter import export_bundle
 from latentrt.export.modules import MODULES, VaeDecoder
 from latentrt.export.sampler_graph import sampler_graph, sampler_reference
 from latentrt.export.trace import save, trace
@@ -113,7 +114,7 @@ def test_a_component_out_of_tolerance_fails_the_export_and_nothing_is_left(
     with pytest.raises(
         ParityError, match=r"vae_decoder: output image differs from torch by .* in case 'min', allowed 1e-04"
     ):
-        export_component(checkpoint, specs["vae_decoder"], "fp32", tmp_path, "fp32", "full")
+        ComponentExporter(checkpoint, tmp_path, "fp32", "full").export(specs["vae_decoder"], "fp32")
 
 
 def test_a_graph_with_other_ports_than_the_spec_is_refused(sdxl_checkpoint: Path, tmp_path: Path) -> None:

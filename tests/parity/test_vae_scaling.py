@@ -18,7 +18,8 @@ from vaes import HALVES, SPIKES, blow_up, fit, half, inputs, relative, run, spik
 from latentrt.cli.main import application
 from latentrt.engine.build import build_engines
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.exporter import component_precisions, export_component, export_or_fall_back
+from latentrt.export.component import ComponentExporter
+from latentrt.export.exporter import component_precisions
 from latentrt.export.islands import LIMIT
 from latentrt.export.modules import MODULES
 from latentrt.export.ranges import measure
@@ -169,7 +170,8 @@ def vae_bundle(folder: Path, vae: AutoencoderKL, names: tuple[str, ...]) -> Bund
     """A bundle with nothing but halves of a VAE in fp16, compared with torch at small sizes."""
     checkpoint, target = write_checkpoint(folder / "checkpoint", vae), folder / "bundle"
     specs = vae_specs(checkpoint, "fp16")
-    records = {name: export_component(checkpoint, specs[name], "fp16", target, "fp16", "quick") for name in names}
+    exporter = ComponentExporter(checkpoint, target, "fp16", "quick")
+    records = {name: exporter.export(specs[name], "fp16") for name in names}
     manifest = Manifest(
         latentrt="0",
         precision="fp16",
@@ -233,13 +235,13 @@ def test_a_vae_that_fp16_cannot_hold_falls_back_aloud_or_fails(tmp_path, caplog)
         vae.decoder.up_blocks[3].resnets[0].conv2.bias[0] = 2.0**40
     checkpoint = write_checkpoint(tmp_path / "checkpoint", vae)
     spec, fallback = (vae_specs(checkpoint, precision)["vae_decoder"] for precision in ("fp16", "fp32"))
-    arguments = (checkpoint, spec, "fp16", tmp_path, "fp16", "quick", None)
+    exporter = ComponentExporter(checkpoint, tmp_path, "fp16", "quick")
     message = (
         r"^vae_decoder: fp16 differs from float32 by .* over 4 samples, allowed 3e-02\. Export with --vae-precision fp"
     )
     with pytest.raises(ParityError, match=message):
-        export_or_fall_back(*arguments, None)
-    record = export_or_fall_back(*arguments, fallback)
+        exporter.export(spec, "fp16")
+    record = exporter.export(spec, "fp16", fallback)
     assert (record.precision, record.numerics) == ("fp32", None)
     assert record.inputs["latent"].startswith("float32")
     assert "vae_decoder stays in fp32, slower and larger: vae_decoder: fp16 differs" in caplog.text

@@ -1,0 +1,119 @@
+"""One component: from the checkpoint's network to an ONNX file that is compared with torch."""
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from latentrt.export import parity
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.modules import MODULES
+from latentrt.export.sampler_graph import sampler_graph
+from latentrt.export.trace import TORCH_DTYPES, count_parameters, save, trace
+from latentrt.export.vae_samples import vae_samples
+from latentrt.export.vae_scaling import fit_to_fp16
+from latentrt.runtime.components import DTYPES
+from latentrt.runtime.errors import CheckpointError, ParityError
+from latentrt.runtime.manifest import ComponentRecord, NumericsRecord, port_table
+from latentrt.runtime.specs import ComponentSpec, Precision
+
+logger = logging.getLogger(__name__)
+
+VAE = frozenset({"vae_decoder", "vae_encoder"})
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A module in the precision it is traced in, what it must compute, and what was measured for it."""
+
+    module: torch.nn.Module
+    cases: list[parity.Case]
+    numerics: NumericsRecord | None
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentExporter:
+    """Exports the components of one checkpoint into one bundle's folder.
+
+    `precision` is the bundle's, and names the folder of the ONNX files; a component's own may differ. `samples`: a
+    folder of images over which the VAE is measured too.
+    """
+
+    checkpoint: Checkpoint
+    folder: Path
+    precision: Precision
+    depth: parity.Depth
+    samples: Path | None = None
+
+    def export(
+        self, spec: ComponentSpec, precision: Precision, fallback: ComponentSpec | None = None
+    ) -> ComponentRecord:
+        """Export one component; with the float32 ports `fallback`, if given, where its own precision does not hold it.
+
+        Raises:
+            CheckpointError: it does not trace to its ports.
+            ParityError: its outputs differ from torch's by more than the tolerance.
+        """
+        try:
+            return self._export(spec, precision)
+        except (CheckpointError, ParityError) as error:
+            if fallback is None:
+                raise
+            logger.warning("%s stays in fp32, slower and larger: %s", spec.name, error)
+        return self._export(fallback, "fp32")
+
+    def _export(self, spec: ComponentSpec, precision: Precision) -> ComponentRecord:
+        started = time.perf_counter()
+        file = self.folder / "onnx" / self.precision / f"{spec.name}.onnx"
+        prepared = None if spec.name == "sampler" else self._prepare(spec, precision)
+        graph = sampler_graph(spec) if prepared is None else trace(prepared.module, spec, self._vocabulary(spec))
+        files = save(graph, spec, file)
+        parameters, nodes = count_parameters(graph), _count_nodes(graph)
+        del graph
+        if prepared is not None:
+            release(prepared.module)
+        cases = prepared.cases if prepared else []
+        figures = parity.compare(file, spec, cases, self._vocabulary(spec), precision)
+        seconds = time.perf_counter() - started
+        logger.info("%s: %d nodes, %.1f M parameters, %.1f s", spec.name, nodes, parameters / 1e6, seconds)
+        return ComponentRecord(
+            precision=precision,
+            files=tuple(path.relative_to(self.folder).as_posix() for path in files),
+            inputs=port_table(spec.inputs),
+            outputs=port_table(spec.outputs),
+            parameters=parameters,
+            nodes=nodes,
+            parity=figures,
+            numerics=prepared.numerics if prepared else None,
+        )
+
+    def _vocabulary(self, spec: ComponentSpec) -> int:
+        """How many token ids the component's network knows, or 0."""
+        return int(self.checkpoint.config(MODULES[spec.name][0]).get("vocab_size", 0)) if spec.name in MODULES else 0
+
+    def _prepare(self, spec: ComponentSpec, precision: Precision) -> Prepared:
+        """Load the network in float32 where anything is compared or measured, take its outputs, then cast it."""
+        source, wrapper = MODULES[spec.name]
+        dtype = TORCH_DTYPES[DTYPES[precision]]
+        measured = spec.name in VAE and precision == "fp16"
+        network = self.checkpoint.network(source, torch.float32 if measured or self.depth != "off" else dtype)
+        module = wrapper(network).eval()
+        cases = parity.reference_cases(module, spec, self._vocabulary(spec), self.depth)
+        numerics = None
+        if measured:
+            inputs = vae_samples(network, spec.name, self.checkpoint.model.native_size, self.samples)
+            numerics = fit_to_fp16(network, spec.name, inputs)
+        return Prepared(module.to(dtype), cases, numerics)
+
+
+def _count_nodes(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph.all_nodes())
+
+
+def release(module: torch.nn.Module) -> None:
+    """Free a module's weights for good: torch.export's caches keep the tensors themselves alive."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data = torch.empty(0, dtype=tensor.dtype)
