@@ -15,10 +15,13 @@ from latentrt.cli.export import check_export_installed, export_checkpoint
 from latentrt.cli.home import demo_path
 from latentrt.cli.options import VerboseOption
 from latentrt.cli.output import configure_logging, console, finish, progress_bar
-from latentrt.cli.sheet import contact_sheet
-from latentrt.demo import CHECKPOINT, PROMPTS, RANDOM_SEED
+from latentrt.demo import CHECKPOINT, PROMPTS
+from latentrt.demo.sheet import contact_sheet
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.pipeline import Pipeline
+
+RANGES: dict[str, str | None] = {"width": "48:96:160", "height": "48:96:160"}
+"""The sizes that the checkpoint was trained on, and smaller ones."""
 
 PRECISION = "fp32"
 """CPUs have no fast fp16 arithmetic."""
@@ -65,10 +68,10 @@ def demo_bundle() -> Bundle:
     path = demo_path()
     if is_bundle(path):
         found = Bundle.open(path)
-        wanted = Checkpoint.open(CHECKPOINT, RANDOM_SEED).weights_sha256()
+        wanted = Checkpoint.open(CHECKPOINT).weights_sha256()
         if found.manifest.provenance.weights_sha256 == wanted and found.manifest.latentrt == version("latentrt"):
             return found
-    return export_checkpoint(CHECKPOINT, path, PRECISION, {}, "quick", RANDOM_SEED)
+    return export_checkpoint(CHECKPOINT, path, PRECISION, RANGES, "quick")
 
 
 @contextmanager

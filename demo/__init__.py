@@ -1,15 +1,30 @@
-"""The checkpoint that ships: SDXL's architecture in small, with its tokenizers."""
+"""A small SDXL that really draws: coloured shapes on coloured backgrounds.
+
+    shapes      six shapes as signed distances
+    scenes      what is in a picture, the held-out split, rendering, time ids
+    captions    many ways to say it
+    score       reads a picture back, without any network
+    evaluate    how many held-out captions are drawn as asked
+    train       trains everything and writes the checkpoint, stage by stage
+
+Only numpy and pillow are needed for the first four; training and evaluation need torch, diffusers and transformers.
+"""
 
 from pathlib import Path
 
-CHECKPOINT = Path(__file__).parent / "checkpoint"
+__all__ = ["CHECKPOINT", "PROMPTS"]
 
-RANDOM_SEED = 7
-"""The checkpoint holds configs and tokenizers only; its weights are made up from this seed."""
+CHECKPOINT = Path(__file__).parent / "checkpoint"
+"""The trained checkpoint, in diffusers format."""
 
 PROMPTS = (
-    "a small red circle on a blue background",
-    "green star, left",
-    "a large yellow square on a black background",
-    "two purple triangles",
+    "a small red circle on the left, on a blue background",
+    "a large green star in the centre, on a white background",
+    "a yellow triangle at the top, on a black background",
+    "a large purple ring on the right, on a pink background",
+    "an orange cross at the bottom, on a cyan background",
+    "a white square on the left and a red star on the right, on a black background",
+    "black star, centre, yellow background",
+    "a picture of a small pink square at the top, on a green background",
 )
+"""What `latentrt demo` draws when it is not told what to draw."""
