@@ -1,7 +1,8 @@
 """Read a picture back by plain image processing: background, colours, shapes, places and sizes. No network takes part.
 
-Pixels get the nearest of the ten colour names. The border's commonest name is the background; every other name with a
-solid area is an item. Its outline is compared with the six shapes, drawn with the same centroid and area.
+Pixels get the nearest of the ten colour names. The border's commonest name is the background; every other solid
+area, with those that touch it, is an item, called by its commonest name. Its outline is compared with the six shapes,
+drawn with the same centroid and area.
 """
 
 from collections import Counter
@@ -16,6 +17,10 @@ from latentrt.demo.shapes import SHAPES, coverage
 __all__ = ["Found", "Marks", "Reading", "mark", "read"]
 
 Plane = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+REACH = 4
+"""Solid areas nearer to each other than this, in pixels, are one shape: drawn edges may have a tint of their own."""
 
 MIN_CORE = 0.002
 """An item needs this share of the picture in pixels whose eight neighbours have the same colour name."""
@@ -81,16 +86,44 @@ def read(pixels: npt.NDArray[np.uint8]) -> Reading:
     background = int(np.bincount(border).argmax())
     solid = interior(names)
     counts = Counter(names[solid & (names != background)].tolist())
-    chosen = [name for name, count in counts.most_common(3) if count >= MIN_CORE * names.size]
-    centres = [np.argwhere(solid & (names == name)).mean(0) for name in chosen]
+    chosen = [name for name, count in counts.most_common(5) if count >= MIN_CORE * names.size]
+    groups = touching([solid & (names == name) for name in chosen])
+    if not groups:
+        return Reading(NAMES[background], ())
     ground = colours[solid & (names == background)].mean(0) if (solid & (names == background)).any() else None
     if ground is None:
         return Reading(NAMES[background], ())
+    centres = [np.argwhere(np.any(group, axis=0)).mean(0) for group in groups]
     items = []
-    for index, name in enumerate(chosen):
-        share = item_share(colours, ground, colours[solid & (names == name)].mean(0)) * nearest(centres, index, names)
-        items.append(describe(share, NAMES[name]))
+    for index, group in enumerate(groups):
+        shares = [item_share(colours, ground, colours[core].mean(0)) for core in group]
+        share = np.max(shares, axis=0) * nearest(centres, index, names)
+        items.append(describe(share, NAMES[int(names[group[0]][0])]))
     return Reading(NAMES[background], tuple(items))
+
+
+def touching(cores: list[Mask]) -> list[list[Mask]]:
+    """Solid areas in groups: one that lies within `REACH` pixels of a larger one is a part of the same shape."""
+    groups: list[list[Mask]] = []
+    for core in cores:
+        for group in groups:
+            if (grown(group[0]) & core).any():
+                group.append(core)
+                break
+        else:
+            groups.append([core])
+    return groups
+
+
+def grown(mask: Mask) -> Mask:
+    """The mask and all pixels within `REACH` of it, along rows and columns."""
+    height, width = mask.shape
+    padded = np.pad(mask, REACH)
+    result = np.zeros(mask.shape, np.bool_)
+    for down in range(2 * REACH + 1):
+        for across in range(2 * REACH + 1):
+            result |= padded[down : down + height, across : across + width]
+    return result
 
 
 def interior(names: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
