@@ -50,8 +50,8 @@ def time_ids_sheet(pipeline: Pipeline) -> Image.Image:
         "crop (24, 24)": {"crop": (24, 24)},
         "crop (64, 64)": {"crop": (64, 64)},
         "original size (24, 24)": {"original_size": (24, 24)},
-        "96 × 160": {"width": 160},
-        "160 × 96": {"height": 160},
+        "width 160": {"width": 160},
+        "height 160": {"height": 160},
         "empty prompt, seed 1": {"seed": 1, "prompt": ""},
         "empty prompt, seed 2": {"seed": 2, "prompt": ""},
     }
