@@ -95,7 +95,7 @@ def test_layers_names_the_first_tensor_that_departs(bundle: Path, sdxl_checkpoin
 @pytest.mark.parametrize(
     ("plant", "difference"),
     [
-        (swap_tokenizers, "tokenizer gives other tokens than the checkpoint's for ''"),
+        (swap_tokenizers, "tokenizer gives other tokens than the checkpoint's, first for ''"),
         (
             lambda bundle: edit_manifest(bundle, lambda manifest: manifest["model"].update(scaling_factor=0.18215)),
             "scaling_factor is 0.18215 in the bundle, 0.13025 in the checkpoint",
