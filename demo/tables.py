@@ -6,6 +6,7 @@ prompt do.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from rich.progress import track
@@ -45,7 +46,7 @@ def score_table(pipeline: Pipeline, count: int) -> str:
 
 def time_ids_sheet(pipeline: Pipeline) -> Image.Image:
     """One prompt and seed under different time ids, and the empty prompt."""
-    shown = {
+    shown: dict[str, dict[str, Any]] = {
         "crop (0, 0)": {},
         "crop (24, 24)": {"crop": (24, 24)},
         "crop (64, 64)": {"crop": (64, 64)},
@@ -57,8 +58,8 @@ def time_ids_sheet(pipeline: Pipeline) -> Image.Image:
     }
     pictures = []
     for changes in shown.values():
-        request = {"prompt": PROMPT, "seed": 1, "steps": 20} | changes
-        pictures += pipeline.generate(**request).images  # type: ignore[arg-type]
+        request: dict[str, Any] = {"prompt": PROMPT, "seed": 1, "steps": 20} | changes
+        pictures += pipeline.generate(**request).images
     return contact_sheet(pictures, list(shown))
 
 

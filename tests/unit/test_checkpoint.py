@@ -1,6 +1,5 @@
 """Checkpoints: what is refused before anything is loaded, what loads equally, what random weights promise."""
 
-import json
 import os
 import re
 import shutil
