@@ -87,7 +87,7 @@ def _departures(bundle: Bundle, checkpoint: "Checkpoint", figures: list["Figure"
             console().print(f"{name}: its tensors are scaled to fit fp16, so only its outputs compare with torch")
             continue
         spec = bundle.manifest.specs()[name]
-        vocabulary = checkpoint.config(MODULES[name][0]).get("vocab_size", 0)
+        vocabulary = checkpoint.vocabulary(MODULES[name][0])
         inputs = {port: values.numpy() for port, values in sample_inputs(spec, spec.sizes("min"), vocabulary).items()}
         tolerance = TOLERANCE[bundle.manifest.components[name].precision]
         departure = first_departure(bundle.onnx(name), spec, checkpoint, inputs, tolerance)

@@ -79,6 +79,10 @@ class Checkpoint:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"{file}: not valid JSON ({error}). Download the checkpoint again") from error
 
+    def vocabulary(self, folder: str) -> int:
+        """How many token ids a network knows; 0 for one that takes no tokens."""
+        return int(self.config(folder).get("vocab_size", 0))
+
     @cached_property
     def model(self) -> Model:
         """The facts that the configs state.

@@ -92,7 +92,7 @@ class ComponentExporter:
 
     def _vocabulary(self, spec: ComponentSpec) -> int:
         """How many token ids the component's network knows, or 0."""
-        return int(self.checkpoint.config(MODULES[spec.name][0]).get("vocab_size", 0)) if spec.name in MODULES else 0
+        return self.checkpoint.vocabulary(MODULES[spec.name][0]) if spec.name in MODULES else 0
 
     def _prepare(self, spec: ComponentSpec, precision: Precision) -> Prepared:
         """Load the network in float32 where anything is compared or measured, take its outputs, then cast it."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.modules import MODULES
+from latentrt.export.parity import relative_error
 from latentrt.export.trace import save, trace
 from latentrt.runtime.components import component_specs
 from latentrt.runtime.model import Limits
@@ -56,7 +57,7 @@ def first_departure(
         theirs = wanted.get(name)
         if theirs is None or ours.shape != theirs.shape or not np.isfinite(theirs).all():
             continue
-        relative = _relative(ours, theirs)
+        relative = relative_error(ours, theirs)
         if not relative <= tolerance:
             return Departure(spec.name, str(name), operators.get(name, "input"), relative, compared)
         compared += 1
@@ -67,7 +68,7 @@ def _trace_reference(checkpoint: Checkpoint, component: str, file: Path) -> Path
     model = checkpoint.model
     spec = component_specs(model, Limits.around(model.native_size), dict.fromkeys(MODULES, "fp32"))[component]
     source, wrapper = MODULES[component]
-    vocabulary = checkpoint.config(source).get("vocab_size", 0)
+    vocabulary = checkpoint.vocabulary(source)
     module = wrapper(checkpoint.network(source, torch.float32)).eval()
     return save(trace(module, spec, vocabulary), spec, file)[0]
 
@@ -97,9 +98,3 @@ def run_with_all_tensors(file: Path, inputs: Mapping[str, NDArray[Any]]) -> Tens
         outputs = dict(zip(names, session.run(None, feed), strict=True))
     order = [value.name for node in graph for value in node.outputs if value.name in outputs]
     return {name: outputs[name] for name in order if name is not None}
-
-
-def _relative(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
-    scale = float(np.sqrt(np.mean(wanted**2))) or 1.0
-    return float(np.sqrt(np.mean((found - wanted) ** 2))) / scale

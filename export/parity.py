@@ -105,13 +105,17 @@ def compare(
 def _measure(case: Case, output: str, found: NDArray[Any], wanted: NDArray[Any]) -> ParityRecord:
     if found.shape != wanted.shape:
         raise ParityError(f"output {output}: shape {found.shape}, torch gives {wanted.shape} in case {case.name!r}")
-    wanted = wanted.astype(np.float64)
-    difference = found.astype(np.float64) - wanted
-    scale = np.sqrt(np.mean(wanted**2)) or 1.0
     return ParityRecord(
         case=case.name,
         sizes=case.sizes,
         output=output,
-        max_abs=float(np.abs(difference).max()),
-        relative=float(np.sqrt(np.mean(difference**2)) / scale),
+        max_abs=float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()),
+        relative=relative_error(found, wanted),
     )
+
+
+def relative_error(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Root mean square of the difference over that of what is wanted."""
+    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
+    scale = float(np.sqrt(np.mean(wanted**2))) or 1.0
+    return float(np.sqrt(np.mean((found - wanted) ** 2))) / scale

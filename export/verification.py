@@ -106,7 +106,7 @@ def _reference(checkpoint: Checkpoint, spec: ComponentSpec) -> Iterator[tuple[pa
             yield parity.Case(name, sizes, sampler_reference(inputs)), inputs
         return
     source, wrapper = MODULES[spec.name]
-    vocabulary = checkpoint.config(source).get("vocab_size", 0)
+    vocabulary = checkpoint.vocabulary(source)
     module = wrapper(checkpoint.network(source, torch.float32)).eval()
     for case in parity.reference_cases(module, spec, vocabulary, "quick"):
         tensors = sample_inputs(spec, case.sizes, vocabulary)
@@ -129,8 +129,7 @@ def measure(
     """Compare one output with its reference."""
     found, wanted = found.astype(np.float64), wanted.astype(np.float64)
     difference = found - wanted
-    scale = float(np.sqrt(np.mean(wanted**2))) or 1.0
-    relative = float(np.sqrt(np.mean(difference**2))) / scale
+    relative = parity.relative_error(found, wanted)
     norms = float(np.linalg.norm(found) * np.linalg.norm(wanted)) or 1.0
     return Figure(
         component=component,
