@@ -10,6 +10,7 @@ class cudaError_t(IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
     cudaErrorInvalidDevice = 101
+    cudaErrorStreamCaptureUnsupported = 900
 
 
 class cudaMemcpyKind(IntEnum):
@@ -18,15 +19,25 @@ class cudaMemcpyKind(IntEnum):
     cudaMemcpyDeviceToDevice = 3
 
 
+class cudaStreamCaptureMode(IntEnum):
+    cudaStreamCaptureModeThreadLocal = 1
+
+
 class StandInCuda:
-    """One GPU. `memory` holds what is allocated, `calls` every function with its arguments; `limit` is in bytes."""
+    """One GPU. `memory` holds what is allocated, page-locked too; `calls` every function with its arguments.
+
+    `limit` is in bytes. Captured work is kept in `graphs`.
+    """
 
     cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking = cudaError_t, cudaMemcpyKind, 1
+    cudaStreamCaptureMode = cudaStreamCaptureMode
 
     def __init__(self, capability: tuple[int, int] = (8, 9), limit: int = 1 << 30):
         self.capability, self.limit = capability, limit
         self.memory: dict[int, Any] = {}
         self.calls: list[tuple[Any, ...]] = []
+        self.captured: list[tuple[Any, ...]] | None = None
+        self.graphs: dict[int, list[tuple[Any, ...]]] = {}
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("cuda"):
@@ -34,10 +45,49 @@ class StandInCuda:
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append((name, *arguments))
+            if self.captured is not None and name != "cudaStreamEndCapture":
+                return self._capture(name, *arguments)
             result = getattr(self, "_" + name, lambda *_: ())(*arguments)
             return result if result and isinstance(result[0], cudaError_t) else (cudaError_t.cudaSuccess, *result)
 
         return call
+
+    def _capture(self, name: str, *arguments: Any) -> tuple[Any, ...]:
+        """Work is kept instead of done; what allocates or waits ends the capture, as in CUDA."""
+        assert self.captured is not None
+        if name == "cudaGetErrorString":
+            return (cudaError_t.cudaSuccess, *self._cudaGetErrorString(*arguments))
+        if name != "cudaMemcpyAsync":
+            return (cudaError_t.cudaErrorStreamCaptureUnsupported, None)
+        self.captured.append(arguments)
+        return (cudaError_t.cudaSuccess,)
+
+    def _cudaStreamBeginCapture(self, _stream: int, _mode: Any) -> tuple[()]:
+        self.captured = []
+        return ()
+
+    def _cudaStreamEndCapture(self, _stream: int) -> tuple[Any]:
+        captured, self.captured = self.captured, None
+        return (captured,)
+
+    def _cudaGraphInstantiate(self, graph: Any, _flags: int) -> tuple[int]:
+        self.graphs[id(graph)] = graph
+        return (id(graph),)
+
+    def _cudaGraphLaunch(self, graph: int, _stream: int) -> tuple[()]:
+        for copy in self.graphs[graph]:
+            self._cudaMemcpyAsync(*copy)
+        return ()
+
+    def _cudaGraphExecDestroy(self, graph: int) -> tuple[()]:
+        del self.graphs[graph]
+        return ()
+
+    def _cudaMallocHost(self, size: int) -> tuple[Any, ...]:
+        return self._cudaMalloc(size)
+
+    def _cudaFreeHost(self, pointer: int) -> tuple[()]:
+        return self._cudaFree(pointer)
 
     def _cudaGetErrorString(self, error: cudaError_t) -> tuple[bytes]:
         return (error.name.encode(),)

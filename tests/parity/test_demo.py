@@ -12,7 +12,7 @@ from latentrt.demo.evaluate import evaluate, held_out_scenes, latentrt_draw, sha
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import export_bundle
 from latentrt.runtime import MicroConditioning, Pipeline
-from latentrt.runtime.loop import guidance_matrix
+from latentrt.runtime.drawing import guidance_rows
 from latentrt.runtime.prompt import PromptEncoder
 
 SCENES = held_out_scenes(20)
@@ -45,23 +45,24 @@ def test_ignored_prompts_would_show(pipeline: Pipeline) -> None:
 
 
 def test_swapped_encoders_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = PromptEncoder._encode_texts
+    encode = PromptEncoder._run_encoders
 
-    def swapped(self: PromptEncoder, texts: list[str], tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        hidden, pooled = encode(self, texts, tokens)
+    def swapped(self: PromptEncoder, texts: list[str], tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
         first = self.model.text_encoders[0].width
-        return np.concatenate([hidden[..., first:], hidden[..., :first]], axis=-1), pooled
+        return [(np.roll(hidden, -first, axis=-1), pooled) for hidden, pooled in encode(self, texts, tokens)]
 
-    monkeypatch.setattr(PromptEncoder, "_encode_texts", swapped)
+    monkeypatch.setattr(PromptEncoder, "_run_encoders", swapped)
+    pipeline._prompts.close()  # it remembers texts
     right = scores(pipeline)
+    pipeline._prompts.close()
     assert min(right["colour"], right["shape"]) <= 0.5, right
 
 
 def test_inverted_guidance_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def inverted(images: int, scale: float, guided: bool) -> np.ndarray:
-        return guidance_matrix(images, 1 - scale, guided)
+    def inverted(scale: float, guided: bool) -> np.ndarray:
+        return guidance_rows(1 - scale, guided)
 
-    monkeypatch.setattr("latentrt.runtime.loop.guidance_matrix", inverted)
+    monkeypatch.setattr("latentrt.runtime.drawing.guidance_rows", inverted)
     assert scores(pipeline)["background"] <= 0.5
 
 
