@@ -1,9 +1,17 @@
 """A stand-in for `cuda.bindings.runtime` whose device memory is host memory, so that code for CUDA runs without it."""
 
 import ctypes
+from collections.abc import Callable, Mapping
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from latentrt.runtime.backends import Buffer
+from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, call
+from latentrt.runtime.backends.cuda_graph import Recording
+from latentrt.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeBinding, OnnxRuntimeEngine
+from latentrt.runtime.specs import ComponentSpec, Port
 
 
 class cudaError_t(IntEnum):
@@ -57,9 +65,9 @@ class StandInCuda:
         assert self.captured is not None
         if name == "cudaGetErrorString":
             return (cudaError_t.cudaSuccess, *self._cudaGetErrorString(*arguments))
-        if name != "cudaMemcpyAsync":
+        if name not in ("cudaMemcpyAsync", "cudaLaunchHostFunc"):
             return (cudaError_t.cudaErrorStreamCaptureUnsupported, None)
-        self.captured.append(arguments)
+        self.captured.append((name, *arguments))
         return (cudaError_t.cudaSuccess,)
 
     def _cudaStreamBeginCapture(self, _stream: int, _mode: Any) -> tuple[()]:
@@ -75,8 +83,12 @@ class StandInCuda:
         return (id(graph),)
 
     def _cudaGraphLaunch(self, graph: int, _stream: int) -> tuple[()]:
-        for copy in self.graphs[graph]:
-            self._cudaMemcpyAsync(*copy)
+        for name, *arguments in self.graphs[graph]:
+            getattr(self, f"_{name}")(*arguments)
+        return ()
+
+    def _cudaLaunchHostFunc(self, _stream: int, work: Callable[[], None], _data: None) -> tuple[()]:
+        work()
         return ()
 
     def _cudaGraphExecDestroy(self, graph: int) -> tuple[()]:
@@ -124,3 +136,33 @@ class StandInCuda:
     def _cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> tuple[()]:
         ctypes.memmove(target, source, size)
         return ()
+
+
+class StandInBackend(OnnxRuntimeBackend):
+    """ONNX Runtime on memory, a stream and graphs of the stand-in: all of the runtime's CUDA code but the kernels."""
+
+    def __init__(self) -> None:
+        super().__init__("onnxruntime", "cpu")
+        self.stream = Stream(0)
+
+    def load(self, spec: ComponentSpec, path: Path) -> "StandInEngine":
+        return StandInEngine(self, spec, super().load(spec, path).session)
+
+    def allocate(self, port: Port, shape: tuple[int, ...]) -> DeviceBuffer:
+        return DeviceBuffer(shape, port.numpy_dtype, self.stream)
+
+    def record(self, work: Callable[[], None]) -> Recording:
+        return Recording(self.stream, work)
+
+
+class StandInEngine(OnnxRuntimeEngine):
+    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> "StandInBinding":
+        binding = super().bind(sizes, shared)
+        return StandInBinding(self, binding.buffers, binding._options)
+
+
+class StandInBinding(OnnxRuntimeBinding):
+    """Its run is enqueued, and so captured."""
+
+    def run(self) -> None:
+        call("cudaLaunchHostFunc", self._engine.backend.stream.handle, super().run, None)
