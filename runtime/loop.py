@@ -1,6 +1,6 @@
 """The denoising loop: U-Net and sampler graph take turns on shared buffers; the host only counts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,14 +72,16 @@ def denoise(
     state[:, 0] = table.initial_scale * noise.initial
     row_image = np.tile(np.arange(sizes["images"]), sizes["rows"] // sizes["images"])
     for name, values in {
-        "encoder_hidden_states": conditioning.hidden,
-        "text_embeds": conditioning.pooled,
-        "time_ids": conditioning.time_ids,
+        **conditioning.inputs,
         "sample": np.einsum("k,bkchw->bchw", table.readout[0], state)[row_image],
         "timestep": np.full(sizes["rows"], table.timesteps[0]),
     }.items():
         network[name].write(values)
-    for name, values in {"state": state, "row_image": row_image, **sampler_inputs(request, table, noise)}.items():
+    for name, values in {
+        "state": state,
+        "row_image": row_image,
+        **sampler_inputs(request, table, noise, sizes),
+    }.items():
         loop[name].write(values)
 
     for done in range(1, table.step_count + 1):
@@ -96,7 +98,7 @@ def denoise(
 
 def loop_sizes(request: Request, conditioning: Conditioning, table: SamplerTable, noise: Noise) -> dict[str, int]:
     """Every dim of the U-Net and of the sampler for one request."""
-    rows, tokens, _ = conditioning.hidden.shape
+    rows, tokens, _ = conditioning.inputs["encoder_hidden_states"].shape
     images, noises, _, height, width = noise.steps.shape
     return {
         "images": images,
@@ -110,9 +112,11 @@ def loop_sizes(request: Request, conditioning: Conditioning, table: SamplerTable
     }
 
 
-def sampler_inputs(request: Request, table: SamplerTable, noise: Noise) -> dict[str, NDArray[Any]]:
+def sampler_inputs(
+    request: Request, table: SamplerTable, noise: Noise, sizes: Mapping[str, int]
+) -> dict[str, NDArray[Any]]:
     """What the sampler graph reads and the host decides once: every image starts at step 0 with the same tables."""
-    images = request.count
+    images = sizes["images"]
 
     def per_image(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.broadcast_to(values, (images, *values.shape))
@@ -123,7 +127,7 @@ def sampler_inputs(request: Request, table: SamplerTable, noise: Noise) -> dict[
         "weights": per_image(table.weights),
         "readout": per_image(table.readout),
         "timesteps": per_image(table.timesteps),
-        "guidance": guidance_matrix(images, request.guidance, request.guided),
+        "guidance": guidance_matrix(images, request.guidance, sizes["rows"] > images),
         "noise": noise.steps,
     }
 

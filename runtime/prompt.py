@@ -1,7 +1,7 @@
-"""From prompts to what the U-Net is conditioned on: tokens, text-encoder outputs, time ids."""
+"""From prompts to what the U-Net is conditioned on: tokens, text-encoder outputs, time ids, guidance embeddings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,30 @@ from latentrt.runtime.request import Request
 from latentrt.runtime.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.tokenizer import Tokenizer
 
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""Defaults of SDXL's refiner, as in diffusers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
     """The U-Net's inputs that stay the same over all steps; with guidance, the negative rows come first.
 
-    hidden (rows, tokens, context width), pooled (rows, pooled width), time_ids (rows, 6).
+    inputs: every port of `unet` but `sample` and `timestep` -> values (rows, ...).
     """
 
-    hidden: NDArray[Any]
-    pooled: NDArray[Any]
-    time_ids: NDArray[np.float32]
+    inputs: Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Text:
+    """What one encoder reads for one row: a text, and how many of the encoder's last layers it skips."""
+
+    text: str
+    clip_skip: int = 0
+
+
+Row = tuple[Text, ...] | None
+"""One text per encoder; None stands for a row of zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,38 +58,84 @@ class PromptEncoder:
 
     def encode(self, request: Request, tokens: int) -> Conditioning:
         """Encode every text once, in one call per encoder, and lay the rows out for the U-Net."""
-        absent = None if self.model.zero_negative else ""  # None stands for a row of zeros
-        negatives = [absent if text is None else text for text in request.negatives] if request.guided else []
-        rows = [*negatives, *request.prompts]
+        guided = request.guided and not self.model.guidance_embedding
+        rows = [*(self._negatives(request) if guided else ()), *self._prompts(request)]
+        parts = [
+            self._encode_rows(encoder, [None if row is None else row[index] for row in rows], tokens)
+            for index, encoder in enumerate(self.model.text_encoders)
+        ]
+
+        def side_by_side(output: str) -> NDArray[Any]:
+            found = [part[output] for part in parts if output in part]
+            return np.concatenate(found, axis=-1).repeat(request.images, axis=0)
+
+        inputs = {"encoder_hidden_states": side_by_side("hidden")}
+        if self.model.time_ids:
+            inputs |= {"text_embeds": side_by_side("pooled"), "time_ids": self._time_ids(request, guided)}
+        if width := self.model.guidance_embedding:
+            inputs["timestep_cond"] = np.tile(guidance_embedding(request.guidance, width), (request.count, 1))
+        return Conditioning(inputs)
+
+    def _prompts(self, request: Request) -> list[Row]:
+        seconds = request.prompts_2 or (None,) * len(request.prompts)
+        pairs = zip(request.prompts, seconds, strict=True)
+        return [self._row(first, second, request.clip_skip) for first, second in pairs]
+
+    def _negatives(self, request: Request) -> list[Row]:
+        """Where no negative prompt is given: zeros or the encoding of an empty text, as the checkpoint says."""
+        seconds = request.negatives_2 or (None,) * len(request.prompts)
+        return [
+            None if first is None and second is None and self.model.zero_negative else self._row(first or "", second)
+            for first, second in zip(request.negatives, seconds, strict=True)
+        ]
+
+    def _row(self, first: str, second: str | None, clip_skip: int = 0) -> Row:
+        texts = (first, first if second is None else second)
+        return tuple(Text(text, clip_skip) for text, _ in zip(texts, self.model.text_encoders, strict=False))
+
+    def _encode_rows(self, encoder: TextEncoder, rows: Sequence[Text | None], tokens: int) -> dict[str, NDArray[Any]]:
+        """One encoder's hidden states (rows, tokens, width) and, where it has one, pooled text (rows, width)."""
         texts = sorted({text for text in rows if text is not None})
         order = [len(texts) if text is None else texts.index(text) for text in rows]
-        hidden, pooled = (
-            np.concatenate([encoded, np.zeros_like(encoded[:1])])[order].repeat(request.images, axis=0)
-            for encoded in self._encode_texts(texts, tokens)
-        )
-        return Conditioning(hidden, pooled, self._time_ids(request))
+        chunks = tokens // TOKENS_PER_CHUNK
+        found = self._run(encoder, texts, chunks)
+        found["hidden"] = found["hidden"].reshape(len(texts), tokens, -1)
+        if "pooled" in found:
+            found["pooled"] = found["pooled"][::chunks]  # of the first chunk
+        return {name: np.concatenate([values, np.zeros_like(values[:1])])[order] for name, values in found.items()}
 
-    def _encode_texts(self, texts: Sequence[str], tokens: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Hidden states (texts, tokens, context width) and pooled text (texts, pooled width)."""
-        outputs = [self._run(encoder, texts, tokens // TOKENS_PER_CHUNK) for encoder in self.model.text_encoders]
-        hidden = np.concatenate([found["hidden"].reshape(len(texts), tokens, -1) for found in outputs], axis=-1)
-        first_chunk = slice(None, None, tokens // TOKENS_PER_CHUNK)
-        pooled = np.concatenate([found["pooled"][first_chunk] for found in outputs if "pooled" in found], axis=-1)
-        return hidden, pooled
-
-    def _run(self, encoder: TextEncoder, texts: Sequence[str], chunks: int) -> dict[str, NDArray[Any]]:
+    def _run(self, encoder: TextEncoder, texts: Sequence[Text], chunks: int) -> dict[str, NDArray[Any]]:
         tokenizer, engine = self.tokenizers[encoder.tokenizer], self.engines[encoder.component]
-        ids = np.concatenate([_padded(tokenizer, text, chunks) for text in texts])
+        ids = np.concatenate([_padded(tokenizer, text.text, chunks) for text in texts])
         buffers = engine.bind({"texts": len(ids)})
         buffers["input_ids"].write(ids)
+        buffers["clip_skip"].write(np.repeat([text.clip_skip for text in texts], chunks))
         engine.run()
         return {port.name: buffers[port.name].numpy() for port in engine.spec.outputs}
 
-    def _time_ids(self, request: Request) -> NDArray[np.float32]:
-        positive = request.conditioning.time_ids(request.height, request.width)
-        negative = (request.negative_conditioning or request.conditioning).time_ids(request.height, request.width)
-        branches = [negative, positive] if request.guided else [positive]
-        return np.repeat(np.array(branches, np.float32), request.count, axis=0)
+    def _time_ids(self, request: Request, guided: bool) -> NDArray[np.float32]:
+        positive = request.conditioning
+        # A score is a statement on the picture that is wanted: the negative rows do not share it.
+        negative = request.negative_conditioning or replace(positive, aesthetic_score=None)
+        branches = [(negative, NEGATIVE_AESTHETIC_SCORE)] if guided else []
+        rows = [
+            branch.time_ids(self.model.time_ids, request.height, request.width, score)
+            for branch, score in (*branches, (positive, AESTHETIC_SCORE))
+        ]
+        return np.repeat(np.array(rows, np.float32), request.count, axis=0)
+
+
+def guidance_embedding(guidance: float, width: int) -> NDArray[np.float32]:
+    """(width,): the guidance scale as the sines and cosines that a distilled U-Net reads (Meng et al. 2023, section 3).
+
+    Of 1000 * (guidance - 1), as diffusers trains and calls such U-Nets; an odd width ends with a zero.
+    """
+    half = width // 2
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - 1)))
+    angles = np.float32(guidance - 1) * np.float32(1000) * frequencies
+    embedding = np.zeros(width, np.float32)
+    embedding[: 2 * half] = np.concatenate([np.sin(angles), np.cos(angles)])
+    return embedding
 
 
 def _padded(tokenizer: Tokenizer, text: str, chunks: int) -> NDArray[np.int64]:

@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from bundles import LIMITS, write_bundle
+from bundles import LIMITS, SDXL, write_bundle
 
 from latentrt.runtime.backends import open_backend
 from latentrt.runtime.errors import RequestError
@@ -258,6 +258,7 @@ def test_micro_conditioning_is_pairs_of_numbers(name, pair):
 
 
 def test_micro_conditioning_defaults_to_the_size_asked():
-    assert MicroConditioning().time_ids(768, 512) == (768, 512, 0, 0, 768, 512)
+    names = SDXL.time_ids
+    assert MicroConditioning().time_ids(names, 768, 512, 6.0) == (768, 512, 0, 0, 768, 512)
     named = MicroConditioning(original=(100, 200), crop=(3, 4), target=[500, 600])
-    assert named.time_ids(768, 512) == (100, 200, 3, 4, 500, 600)
+    assert named.time_ids(names, 768, 512, 6.0) == (100, 200, 3, 4, 500, 600)
