@@ -1,6 +1,6 @@
 """What a checkpoint is: the facts its config files state, and what of it latentrt serves.
 
-Families differ in data alone: which text encoders there are, which of their layers the U-Net reads, which inputs the U-Net
+Families differ in data alone: which text encoders there are, which of their layers the U-Net reads, which inputs it
 takes. Only what no config file says is looked up by the pipeline's class (`PIPELINES`).
 """
 
@@ -137,10 +137,10 @@ def read_model(checkpoint: "Checkpoint") -> Model:
 
 
 def read_defaults(checkpoint: "Checkpoint") -> Defaults:
-    """What a request gets that does not say: the pipeline's own, or few steps where the configs tell of a distilled one.
+    """What a request gets that does not say: few steps where the configs tell of a distilled model.
 
-    Latent consistency models name their scheduler or embed the guidance scale. Turbo and Lightning models are only to be
-    told by Euler steps counted back from the last one; with a zero terminal SNR that spacing is an ordinary model's.
+    Latent consistency models name their scheduler or embed the guidance scale. Turbo and Lightning models can only be
+    told by Euler steps with trailing spacing; with a zero terminal SNR that spacing is an ordinary model's.
     """
     scheduler = checkpoint.model.scheduler
     sampler = sampler_for(scheduler)

@@ -9,7 +9,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.specs import TOKENS_PER_CHUNK, Dim
 
-
 TimeId = Literal[
     "original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width", "aesthetic_score"
 ]

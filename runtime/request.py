@@ -19,8 +19,8 @@ MAX_SEED = 2**64 - 1
 class MicroConditioning:
     """SDXL's time ids: the size an image had, where it was cropped, the size asked for (Podell et al. 2023, 2.2).
 
-    `original` and `target` default to the request's own size. `aesthetic_score` is what SDXL's refiner takes in place of
-    the target size; it defaults to 6.0, in the negative rows to 2.5, as in diffusers.
+    `original` and `target` default to the request's own size. `aesthetic_score` is what SDXL's refiner takes in place
+    of the target size; it defaults to 6.0, in the negative rows to 2.5, as in diffusers.
 
     Raises:
         RequestError: a size is not a pair of whole numbers, or the score not a number.
@@ -63,8 +63,8 @@ class Request:
 
     `negatives` has one entry per prompt, None where none was given. `prompts_2` and `negatives_2` are for the second
     text encoder, one entry per prompt or none at all; None stands for the first encoder's text. `clip_skip`: layers of
-    the text encoders that the prompts skip beyond those that the model skips. `seeds` has one entry for the whole batch,
-    whose noise then comes from one generator as in diffusers, or one per picture.
+    the text encoders that the prompts skip beyond those that the model skips. `seeds` has one entry for the whole
+    batch, whose noise then comes from one generator as in diffusers, or one per picture.
     """
 
     prompts: tuple[str, ...]
