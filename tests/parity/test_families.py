@@ -76,18 +76,14 @@ def draw(both: Both, ours: dict[str, Any], theirs: dict[str, Any] | None = None)
     result = pipeline.generate(PROMPT, seed=11, **ours)
     request = result.request
     peer.scheduler = getattr(diffusers, SCHEDULERS[request.sampler]).from_config(peer.scheduler.config)
-    wanted = diffusers_pictures(
-        peer,
-        width=request.width,
-        height=request.height,
-        steps=request.steps,
-        seed=11,
-        prompt=PROMPT,
-        negative_prompt=request.negatives[0],
-        guidance_scale=request.guidance,
-        num_images_per_prompt=request.images,
-        **(theirs or {}),
-    )
+    same = {
+        "prompt": PROMPT,
+        "negative_prompt": request.negatives[0],
+        "guidance_scale": request.guidance,
+        "num_images_per_prompt": request.images,
+    }
+    size = {"width": request.width, "height": request.height, "steps": request.steps}
+    wanted = diffusers_pictures(peer, seed=11, **size, **(same | (theirs or {})))
     return pixels(result.images), pixels(wanted)
 
 
@@ -143,6 +139,8 @@ def sdxl(sdxl_checkpoint: Path, sdxl_bundle: Path, tmp_path: Path) -> tuple[Path
     [
         ({"prompt_2": "two children in a field"}, {"prompt_2": "two children in a field"}),
         ({"negative": "rain", "negative_2": "blue"}, {"negative_prompt_2": "blue"}),
+        # diffusers draws zeros for both where only the second is given
+        ({"negative_2": "blue"}, {"negative_prompt": "", "negative_prompt_2": "blue"}),
         ({"prompt_2": "a cat", "negative": "", "images": 2}, {"prompt_2": "a cat"}),
         ({"clip_skip": 1}, {"clip_skip": 1}),
         ({"clip_skip": 1, "negative": PROMPT, "prompt_2": "a cat"}, {"clip_skip": 1, "prompt_2": "a cat"}),

@@ -5,15 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from bundles import SDXL as FULL_SDXL
 from bundles import edit_json
 from checkpoints import write_checkpoint
+from diffusers import UNet2DConditionModel
 from families import FAMILIES
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import TIME_IDS, read_defaults
 from latentrt.runtime.manifest import Defaults
 from latentrt.runtime.model import Model, TextEncoder
+
+CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 
 
 def read(folder: Path, family: str, **overrides: dict) -> Checkpoint:
@@ -129,3 +133,20 @@ def test_latents_with_a_mean_and_a_spread_go_to_the_vae_and_back(tmp_path: Path)
 def test_models_survive_the_manifest(tmp_path: Path, family: str) -> None:
     model = read(tmp_path, family).model
     assert Model.model_validate(json.loads(model.model_dump_json())) == model
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "native_size", "parameters"),
+    [
+        ("sd15", "sd15", 512, 859.5e6),
+        ("sdxl-base", "sdxl", 1024, 2567.5e6),
+        ("sdxl-refiner", "sdxl-refiner", 1024, 2259.5e6),
+    ],
+)
+def test_full_size_configs(name: str, family: str, native_size: int, parameters: float) -> None:
+    """Parameters of the U-Nets as they are published, counted without allocating them."""
+    checkpoint = Checkpoint.open(CONFIGS / name, random_seed=0)
+    assert (checkpoint.model.family, checkpoint.model.native_size) == (family, native_size)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(dict(checkpoint.config("unet")))
+    assert sum(parameter.numel() for parameter in unet.parameters()) == pytest.approx(parameters, rel=1e-3)
