@@ -13,22 +13,12 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 
+from latentrt.export.family import CLASSES, read_model
 from latentrt.export.random_weights import random_network
 from latentrt.runtime.errors import CheckpointError
-from latentrt.runtime.model import Model, TextEncoder
-
-CLASSES = {
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-}
-"""Folder of each network, the library its class lives in and the class itself, as model_index.json names them."""
+from latentrt.runtime.model import Model
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-
-UNSUPPORTED_UNET = ("class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "time_cond_proj_dim")
-UNSUPPORTED_VAE = ("shift_factor", "latents_mean", "latents_std")
 
 
 class Config(dict[str, Any]):
@@ -65,7 +55,7 @@ class Checkpoint:
         checkpoint = cls(path.resolve(), random_seed, variant)
         checkpoint.model  # noqa: B018 - reads and checks every config
         if random_seed is None:
-            for folder in CLASSES:
+            for folder in checkpoint.folders:
                 checkpoint.weight_files(folder)
         return checkpoint
 
@@ -91,73 +81,16 @@ class Checkpoint:
             CheckpointError: the pipeline or one of its parts is of a kind that latentrt does not serve.
         """
         try:
-            return self._read_model()
+            return read_model(self)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise CheckpointError(f"{self.path}: {where}: {first['msg']}. Download the checkpoint again") from error
 
-    def _read_model(self) -> Model:
-        index = self.config("", "model_index.json")
-        self._check_classes(index)
-        unet, vae = self.config("unet"), self.config("vae")
-        self._check_options(unet, vae)
-        first, second = self.config("text_encoder"), self.config("text_encoder_2")
-        scale = 2 ** (len(vae["block_out_channels"]) - 1)
-        pooled = second["projection_dim"]
-        model = Model(
-            family="sdxl",
-            text_encoders=(
-                TextEncoder(component="text_encoder", tokenizer="tokenizer", width=first["hidden_size"]),
-                TextEncoder(
-                    component="text_encoder_2", tokenizer="tokenizer_2", width=second["hidden_size"], pooled=pooled
-                ),
-            ),
-            unet_channels=unet["in_channels"],
-            latent_channels=vae["latent_channels"],
-            latent_scale=scale,
-            scaling_factor=vae["scaling_factor"],
-            native_size=unet["sample_size"] * scale,
-            time_ids=(unet["projection_class_embeddings_input_dim"] - pooled) // unet["addition_time_embed_dim"],
-            zero_negative=index.get("force_zeros_for_empty_prompt", False),
-            scheduler=self.config("scheduler", "scheduler_config.json"),
-        )
-        self._check_widths(model, unet)
-        return model
-
-    def _check_classes(self, index: dict[str, Any]) -> None:
-        if index.get("_class_name") != "StableDiffusionXLPipeline":
-            raise CheckpointError(
-                f"{self.path}: a {index.get('_class_name')}; this version serves StableDiffusionXLPipeline checkpoints"
-            )
-        for folder, (library, name) in CLASSES.items():
-            found = tuple(index.get(folder) or ("nothing", "nothing"))
-            if found != (library, name):
-                raise CheckpointError(f"{self.path}: {folder} is {found[1]} of {found[0]}; this version serves {name}")
-        for folder in ("tokenizer", "tokenizer_2"):
-            present = {file.name for file in (self.path / folder).glob("*.*")}
-            if not ("tokenizer.json" in present or {"vocab.json", "merges.txt"} <= present):
-                raise CheckpointError(f"{self.path / folder}: needs tokenizer.json, or vocab.json and merges.txt")
-
-    def _check_options(self, unet: dict[str, Any], vae: dict[str, Any]) -> None:
-        if unet.get("addition_embed_type") != "text_time":
-            raise CheckpointError(
-                f"{self.path}: the U-Net's addition_embed_type is {unet.get('addition_embed_type')}; "
-                "this version serves SDXL, which has text_time"
-            )
-        for config, folder, options in ((unet, "unet", UNSUPPORTED_UNET), (vae, "vae", UNSUPPORTED_VAE)):
-            for option in options:
-                if config.get(option) is not None:
-                    raise CheckpointError(f"{self.path}: {folder} uses {option}, which this version does not serve")
-
-    def _check_widths(self, model: Model, unet: dict[str, Any]) -> None:
-        for name, found, needed in (
-            ("cross_attention_dim", unet["cross_attention_dim"], model.context_width),
-            ("in_channels", unet["in_channels"], model.latent_channels),
-            ("number of time ids", model.time_ids, 6),
-        ):
-            if found != needed:
-                raise CheckpointError(f"{self.path}: the U-Net's {name} is {found}; an SDXL base model needs {needed}")
+    @property
+    def folders(self) -> list[str]:
+        """Folders of the networks that this checkpoint has."""
+        return [*(encoder.component for encoder in self.model.text_encoders), "unet", "vae"]
 
     def weight_files(self, folder: str) -> list[Path]:
         """The safetensors files of one network, all of them present.
@@ -242,7 +175,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def _identity_files(self) -> Iterator[Path]:
-        for folder in CLASSES:
+        for folder in self.folders:
             yield self.path / folder / "config.json"
             if self.random_seed is None:
                 yield from self.weight_files(folder)

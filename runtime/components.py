@@ -58,7 +58,8 @@ def component_specs(
         dtype = DTYPES[precisions[encoder.component]]
         hidden = port("hidden", dtype, "texts", TOKENS_PER_CHUNK, encoder.width)
         pooled = (port("pooled", dtype, "texts", encoder.pooled),) if encoder.pooled else ()
-        add(encoder.component, (port("input_ids", "int64", "texts", TOKENS_PER_CHUNK),), (hidden, *pooled))
+        inputs = (port("input_ids", "int64", "texts", TOKENS_PER_CHUNK), port("clip_skip", "int64", "texts"))
+        add(encoder.component, inputs, (hidden, *pooled))
     add("unet", *_unet(model, DTYPES[precisions["unet"]]))
     add("vae_decoder", *_vae_decoder(model, DTYPES[precisions["vae_decoder"]]))
     add("vae_encoder", *_vae_encoder(model, DTYPES[precisions["vae_encoder"]]))
@@ -79,8 +80,10 @@ def _unet(model: Model, dtype: DType) -> Ports:
     if model.time_ids:
         inputs += [
             port("text_embeds", dtype, "rows", model.pooled_width),
-            port("time_ids", "float32", "rows", model.time_ids),
+            port("time_ids", "float32", "rows", len(model.time_ids)),
         ]
+    if model.guidance_embedding:
+        inputs.append(port("timestep_cond", "float32", "rows", model.guidance_embedding))
     return tuple(inputs), (port("noise_pred", dtype, "rows", model.latent_channels, *latents[2:]),)
 
 

@@ -55,7 +55,8 @@ def guidance_rows(scale: float, guided: bool) -> Floats:
 
 def start_pictures(request: Request, conditioning: Conditioning, table: SamplerTable, noise: Noise) -> list[Picture]:
     """The pictures of a request before their first step."""
-    guidance = np.tile(guidance_rows(request.guidance, request.guided), (table.step_count, 1))
+    rows = len(conditioning.inputs["encoder_hidden_states"]) // request.count
+    guidance = np.tile(guidance_rows(request.guidance, guided=rows > 1), (table.step_count, 1))
     state = np.zeros((request.count, table.state_count, *noise.initial.shape[1:]), np.float32)
     state[:, 0] = table.initial_scale * noise.initial
     return [

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -106,6 +106,9 @@ class Pipeline:
         prompt: str | Sequence[str],
         *,
         negative: str | Sequence[str | None] | None = None,
+        prompt_2: str | Sequence[str | None] | None = None,
+        negative_2: str | Sequence[str | None] | None = None,
+        clip_skip: int = 0,
         steps: int | None = None,
         guidance: float | None = None,
         seed: int | Sequence[int] | None = None,
@@ -116,12 +119,16 @@ class Pipeline:
         original_size: Size | None = None,
         crop: Size = (0, 0),
         target_size: Size | None = None,
+        aesthetic_score: float | None = None,
+        negative_aesthetic_score: float | None = None,
         negative_conditioning: MicroConditioning | None = None,
     ) -> Request:
         """A request of `images` pictures for each prompt; what is not given is the bundle's default.
 
         The same seed gives the picture that diffusers gives with a CPU generator of that seed. Sizes are (height,
         width), the crop (top, left), as SDXL's time ids order them; they default to the request's own size.
+        `prompt_2` and `negative_2` go to the second text encoder, by default what the first one gets. `clip_skip` drops
+        that many more of the text encoders' last layers for the prompts, not for the negatives, as in diffusers.
 
         Raises:
             RequestError: a value that no build serves.
@@ -129,6 +136,11 @@ class Pipeline:
         manifest = self.bundle.manifest
         defaults, native = manifest.defaults, manifest.model.native_size
         prompts = one_or_more(prompt)
+        conditioning = MicroConditioning(original_size, crop, target_size, aesthetic_score)
+        if negative_aesthetic_score is not None:
+            negative_conditioning = replace(
+                negative_conditioning or conditioning, aesthetic_score=negative_aesthetic_score
+            )
         return Request(
             prompts=prompts,
             negatives=per_prompt("negative", negative, len(prompts)),
@@ -139,8 +151,11 @@ class Pipeline:
             width=native if width is None else width,
             height=native if height is None else height,
             sampler=sampler or defaults.sampler,
-            conditioning=MicroConditioning(original_size, crop, target_size),
+            conditioning=conditioning,
             negative_conditioning=negative_conditioning,
+            prompts_2=per_prompt("prompt_2", prompt_2, len(prompts)),
+            negatives_2=per_prompt("negative_2", negative_2, len(prompts)),
+            clip_skip=clip_skip,
         )
 
     def run(self, request: Request, progress: StepProgress | None = None) -> Result:
@@ -160,6 +175,7 @@ class Pipeline:
         """
         self.backend.activate()
         request.check(self.limits, self._rebuild)
+        request.check_model(self.bundle.manifest.model)
         longest, needed = self._prompts.longest(request)
         needed = max(needed, tokens)
         check_tokens(needed, self.limits, self._rebuild, longest)
@@ -216,7 +232,7 @@ class Pipeline:
         While the device decodes one part, the host makes pictures of the part before.
         """
         at_once = self._engines["vae_decoder"].spec.dims["vae_images"].max
-        scaled = latents / np.float32(self.bundle.manifest.model.scaling_factor)
+        scaled = self.bundle.manifest.model.to_vae(latents)
         pictures: list[Image.Image] = []
         waiting: Callable[[], list[Image.Image]] = list
         for first in range(0, len(scaled), at_once):

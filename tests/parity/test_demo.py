@@ -11,9 +11,9 @@ from latentrt.demo import CHECKPOINT
 from latentrt.demo.evaluate import evaluate, held_out_scenes, latentrt_draw, shares
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import export_bundle
-from latentrt.runtime import MicroConditioning, Pipeline
+from latentrt.runtime import MicroConditioning, Pipeline, Request
 from latentrt.runtime.drawing import guidance_rows
-from latentrt.runtime.prompt import PromptEncoder
+from latentrt.runtime.prompt import Conditioning, PromptEncoder
 
 SCENES = held_out_scenes(20)
 STEPS = 12
@@ -45,16 +45,16 @@ def test_ignored_prompts_would_show(pipeline: Pipeline) -> None:
 
 
 def test_swapped_encoders_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = PromptEncoder._run_encoders
+    encode = PromptEncoder.encode
 
-    def swapped(self: PromptEncoder, texts: list[str], tokens: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        first = self.model.text_encoders[0].width
-        return [(np.roll(hidden, -first, axis=-1), pooled) for hidden, pooled in encode(self, texts, tokens)]
+    def swapped(self: PromptEncoder, request: Request, tokens: int) -> Conditioning:
+        inputs = encode(self, request, tokens).inputs
+        hidden, first = inputs["encoder_hidden_states"], self.model.text_encoders[0].width
+        exchanged = np.concatenate([hidden[..., first:], hidden[..., :first]], axis=-1)
+        return Conditioning({**inputs, "encoder_hidden_states": exchanged})
 
-    monkeypatch.setattr(PromptEncoder, "_run_encoders", swapped)
-    pipeline._prompts.close()  # it remembers texts
+    monkeypatch.setattr(PromptEncoder, "encode", swapped)
     right = scores(pipeline)
-    pipeline._prompts.close()
     assert min(right["colour"], right["shape"]) <= 0.5, right
 
 
@@ -82,7 +82,8 @@ def test_the_crop_moves_the_content_up_and_left(pipeline: Pipeline) -> None:
 
 
 def test_dropped_time_ids_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MicroConditioning, "time_ids", lambda self, height, width: (height, width, 0, 0, height, width))
+    time_ids = MicroConditioning.time_ids
+    monkeypatch.setattr(MicroConditioning, "time_ids", lambda self, *size: time_ids(MicroConditioning(), *size))
     assert np.abs(shift_by_crop(pipeline)).max() < 1
 
 

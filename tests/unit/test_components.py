@@ -12,8 +12,8 @@ SIZES = {"texts": 3, "rows": 4, "images": 2, "vae_images": 2, "tokens": 154, "la
 SIZES |= {"steps": 30, "history": 2, "noises": 1}
 
 SHAPES = {
-    "text_encoder": ({"input_ids": (3, 77)}, {"hidden": (3, 77, 768)}),
-    "text_encoder_2": ({"input_ids": (3, 77)}, {"hidden": (3, 77, 1280), "pooled": (3, 1280)}),
+    "text_encoder": ({"input_ids": (3, 77), "clip_skip": (3,)}, {"hidden": (3, 77, 768)}),
+    "text_encoder_2": ({"input_ids": (3, 77), "clip_skip": (3,)}, {"hidden": (3, 77, 1280), "pooled": (3, 1280)}),
     "unet": (
         {
             "sample": (4, 4, 104, 128),
@@ -62,7 +62,7 @@ FLOAT32 = {"timestep", "time_ids", "magnitude", "state", "weights", "readout", "
     "original",
     "original_noise",
 }
-INT64 = ("input_ids", "step", "failed", "row_image", "text_row", "draws", "next_step", "next_failed")
+INT64 = ("input_ids", "clip_skip", "step", "failed", "row_image", "text_row", "draws", "next_step", "next_failed")
 OTHER = dict.fromkeys(INT64, "int64") | {"next_state": "float32"}
 
 
@@ -143,5 +143,12 @@ def test_an_inpainting_unet_takes_more_channels_than_it_gives():
 
 
 def test_a_model_without_micro_conditioning_has_no_such_inputs():
-    specs = component_specs(SDXL.model_copy(update={"time_ids": 0}), LIMITS, PRECISIONS)
+    specs = component_specs(SDXL.model_copy(update={"time_ids": ()}), LIMITS, PRECISIONS)
     assert [port.name for port in specs["unet"].inputs] == ["sample", "timestep", "encoder_hidden_states"]
+
+
+@pytest.mark.parametrize("time_ids", [SDXL.time_ids, ()])
+def test_a_model_with_embedded_guidance_takes_its_embedding(time_ids):
+    model = SDXL.model_copy(update={"time_ids": time_ids, "guidance_embedding": 256})
+    last = component_specs(model, LIMITS, PRECISIONS)["unet"].inputs[-1]
+    assert (last.name, str(last)) == ("timestep_cond", "float32[rows, 256]")
