@@ -16,7 +16,7 @@ def lagrange(nodes: Floats) -> list[Polynomial]:
 def _product(node: float, others: Floats) -> Polynomial:
     product = Polynomial([1.0])
     for other in others:
-        product = product * Polynomial([-other, 1.0]) / (node - other)
+        product = product * Polynomial(np.array([-other, 1.0]) / (node - other))
     return product
 
 
