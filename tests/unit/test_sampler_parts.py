@@ -8,7 +8,7 @@ import pytest
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers import SAMPLERS, ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.samplers.beta import inverse_beta, lower_share
-from latentrt.runtime.samplers.lagrange import exponential_integral, integral, lagrange
+from latentrt.runtime.samplers.lagrange import interpolation_weights
 
 SDXL = ScheduleConfig(
     beta_start=0.00085,
@@ -144,14 +144,13 @@ def test_beta_quantiles_of_the_sigma_spacing() -> None:
     np.testing.assert_allclose(inverse_beta(1 - shares[20:], 0.6), 1 - x[20:], rtol=1e-9)
 
 
-def test_lagrange_integrals() -> None:
-    """Interpolation weights integrate cubics exactly, and cubics times exp(u) too."""
-    nodes, end = np.array([0.0, 0.3, 0.7, 1.2]), -0.4
+@pytest.mark.parametrize("end", [-0.4, -6.0, 0.01])
+def test_interpolation_weights(end: float) -> None:
+    """They integrate a cubic p exactly, and exp(u) p, whose primitive is exp(u) times p - p' + p'' minus its third."""
+    nodes = np.array([0.0, 0.3, 0.7, 1.2])
     cubic = np.polynomial.Polynomial([1.0, -2.0, 0.5, 3.0])
-    plain = sum(integral(weight, end) * cubic(node) for weight, node in zip(lagrange(nodes), nodes, strict=True))
-    assert plain == pytest.approx(cubic.integ()(end), rel=1e-12)
-    weights = [exponential_integral(weight, end) for weight in lagrange(nodes)]
-    points, factors = np.polynomial.legendre.leggauss(20)
-    places = end * (points + 1) / 2
-    quadrature = float(np.sum(factors * np.exp(places) * cubic(places)) * end / 2)
-    assert np.dot(weights, cubic(nodes)) == pytest.approx(quadrature, rel=1e-10)
+    assert interpolation_weights(nodes, end) @ cubic(nodes) == pytest.approx(cubic.integ()(end), rel=1e-11)
+    primitive = cubic - cubic.deriv() + cubic.deriv(2) - cubic.deriv(3)
+    weights = interpolation_weights(nodes, end, exponential=True)
+    expected = np.exp(end) * primitive(end) - primitive(0.0)
+    assert weights @ cubic(nodes) == pytest.approx(expected, rel=1e-9)
