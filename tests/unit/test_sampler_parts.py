@@ -107,9 +107,11 @@ def test_impossible_shares(options: dict[str, float], message: str) -> None:
         kept_rows("dpmpp_2m", SDXL, 30, **options)
 
 
-def test_edm_has_no_training_timesteps_to_divide() -> None:
-    with pytest.raises(RequestError, match="edm_euler has no training timesteps to divide"):
-        kept_rows("edm_euler", SDXL, 30, denoising_end=0.8)
+@pytest.mark.parametrize("name", ["edm_euler", "edm_dpmpp_2m", "euler"])
+def test_schedules_without_training_timesteps_to_divide(name: str) -> None:
+    continuous = replace(SDXL, timestep_type="continuous", prediction_type="v_prediction")
+    with pytest.raises(RequestError, match=rf"{name} tells the model log\(sigma\) / 4 here, so there are no training"):
+        kept_rows(name, continuous, 30, denoising_end=0.8)
 
 
 @pytest.mark.parametrize(
