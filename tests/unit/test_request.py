@@ -145,9 +145,9 @@ def test_guidance_above_1_is_guided(scale, guided):
 
 @pytest.mark.parametrize("name", ["dpm", "Euler", 3, ["euler"]])
 def test_an_unknown_sampler_names_the_known_ones(pipeline, name):
-    message = f"sampler {name!r}: unknown. The samplers are ddim, dpmpp_2m, euler, euler_a, lcm, unipc"
-    assert refused(pipeline, sampler=name) == message
-    assert message.endswith(", ".join(sorted(SAMPLERS)))
+    message = refused(pipeline, sampler=name)
+    assert message == f"sampler {name!r}: unknown. The samplers are {', '.join(sorted(SAMPLERS))}"
+    assert "dpmpp_2m, dpmpp_2m_sde, dpmpp_2s" in message
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "7", True, float("nan")])
