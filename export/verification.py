@@ -87,12 +87,12 @@ def verify_components(pipeline: Pipeline, checkpoint: Checkpoint, backend: Backe
         engine = backend.load(spec, pipeline.selection.file(name))
         try:
             for case, inputs in cases:
-                buffers = engine.bind(case.sizes)
+                binding = engine.bind(case.sizes)
                 for port in spec.inputs:
-                    buffers[port.name].write(inputs[port.name])
-                engine.run()
+                    binding.buffers[port.name].write(inputs[port.name])
+                binding.run()
                 for port, wanted in zip(spec.outputs, case.outputs, strict=True):
-                    found = buffers[port.name].numpy()
+                    found = binding.buffers[port.name].numpy()
                     yield measure(name, case.name, port.name, found, wanted, tolerance)
         finally:
             engine.close()
@@ -120,6 +120,9 @@ def sampler_inputs(spec: ComponentSpec, sizes: Mapping[str, int]) -> dict[str, N
     inputs["step"] = random.integers(0, sizes["steps"], sizes["images"])
     inputs["failed"] = np.full(sizes["images"], -1)
     inputs["row_image"] = np.arange(sizes["rows"]) % sizes["images"]
+    inputs["text_row"] = sizes["rows"] - 1 - np.arange(sizes["images"])
+    inputs["draws"] = random.integers(0, sizes["noises"], (sizes["images"], sizes["steps"] + 1))
+    inputs["mask"] = random.uniform(0, 1, inputs["mask"].shape).astype(np.float32)
     return inputs
 
 

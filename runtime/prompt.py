@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.backends import Engine
+from latentrt.runtime.backends import Binding, Engine
 from latentrt.runtime.model import Model, TextEncoder
+from latentrt.runtime.recent import Recent
 from latentrt.runtime.request import Request
 from latentrt.runtime.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.tokenizer import Tokenizer
@@ -38,14 +40,22 @@ class Text:
 Row = tuple[Text, ...] | None
 """One text per encoder; None stands for a row of zeros."""
 
+Encoded = dict[str, NDArray[Any]]
+"""One text by one encoder: `hidden` (tokens, width) and, where the encoder has one, `pooled` (width,)."""
 
-@dataclass(frozen=True, slots=True)
+KEPT_TEXTS = 128
+KEPT_BINDINGS = 8
+
+
 class PromptEncoder:
-    """The tokenizers and text encoders of one bundle."""
+    """The tokenizers and text encoders of one bundle. Texts that were encoded last are not encoded again."""
 
-    model: Model
-    tokenizers: Mapping[str, Tokenizer]
-    engines: Mapping[str, Engine]
+    def __init__(self, model: Model, tokenizers: Mapping[str, Tokenizer], engines: Mapping[str, Engine]):
+        self.model = model
+        self.tokenizers = tokenizers
+        self.engines = engines
+        self._bindings: Recent[tuple[str, int], Binding] = Recent(KEPT_BINDINGS)
+        self._encoded: Recent[tuple[str, Text, int], Encoded] = Recent(KEPT_TEXTS)
 
     def longest(self, request: Request) -> tuple[str, int]:
         """The text of the request that needs most tokens, and how many, in whole chunks of 77."""
@@ -93,25 +103,41 @@ class PromptEncoder:
         texts = (first, first if second is None else second)
         return tuple(Text(text, clip_skip) for text, _ in zip(texts, self.model.text_encoders, strict=False))
 
-    def _encode_rows(self, encoder: TextEncoder, rows: Sequence[Text | None], tokens: int) -> dict[str, NDArray[Any]]:
-        """One encoder's hidden states (rows, tokens, width) and, where it has one, pooled text (rows, width)."""
-        texts = sorted({text for text in rows if text is not None})
-        order = [len(texts) if text is None else texts.index(text) for text in rows]
-        chunks = tokens // TOKENS_PER_CHUNK
-        found = self._run(encoder, texts, chunks)
-        found["hidden"] = found["hidden"].reshape(len(texts), tokens, -1)
-        if "pooled" in found:
-            found["pooled"] = found["pooled"][::chunks]  # of the first chunk
-        return {name: np.concatenate([values, np.zeros_like(values[:1])])[order] for name, values in found.items()}
+    def _encode_rows(self, encoder: TextEncoder, rows: Sequence[Text | None], tokens: int) -> Encoded:
+        """One encoder's outputs, a row each: hidden (rows, tokens, width), pooled (rows, width)."""
+        encoded = self._encode_texts(encoder, sorted({text for text in rows if text is not None}), tokens)
+        zeros = {name: np.zeros_like(values) for name, values in next(iter(encoded.values())).items()}
+        each = [zeros if text is None else encoded[text] for text in rows]
+        return {name: np.stack([one[name] for one in each]) for name in zeros}
 
-    def _run(self, encoder: TextEncoder, texts: Sequence[Text], chunks: int) -> dict[str, NDArray[Any]]:
+    def _encode_texts(self, encoder: TextEncoder, texts: Sequence[Text], tokens: int) -> dict[Text, Encoded]:
+        """Every text by itself; those that are not known any more in one call."""
+        known = {text: self._encoded.find((encoder.component, text, tokens)) for text in texts}
+        fresh = [text for text, encoded in known.items() if encoded is None]
+        made = dict(zip(fresh, self._run(encoder, fresh, tokens), strict=True)) if fresh else {}
+        for text in made:
+            self._encoded.get((encoder.component, text, tokens), partial(made.__getitem__, text))
+        return {text: encoded if encoded is not None else made[text] for text, encoded in known.items()}
+
+    def _run(self, encoder: TextEncoder, texts: Sequence[Text], tokens: int) -> list[Encoded]:
+        """Hidden states of all chunks side by side, pooled text of the first."""
         tokenizer, engine = self.tokenizers[encoder.tokenizer], self.engines[encoder.component]
+        chunks = tokens // TOKENS_PER_CHUNK
         ids = np.concatenate([_padded(tokenizer, text.text, chunks) for text in texts])
-        buffers = engine.bind({"texts": len(ids)})
-        buffers["input_ids"].write(ids)
-        buffers["clip_skip"].write(np.repeat([text.clip_skip for text in texts], chunks))
-        engine.run()
-        return {port.name: buffers[port.name].numpy() for port in engine.spec.outputs}
+        binding = self._bindings.get((encoder.component, len(ids)), lambda: engine.bind({"texts": len(ids)}))
+        binding.buffers["input_ids"].write(ids)
+        binding.buffers["clip_skip"].write(np.repeat([text.clip_skip for text in texts], chunks))
+        binding.run()
+        outputs = {port.name: binding.buffers[port.name].numpy() for port in engine.spec.outputs}
+        parts = {"hidden": outputs["hidden"].reshape(len(texts), tokens, -1)}
+        if "pooled" in outputs:
+            parts["pooled"] = outputs["pooled"][::chunks]
+        return [{name: values[number] for name, values in parts.items()} for number in range(len(texts))]
+
+    def close(self) -> None:
+        """Give back the encoders' buffers, and forget the texts."""
+        self._bindings.clear()
+        self._encoded.clear()
 
     def _time_ids(self, request: Request, guided: bool) -> NDArray[np.float32]:
         positive = request.conditioning

@@ -169,7 +169,7 @@ class Request:
         Raises:
             RequestError: names the dimension, the nearest valid values and the command.
         """
-        _check_range(limits, rebuild, "images", self.count)
+        check_images(self.count, limits, rebuild)
         _check_range(limits, rebuild, "width", self.width)
         _check_range(limits, rebuild, "height", self.height)
 
@@ -186,6 +186,11 @@ def _check_range(limits: Limits, rebuild: Callable[[Limits], str], name: str, va
         steps = f" in steps of {step}" if step > 1 and low < high else ""
         served = f"{low} to {high}{steps}" if low < high else f"{low} only"
         raise RequestError(f"{name} {value}: this build serves {served}. Rebuild with: {rebuild(wider)}")
+
+
+def check_images(count: int, limits: Limits, rebuild: Callable[[Limits], str]) -> None:
+    """Raise `RequestError` where one batch would have more pictures, or fewer, than are served."""
+    _check_range(limits, rebuild, "images", count)
 
 
 def check_tokens(tokens: int, limits: Limits, rebuild: Callable[[Limits], str], prompt: str) -> None:

@@ -12,7 +12,7 @@ from latentrt.demo.evaluate import evaluate, held_out_scenes, latentrt_draw, sha
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import export_bundle
 from latentrt.runtime import MicroConditioning, Pipeline, Request
-from latentrt.runtime.loop import guidance_matrix
+from latentrt.runtime.drawing import guidance_rows
 from latentrt.runtime.prompt import Conditioning, PromptEncoder
 
 SCENES = held_out_scenes(20)
@@ -49,9 +49,8 @@ def test_swapped_encoders_would_show(pipeline: Pipeline, monkeypatch: pytest.Mon
 
     def swapped(self: PromptEncoder, request: Request, tokens: int) -> Conditioning:
         inputs = encode(self, request, tokens).inputs
-        hidden, first = inputs["encoder_hidden_states"], self.model.text_encoders[0].width
-        exchanged = np.concatenate([hidden[..., first:], hidden[..., :first]], axis=-1)
-        return Conditioning({**inputs, "encoder_hidden_states": exchanged})
+        first = self.model.text_encoders[0].width
+        return Conditioning({**inputs, "encoder_hidden_states": np.roll(inputs["encoder_hidden_states"], -first, -1)})
 
     monkeypatch.setattr(PromptEncoder, "encode", swapped)
     right = scores(pipeline)
@@ -59,10 +58,10 @@ def test_swapped_encoders_would_show(pipeline: Pipeline, monkeypatch: pytest.Mon
 
 
 def test_inverted_guidance_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def inverted(images: int, scale: float, guided: bool) -> np.ndarray:
-        return guidance_matrix(images, 1 - scale, guided)
+    def inverted(scale: float, guided: bool) -> np.ndarray:
+        return guidance_rows(1 - scale, guided)
 
-    monkeypatch.setattr("latentrt.runtime.loop.guidance_matrix", inverted)
+    monkeypatch.setattr("latentrt.runtime.drawing.guidance_rows", inverted)
     assert scores(pipeline)["background"] <= 0.5
 
 

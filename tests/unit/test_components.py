@@ -36,8 +36,15 @@ SHAPES = {
             "readout": (2, 31, 2),
             "timesteps": (2, 31),
             "guidance": (2, 4),
+            "rescale": (2,),
+            "text_row": (2,),
             "row_image": (4,),
+            "draws": (2, 31),
             "noise": (2, 1, 4, 104, 128),
+            "mask": (2, 1, 104, 128),
+            "levels": (2, 31, 2),
+            "original": (2, 4, 104, 128),
+            "original_noise": (2, 4, 104, 128),
         },
         {
             "next_state": (2, 2, 4, 104, 128),
@@ -48,8 +55,14 @@ SHAPES = {
         },
     ),
 }
-FLOAT32 = {"timestep", "time_ids", "magnitude", "state", "weights", "readout", "timesteps", "guidance", "noise"}
-INT64 = ("input_ids", "clip_skip", "step", "failed", "row_image", "next_step", "next_failed")
+FLOAT32 = {"timestep", "time_ids", "magnitude", "state", "weights", "readout", "timesteps", "guidance", "noise"} | {
+    "rescale",
+    "mask",
+    "levels",
+    "original",
+    "original_noise",
+}
+INT64 = ("input_ids", "clip_skip", "step", "failed", "row_image", "text_row", "draws", "next_step", "next_failed")
 OTHER = dict.fromkeys(INT64, "int64") | {"next_state": "float32"}
 
 
@@ -104,7 +117,7 @@ def test_dims_of_requests():
         "latent_height": "96:96:96",
         "latent_width": "64:128:192",
         "steps": f"1:30:{MAX_STEPS}",
-        "history": f"1:2:{MAX_HISTORY}",
+        "history": f"2:2:{MAX_HISTORY}",
         "noises": f"1:1:{MAX_STEPS}",
     }
     assert all(name == dim.name for name, dim in dims.items())
