@@ -27,11 +27,11 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor, clip_skip: Tensor) -> tuple[Tensor, ...]:
         """(texts, 77) and (texts,) int64 -> hidden (texts, 77, width), pooled (texts, projection)."""
         output = self.network(input_ids, output_hidden_states=True)
-        last = -1 - self.facts.skipped
-        hidden = output.hidden_states[last]
-        # One select per layer needs the memory of one; a gather would keep every layer's states to the end.
-        for skip in range(1, self.facts.max_clip_skip + 1):
-            hidden = torch.where((clip_skip == skip)[:, None, None], output.hidden_states[last - skip], hidden)
+        most = self.facts.max_clip_skip
+        hidden = output.hidden_states[0]
+        # Selecting layer by layer, as they come, keeps one layer's states; a gather would keep all to the end.
+        for layer, states in enumerate(output.hidden_states[1 : most + 1], 1):
+            hidden = torch.where((clip_skip <= most - layer)[:, None, None], states, hidden)
         if self.facts.final_norm:
             hidden = getattr(self.network, "text_model", self.network).final_layer_norm(hidden)
         return (hidden, output.text_embeds) if self.has_projection else (hidden,)
