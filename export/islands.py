@@ -4,8 +4,9 @@ A module does not fit where what enters or leaves it, or one of its weights, is 
 values on, its parent's forward, must then run in float32 as well, and so on upwards until a module takes in and gives
 out what fits: there the island ends. Within an island every module that fits and holds matrices goes back to fp16, so
 that nothing but the layers that need it lose speed. A residual stream that overflows thus takes along its additions and
-norms, not the layers of its branches. An attention whose logits overflow takes along its projections of queries and
-keys, not of values: large logits need small rounding errors, and fp16 rounds 16,000 to multiples of 8.
+norms, not the layers of its branches. An attention in float32 takes along its projections of queries, keys and values:
+large logits need small rounding errors (fp16 rounds 16,000 to multiples of 8), and TensorRT-RTX 1.7 cannot compile a
+float32 attention whose values are cast from fp16.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -55,9 +56,9 @@ def find_islands(network: nn.Module, ranges: Ranges) -> Islands:
     modules = {name: module for name, module in network.named_modules() if name in ranges.outputs}
     parents = {name: _parent(name, modules) for name in modules}
     unfit = {name for name, module in modules.items() if not _fits(module, name, ranges)}
-    for name in (name for name, largest in ranges.logits.items() if largest > LIMIT):
-        unfit |= {f"{name}.{projection}" for projection in ATTENTIONS[type(modules[name])][:2]}
-    holding = {parents[name] for name in unfit}
+    holding = {parents[name] for name in unfit} | {name for name in modules if ranges.logits.get(name, 0.0) > LIMIT}
+    for name in [name for name in modules if name in unfit | holding and type(modules[name]) in ATTENTIONS]:
+        unfit |= {f"{name}.{projection}" for projection in ATTENTIONS[type(modules[name])].projections}
     wide: set[str | None] = {None} & holding
     for name, module in modules.items():  # parents come before their children
         light = all(parameter.ndim < 2 for parameter in module.parameters())

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.attention_processor import Attention
@@ -17,8 +17,18 @@ from latentrt.runtime.errors import NumericsError
 Run = Callable[[Any], Any]
 """Runs a network over one sample, a tensor or several."""
 
-ATTENTIONS = {Attention: ("to_q", "to_k", "heads"), CLIPAttention: ("q_proj", "k_proj", "num_heads")}
-"""Kinds of attention, with the names of their query and key projections and of their number of heads."""
+
+class AttentionNames(NamedTuple):
+    """What a kind of attention calls its projections of queries, keys and values, and its number of heads."""
+
+    projections: tuple[str, str, str]
+    heads: str
+
+
+ATTENTIONS: Mapping[type[nn.Module], AttentionNames] = {
+    Attention: AttentionNames(("to_q", "to_k", "to_v"), "heads"),
+    CLIPAttention: AttentionNames(("q_proj", "k_proj", "v_proj"), "num_heads"),
+}
 
 
 def logits_name(attention: str) -> str:
@@ -106,8 +116,9 @@ def _note(ranges: dict[str, float], name: str, tensors: list[Tensor]) -> None:
 
 def _watch_logits(attention: Any, name: str, ranges: Ranges) -> list[Any]:
     """Hooks on the projections of queries and keys, whose product they form, image by image and head by head."""
-    to_query, to_key, heads_name = ATTENTIONS[type(attention)]
-    heads: int = getattr(attention, heads_name)
+    names = ATTENTIONS[type(attention)]
+    to_query, to_key, _ = names.projections
+    heads: int = getattr(attention, names.heads)
     kept: dict[str, Tensor] = {}
 
     def product(projected: str, output: Tensor) -> None:
