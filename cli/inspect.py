@@ -91,7 +91,15 @@ def component_table(manifest: Manifest) -> Table:
 def numerics_table(manifest: Manifest) -> Table:
     """One row per component that was measured for fp16: how large its values are, and what made them fit."""
     table = Table(title="fp16 range", title_justify="left")
-    for column in ("component", "largest", "scaled", "signals scaled by", "float32 islands", "float32 layers", "fp16 error"):
+    for column in (
+        "component",
+        "largest",
+        "scaled",
+        "signals scaled by",
+        "islands",
+        "float32 layers",
+        "fp16 error",
+    ):
         table.add_column(column, justify="right" if column in ("largest", "scaled") else "left")
     for name, part in manifest.components.items():
         if part.numerics is None:

@@ -42,7 +42,8 @@ def emulate(model: ir.Model) -> None:
             weight.const_value = ir.tensor(weight.const_value.numpy().astype(np.float32), name=weight.name)
             weight.dtype = FLOAT
     for value in graph.inputs:
-        value.dtype = _widened(value.dtype)
+        if value.dtype == BF16:
+            value.dtype = FLOAT
     for node in list(graph):
         _widen_attributes(node)
         for output in node.outputs:
@@ -50,10 +51,6 @@ def emulate(model: ir.Model) -> None:
                 output.dtype = FLOAT
                 if node.op_type not in EXACT:
                     _round(graph, node, output)
-
-
-def _widened(dtype: ir.DataType | None) -> ir.DataType | None:
-    return FLOAT if dtype == BF16 else dtype
 
 
 def _widen_attributes(node: ir.Node) -> None:

@@ -59,7 +59,7 @@ def find_islands(network: nn.Module, ranges: Ranges) -> Islands:
     holding = {parents[name] for name in unfit} | {name for name in modules if ranges.logits.get(name, 0.0) > LIMIT}
     for name in [name for name in modules if name in unfit | holding and type(modules[name]) in ATTENTIONS]:
         unfit |= {f"{name}.{projection}" for projection in ATTENTIONS[type(modules[name])].projections}
-    wide: set[str | None] = {None} & holding
+    wide: set[str | None] = holding & {None}
     for name, module in modules.items():  # parents come before their children
         light = all(parameter.ndim < 2 for parameter in module.parameters())
         if name in unfit or name in holding or (light and parents[name] in wide):

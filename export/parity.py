@@ -15,7 +15,7 @@ from latentrt.export.samples import sample_inputs
 from latentrt.runtime.backends.bfloat16 import from_bits, to_bits
 from latentrt.runtime.errors import ParityError
 from latentrt.runtime.manifest import ParityRecord
-from latentrt.runtime.specs import TOKENS_PER_CHUNK, ComponentSpec, Precision
+from latentrt.runtime.specs import TOKENS_PER_CHUNK, ComponentSpec, Port, Precision
 
 Depth = Literal["full", "quick", "off"]
 
@@ -104,14 +104,17 @@ def open_session(file: Path, optimise: bool = True) -> onnxruntime.InferenceSess
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
+def rounded(values: NDArray[Any], port: Port) -> NDArray[Any]:
+    """Values in a port's dtype; as float32 numbers where that is bfloat16, which numpy lacks."""
+    return from_bits(to_bits(values)) if port.dtype == "bfloat16" else values.astype(port.numpy_dtype)
+
+
 def feed(session: onnxruntime.InferenceSession, spec: ComponentSpec, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs rounded as the ports of the spec are, in the dtypes that the session takes."""
-    found = {}
-    for port, value in zip(spec.inputs, session.get_inputs(), strict=True):
-        numbers = np.asarray(inputs[port.name])
-        rounded = from_bits(to_bits(numbers)) if port.dtype == "bfloat16" else numbers
-        found[port.name] = rounded.astype(SESSION_DTYPES[value.type])
-    return found
+    return {
+        port.name: rounded(np.asarray(inputs[port.name]), port).astype(SESSION_DTYPES[value.type])
+        for port, value in zip(spec.inputs, session.get_inputs(), strict=True)
+    }
 
 
 def _compare(

@@ -131,7 +131,7 @@ def large_stream(network: Any) -> None:
     """The residual stream of the whole U-Net, in one channel."""
     network.conv_in.bias[3] += 1e6
     for name, layer in network.named_modules():
-        if name.endswith("conv_shortcut") or name.endswith("samplers.0.conv"):
+        if name.endswith(("conv_shortcut", "samplers.0.conv")):
             layer.weight.mul_(0.5)
 
 

@@ -15,6 +15,11 @@ ELEMENT_TYPES: Mapping[DType, int] = {"float32": 1, "uint8": 2, "int64": 7, "flo
 
 LOG_ERRORS_ONLY = 3
 
+NO_BF16 = (
+    "it is bf16, and ONNX Runtime has no bf16 convolution, matmul or attention for CPUs. Export with --precision fp32 "
+    "or fp16, or build it for a GPU: build-engine BUNDLE --backend tensorrt"
+)
+
 
 class OnnxRuntimeBackend:
     """ONNX Runtime on one device. On CUDA all work goes to one stream of the backend's own."""
@@ -40,6 +45,8 @@ class OnnxRuntimeBackend:
 
     def load(self, spec: ComponentSpec, path: Path) -> "OnnxRuntimeEngine":
         """Start a session over an exported or an optimised ONNX file."""
+        if self.kind == "cpu" and spec.uses("bfloat16"):
+            raise BackendError(f"{spec.name}: {NO_BF16}")
         options = self.library.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
         if path.parent.parent.name == "builds":  # what build-engine wrote is optimised already

@@ -1,12 +1,12 @@
-"""U-Nets and text encoders whose values leave fp16's range somewhere: the islands that the export finds, and no more."""
+"""U-Nets and text encoders whose values leave fp16's range somewhere: the islands that the export finds."""
 
 import copy
 from pathlib import Path
 
 import pytest
 import torch
-from component_bundles import component_bundle
 from checkpoints import write_sdxl
+from component_bundles import component_bundle
 from networks import (
     BLOCK,
     MLP,
@@ -143,7 +143,7 @@ def test_a_network_that_fp16_cannot_hold_is_refused():
             part.weight.mul_(1e-9)
         for layer in module.network.text_model.encoder.layers:
             layer.layer_norm1.eps = 0.0
-    message = r"^text_encoder_2: fp16 differs from float32 by .* over 1 samples, allowed 3e-02\. Export with --precision b"
+    message = r"^text_encoder_2: fp16 differs from float32 by .* over 1 samples, allowed 3e-02\. Export with --prec"
     with pytest.raises(ParityError, match=message):
         fit_to_fp16("text_encoder_2", module.network, lambda sample: module(*sample), [inputs(module)])
 

@@ -22,8 +22,10 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import component_precisions
 from latentrt.export.islands import LIMIT
+from latentrt.export.layers import first_departure
 from latentrt.export.modules import MODULES
 from latentrt.export.ranges import measure
+from latentrt.export.samples import sample_inputs
 from latentrt.export.trace import save, trace
 from latentrt.export.vae_scaling import choose_exponents, fold
 from latentrt.export.vae_signals import vae_signals
@@ -240,3 +242,23 @@ def test_the_vae_has_the_precision_that_was_asked_for(bundle, asked, vae):
     found = component_precisions(bundle, asked)
     assert {found[name] for name in HALVES} == {vae}
     assert {found[name] for name in found.keys() - set(HALVES)} == {bundle}
+
+
+@pytest.mark.slow
+def test_layers_compares_scaled_tensors_with_a_reference_scaled_alike(blown_bundle, tmp_path):
+    checkpoint = Checkpoint.open(blown_bundle.path.parent / "checkpoint")
+    spec = blown_bundle.manifest.specs()["vae_decoder"]
+    scales = blown_bundle.manifest.components["vae_decoder"].numerics.scales
+    sample = {"latent": sample_inputs(spec, spec.sizes("min"), 0)["latent"].numpy()}
+    file, spoilt = blown_bundle.onnx("vae_decoder"), tmp_path / "vae_decoder.onnx"
+    assert first_departure(file, spec, checkpoint, sample, 3e-2, scales) is None
+    model = onnx.load(file)
+    name = "network.decoder.up_blocks.1.resnets.0.conv2.weight"
+    (weight,) = (one for one in model.graph.initializer if one.name == name)
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float16(1.1), name))
+    onnx.save(model, spoilt)
+    departure = first_departure(spoilt, spec, checkpoint, sample, 3e-2, scales)
+    (node,) = (node for node in model.graph.node if departure.tensor in node.output)
+    assert (node.op_type, node.input[1], departure.compared > 50) == ("Conv", name, True)
+    unscaled = first_departure(file, spec, checkpoint, sample, 3e-2)
+    assert unscaled.compared < departure.compared
