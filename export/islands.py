@@ -166,13 +166,13 @@ def _fp16_tensors(module: nn.Module) -> Iterator[Tensor]:
 def rehearse(network: nn.Module, run: Run, samples: Sequence[Any]) -> list[Tensor]:
     """The outputs of the fp16 network with its islands, from float32 arithmetic: torch has no fast fp16 on CPUs.
 
-    Weights, inputs and every module's output are rounded to fp16; sums are float32, as on tensor cores. The weights
-    stay rounded.
+    Weights, inputs, every module's output and the network's are rounded to fp16; sums are float32, as on tensor cores.
+    The weights stay rounded.
     """
     for tensor in _fp16_tensors(network):
         tensor.data = rounded(tensor.data)
     with torch.no_grad(), _rehearsing(network):
-        return [tensor for sample in samples for tensor in floats(run(rounded(sample)))]
+        return [tensor for sample in samples for tensor in floats(rounded(run(rounded(sample))))]
 
 
 @contextmanager

@@ -9,7 +9,9 @@ from checkpoints import write_sdxl
 from component_bundles import component_bundle
 from engine_bundles import write_bundle
 from networks import SMALL_UNET
+from typer.testing import CliRunner
 
+from latentrt.cli.main import application
 from latentrt.engine.build import build_engines
 from latentrt.engine.graph import heavy_nodes, read_graph
 from latentrt.export.checkpoint import Checkpoint
@@ -92,3 +94,20 @@ def test_onnx_runtime_on_a_cpu_refuses_it(tmp_path):
         build_engines(bundle, "onnxruntime")
     with pytest.raises(BackendError, match=message):
         Pipeline.load(bundle, "onnxruntime", "cpu")
+
+
+@pytest.mark.parametrize("command", ["export", "build-engine"])
+def test_the_command_line_hands_it_on(command, tmp_path, monkeypatch):
+    class Reached(Exception):
+        pass
+
+    def stop(checkpoint, target, **options):
+        raise Reached(options["precision"], options["vae_precision"])
+
+    monkeypatch.setattr("latentrt.export.exporter.export_bundle", stop)
+    folder = write_sdxl(tmp_path / "checkpoint", weights=False)
+    options = ["--random-weights", "0", "--precision", "bf16", "-o", str(tmp_path / "bundle")]
+    options += ["--backend", "tensorrt-rtx"] if command == "build-engine" else []
+    with pytest.raises(Reached) as caught:
+        CliRunner().invoke(application(), [command, str(folder), *options], catch_exceptions=False)
+    assert caught.value.args == ("bf16", "auto")

@@ -108,6 +108,7 @@ def compare_with_fp16(pipeline: Pipeline, half: Pipeline, count: int, steps: int
     return 100 * max(abs(after[name] - before[name]) for name in before), 10 * np.log10(255**2 / max(errors))
 
 
+@pytest.mark.slow
 def test_fp16_draws_the_same_pictures(pipeline: Pipeline, half: Pipeline) -> None:
     components = half.bundle.manifest.components.values()
     assert {part.precision for part in components} == {"fp16"}

@@ -148,6 +148,14 @@ def test_a_network_that_fp16_cannot_hold_is_refused():
         fit_to_fp16("text_encoder_2", module.network, lambda sample: module(*sample), [inputs(module)])
 
 
+def test_outputs_that_fp16_ports_cannot_hold_are_refused():
+    module = small_text_encoder()
+    with torch.no_grad():
+        module.network.text_model.embeddings.position_embedding.weight[:, 3] += 1e5
+    with pytest.raises(ParityError, match=r"^network: fp16 differs from float32 by inf \(relative\)"):
+        fit(module)
+
+
 def spoilt_bundle(folder: Path) -> Bundle:
     """A U-Net and a text encoder in fp16 that need islands of every kind, exported and compared with torch."""
     write_sdxl(folder / "checkpoint", unet=SMALL_UNET)
