@@ -165,7 +165,6 @@ def spoilt_bundle(folder: Path) -> Bundle:
         for change in (large_logits, large_residual_branch, large_feed_forward, large_transformer_stream):
             change(unet)
         large_text_branch(encoder)
-        large_text_stream(encoder)
     unet.save_pretrained(folder / "checkpoint" / "unet")
     encoder.save_pretrained(folder / "checkpoint" / "text_encoder_2")
     return component_bundle(folder / "bundle", checkpoint, ("text_encoder_2", "unet"))
