@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from latentrt.runtime.backends import Engine
 from latentrt.runtime.errors import NumericsError
 from latentrt.runtime.noise import TorchGenerator
+from latentrt.runtime.parts import bind_parts
 from latentrt.runtime.prompt import Conditioning
 from latentrt.runtime.request import Request
 from latentrt.runtime.samplers import SamplerTable
@@ -58,14 +59,17 @@ def denoise(
     table: SamplerTable,
     noise: Noise,
     progress: StepProgress | None = None,
+    prologue: Engine | None = None,
 ) -> Floats:
     """Run every step; returns the latents (images, 4, h, w) that the sampler ends with.
+
+    With a `prologue`, which runs once, `unet` is the body that reads its outputs.
 
     Raises:
         NumericsError: a picture's latents became NaN or infinite; names the step.
     """
     sizes = loop_sizes(request, conditioning, table, noise)
-    network = unet.bind(sizes)
+    network = unet.bind(sizes) if prologue is None else bind_parts(prologue, unet, sizes)
     links = {name: network[name] for name in ("noise_pred", "sample", "timestep")}
     loop = sampler.bind(sizes, links)
     state = np.zeros((request.count, table.state_count, *noise.initial.shape[1:]), np.float32)
@@ -82,6 +86,8 @@ def denoise(
     for name, values in {"state": state, "row_image": row_image, **sampler_inputs(request, table, noise)}.items():
         loop[name].write(values)
 
+    if prologue is not None:
+        prologue.run()
     for done in range(1, table.step_count + 1):
         unet.run()
         sampler.run()

@@ -17,6 +17,7 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import NumericsError
 from latentrt.runtime.loop import Floats, StepProgress, denoise, draw_noise
 from latentrt.runtime.model import Limits
+from latentrt.runtime.parts import BODY, PROLOGUE, WHOLE
 from latentrt.runtime.prompt import PromptEncoder
 from latentrt.runtime.request import MicroConditioning, Request, Size, check_tokens, one_or_more, per_prompt
 from latentrt.runtime.samplers import ScheduleConfig, compile_sampler
@@ -69,7 +70,7 @@ class Pipeline:
         opened = selection.open()
         engines: dict[str, Engine] = {}
         try:
-            for name, spec in bundle.manifest.specs(selection.limits).items():
+            for name, spec in selection.specs.items():
                 if name != "vae_encoder":
                     engines[name] = opened.load(spec, selection.file(name))
             return cls(bundle, selection, opened, engines)
@@ -136,8 +137,9 @@ class Pipeline:
             model = self.bundle.manifest.model
             scale = model.latent_scale
             noise = draw_noise(request, table, (model.latent_channels, request.height // scale, request.width // scale))
-            unet, stepper = self._engines["unet"], self._engines["sampler"]
-            latents = denoise(unet, stepper, request, conditioning, table, noise, progress)
+            unet = self._engines.get(WHOLE) or self._engines[BODY]
+            prologue, stepper = self._engines.get(PROLOGUE), self._engines["sampler"]
+            latents = denoise(unet, stepper, request, conditioning, table, noise, progress, prologue)
         with self._stage(timings, "decode"):
             pictures = self._decode(latents)
         return Result(pictures, latents, timings, request)

@@ -12,26 +12,28 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BackendError, BundleError
 from latentrt.runtime.manifest import BuildRecord
 from latentrt.runtime.model import Limits
+from latentrt.runtime.specs import ComponentSpec
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A backend, a device, and the file of every component."""
+    """A backend, a device, and for every engine its ports and its file."""
 
     backend: str
     device: str
     limits: Limits
+    specs: Mapping[str, ComponentSpec]
     files: Mapping[str, Path]
 
     def open(self) -> Backend:
         """Open the backend on the device."""
         return open_backend(self.backend, self.device)
 
-    def file(self, component: str) -> Path:
-        """The file to load for a component."""
-        return self.files[component]
+    def file(self, engine: str) -> Path:
+        """The file to load for an engine."""
+        return self.files[engine]
 
 
 def select(bundle: Bundle, backend: str | None = None, device: str | None = None) -> Selection:
@@ -85,7 +87,7 @@ def _build(bundle: Bundle, backend: str, device: str) -> Selection | None:
         return None
     build = min(builds, key=lambda build: targets.index(build.target))
     bundle.check_build(build, **identity(backend, build.target))
-    return Selection(backend, device, build.limits, _engine_files(bundle, build))
+    return Selection(backend, device, build.limits, bundle.engine_specs(build), _engine_files(bundle, build))
 
 
 def _engine_files(bundle: Bundle, build: BuildRecord) -> dict[str, Path]:
@@ -110,7 +112,7 @@ def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Sele
         "%s: no build for this machine; running its ONNX files through ONNX Runtime on %s", bundle.path, place
     )
     files = {name: bundle.onnx(name) for name in bundle.manifest.components}
-    return Selection("onnxruntime", place, bundle.manifest.limits, files)
+    return Selection("onnxruntime", place, bundle.manifest.limits, bundle.manifest.specs(), files)
 
 
 def _installed(backend: str) -> bool:
