@@ -16,10 +16,8 @@ from latentrt.export.checkpoint import CLASSES, Checkpoint
 from latentrt.export.modules import MODULES
 from latentrt.export.sampler_graph import sampler_reference
 from latentrt.export.samples import sample_inputs
-from latentrt.runtime.backends import Backend, Engine
-from latentrt.runtime.parts import PARTS, ChainedEngine
+from latentrt.runtime.backends import Backend
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.selection import Selection
 from latentrt.runtime.specs import ComponentSpec, Precision
 from latentrt.runtime.tokenizer import Tokenizer
 
@@ -86,7 +84,7 @@ def verify_components(pipeline: Pipeline, checkpoint: Checkpoint, backend: Backe
     for name, spec in manifest.specs(pipeline.limits).items():
         tolerance = SAMPLER_TOLERANCE if name == "sampler" else parity.TOLERANCE[manifest.components[name].precision]
         cases = list(_reference(checkpoint, spec))
-        engine = load_component(pipeline.selection, backend, spec)
+        engine = pipeline.selection.load(backend, spec)
         try:
             for case, inputs in cases:
                 buffers = engine.bind(case.sizes)
@@ -98,14 +96,6 @@ def verify_components(pipeline: Pipeline, checkpoint: Checkpoint, backend: Backe
                     yield measure(name, case.name, port.name, found, wanted, tolerance)
         finally:
             engine.close()
-
-
-def load_component(selection: Selection, backend: Backend, spec: ComponentSpec) -> Engine:
-    """The engine of a component; of a U-Net that was built in two parts, both in a chain."""
-    if spec.name in selection.specs:
-        return backend.load(spec, selection.file(spec.name))
-    prologue, body = (backend.load(selection.specs[part], selection.file(part)) for part in PARTS)
-    return ChainedEngine(spec, prologue, body)
 
 
 def _reference(checkpoint: Checkpoint, spec: ComponentSpec) -> Iterator[tuple[parity.Case, dict[str, NDArray[Any]]]]:

@@ -76,10 +76,14 @@ class ChainedEngine:
     def __init__(self, spec: ComponentSpec, prologue: "Engine", body: "Engine"):
         self.spec = spec
         self._prologue, self._body = prologue, body
+        self._buffers: dict[str, Buffer] = {}
 
     def bind(self, sizes: Mapping[str, int], shared: Mapping[str, "Buffer"] = {}) -> Mapping[str, "Buffer"]:
         """Buffers of both for these sizes; what crosses between them is shared."""
-        return bind_parts(self._prologue, self._body, sizes, shared)
+        found = bind_parts(self._prologue, self._body, sizes, shared)
+        if found != self._buffers:
+            self._buffers = found
+        return self._buffers
 
     def run(self) -> None:
         """Enqueue one inference of each."""
@@ -88,6 +92,7 @@ class ChainedEngine:
 
     def close(self) -> None:
         """Close both."""
+        self._buffers = {}
         self._prologue.close()
         self._body.close()
 

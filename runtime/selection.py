@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentrt.runtime.backends import BACKENDS, Backend, identity, open_backend
+from latentrt.runtime.backends import BACKENDS, Backend, Engine, identity, open_backend
 from latentrt.runtime.backends.targets import load_module, runnable_targets
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BackendError, BundleError
 from latentrt.runtime.manifest import BuildRecord
 from latentrt.runtime.model import Limits
+from latentrt.runtime.parts import PARTS, ChainedEngine
 from latentrt.runtime.specs import ComponentSpec
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,13 @@ class Selection:
     def file(self, engine: str) -> Path:
         """The file to load for an engine."""
         return self.files[engine]
+
+    def load(self, backend: Backend, spec: ComponentSpec) -> Engine:
+        """Load a whole component; a U-Net that was built in two parts as a chain of both."""
+        if spec.name in self.specs:
+            return backend.load(spec, self.file(spec.name))
+        prologue, body = (backend.load(self.specs[part], self.file(part)) for part in PARTS)
+        return ChainedEngine(spec, prologue, body)
 
 
 def select(bundle: Bundle, backend: str | None = None, device: str | None = None) -> Selection:

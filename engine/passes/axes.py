@@ -18,8 +18,8 @@ from latentrt.runtime.specs import Axis, Sizes
 WEIGHT_BYTES = 1024
 """Constants from this size on are weights; smaller ones may be shapes, which decide about other shapes."""
 
-BASE = 64
-"""A multiple of every factor by which a U-Net divides its sizes."""
+BASE = 8
+"""A multiple of every factor by which a U-Net divides its sizes; small, since ONNX follows the elements of vectors."""
 
 
 @dataclass(frozen=True, slots=True)

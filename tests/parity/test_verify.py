@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from latentrt.cli.main import application
-from latentrt.runtime.bundle import MANIFEST, describe_file
+from latentrt.engine.build import build_engines
+from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file
 
 
 def verify(bundle: Path, checkpoint: Path, *options: str) -> tuple[int, dict]:
@@ -69,6 +70,15 @@ def test_a_sound_bundle_passes(bundle: Path, sdxl_checkpoint: Path) -> None:
     picture = result["figures"][-1]
     assert picture["max_abs"] <= 2
     assert picture["psnr"] > 50
+
+
+def test_a_build_in_two_parts_is_compared_as_a_whole(bundle: Path, sdxl_checkpoint: Path) -> None:
+    build_engines(Bundle.open(bundle), "onnxruntime")
+    code, result = verify(bundle, sdxl_checkpoint)
+    assert (code, result["passed"]) == (0, True)
+    figures = [figure for figure in result["figures"] if figure["component"].startswith("unet")]
+    assert {(figure["component"], figure["output"]) for figure in figures} == {("unet", "noise_pred")}
+    assert len(figures) > 1
 
 
 def test_one_changed_weight_is_found_in_its_component(bundle: Path, sdxl_checkpoint: Path) -> None:
