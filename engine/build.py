@@ -1,4 +1,4 @@
-"""Builds a bundle's engines: one per component, two for the U-Net, keyed, and built only where none with that key is."""
+"""Builds a bundle's engines: one per component, two for the U-Net, keyed, and built only where none has that key."""
 
 import importlib
 import logging
@@ -65,7 +65,7 @@ def build_engines(
         logger.info("%s: up to date", folder.path)
         return built
     open_files = load_attribute(GRAPH_FILES)
-    with folder.lock(), open_files(bundle, folder.path / GRAPHS) as graphs:
+    with folder.lock(), open_files(bundle, folder.path / GRAPHS, target) as graphs:
         folder.clean()
         if hoist:
             specs = replace_whole(specs, parts or graphs.parts(specs[WHOLE]))

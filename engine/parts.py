@@ -9,8 +9,8 @@ from types import TracebackType
 import onnx_ir as ir
 
 from latentrt.engine import graph as graphs
+from latentrt.engine.passes import passes_for
 from latentrt.engine.passes.hoist import Hoisted, hoist
-from latentrt.engine.passes.lengths import fold_lengths
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.components import DTYPES
 from latentrt.runtime.errors import BuildError
@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 class GraphFiles:
     """Finds or makes the ONNX files of engines. As a context manager it removes what it made."""
 
-    def __init__(self, bundle: Bundle, folder: Path):
+    def __init__(self, bundle: Bundle, folder: Path, target: str):
         """`folder` is where the parts go; it is made when they are."""
-        self.bundle, self.folder = bundle, folder
+        self.bundle, self.folder, self.target = bundle, folder, target
         self.split: Hoisted | None = None
 
     def __enter__(self) -> "GraphFiles":
@@ -94,12 +94,14 @@ class GraphFiles:
 
     def _split(self) -> Hoisted:
         if self.split is None:
-            self.split = split_file(self.bundle.onnx(WHOLE), self.folder)
+            self.split = split_file(self.bundle.onnx(WHOLE), self.folder, self.target)
         return self.split
 
 
-def split_file(file: Path, folder: Path) -> Hoisted:
+def split_file(file: Path, folder: Path, target: str) -> Hoisted:
     """Split a U-Net's file into `unet_prologue.onnx` and `unet_body.onnx`. Weights in a data file are not read.
+
+    The passes for the target go first; each is logged with the number of nodes that it saves.
 
     Raises:
         BuildError: not readable, or nothing to move.
@@ -108,8 +110,10 @@ def split_file(file: Path, folder: Path) -> Hoisted:
         model = ir.load(file)
     except Exception as error:  # protobuf's and onnx_ir's exceptions have no other base class
         raise BuildError(f"{WHOLE}: {file} cannot be read: {error}") from error
-    before = len(model.graph)
-    fold_lengths(model)
+    for change in passes_for(target):
+        before = len(model.graph)
+        change(model)
+        logger.info("%s: %s saves %d nodes", WHOLE, change.__name__, before - len(model.graph))
     split = hoist(model, LOOP_INPUTS)
     if split is None:
         others = [str(value.name) for value in model.graph.inputs if value.name not in LOOP_INPUTS]
@@ -118,10 +122,8 @@ def split_file(file: Path, folder: Path) -> Hoisted:
             "Build it whole with --no-hoist"
         )
     logger.info(
-        "%s: %d nodes that compute fixed lengths folded; %d nodes and %.2f M parameters moved out of the loop, %d "
-        "tensors cross",
+        "%s: hoist moves %d nodes and %.2f M parameters out of the loop, %d tensors cross",
         WHOLE,
-        before - len(model.graph),
         split.nodes,
         split.parameters / 1e6,
         len(split.interface),
@@ -152,4 +154,3 @@ def part_port(value: ir.Value) -> Port:
     """A port for a tensor that crosses from prologue to body."""
     dtype = {"float": "float32"}.get(value.dtype.name.lower(), value.dtype.name.lower()) if value.dtype else "untyped"
     return Port.parse(str(value.name), f"{dtype}[{', '.join(map(str, value.shape or ()))}]")
-

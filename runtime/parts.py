@@ -1,7 +1,7 @@
 """The U-Net as two engines: a prologue that runs once per request, and a body that runs on every step.
 
-Everything that depends on the prompt alone is the prologue's (`latentrt.engine.passes.hoist`). Its outputs are inputs of
-the body, by the same names; which they are is recorded in the keys of the two engines.
+What depends on the prompt alone is the prologue's (`latentrt.engine.passes.hoist`). Its outputs are inputs of the body,
+by the same names; which they are is recorded in the keys of the two engines.
 """
 
 from collections.abc import Mapping

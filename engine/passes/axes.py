@@ -87,7 +87,12 @@ def without_weights(graph: ir.Graph) -> onnx.ModelProto:
         tensor = value.const_value
         if tensor is not None and tensor.nbytes >= WEIGHT_BYTES:
             value.const_value = ir.ExternalTensor(
-                "absent", 0, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape), name=str(value.name)
+                "absent",
+                0,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(list(tensor.shape.numpy())),
+                name=str(value.name),
             )
     proto: onnx.ModelProto = ir.to_proto(ir.Model(copy, ir_version=11))
     del proto.graph.value_info[:]

@@ -147,7 +147,10 @@ class Parts:
     def misplaced(self) -> set[str]:
         """Nodes that must be the body's by rules 3, 4 and 5; none where the cut is right."""
         found = {
-            key(node) for node in self.graph for output in node.outputs if output.name in self.cut
+            key(node)
+            for node in self.graph
+            for output in node.outputs
+            if output.name in self.cut
             if not self._can_cross(output)
         }
         # A shape read that could not be replaced draws in nodes of the other side.

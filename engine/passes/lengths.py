@@ -1,6 +1,7 @@
 """Constant folding of lengths: the sizes of heads and channels that traced code computes again on every run."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from latentrt.engine.passes.axes import WEIGHT_BYTES, describe_tensors
-from latentrt.engine.passes.shape_reads import attribute, gathered_places, replace_uses
+from latentrt.engine.passes.shape_reads import add_constant, axes_read, gathered_places, replace_uses
 
 ARITHMETIC = frozenset(
     ("Add", "Cast", "Concat", "Div", "Gather", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze")
@@ -39,14 +40,12 @@ def fold_once(graph: ir.Graph) -> bool:
     described = describe_tensors(graph)
     folded = False
     for node in graph:
-        if node.op_type == "Shape" and node.inputs[0] is not None and str(node.inputs[0].name) in described:
-            axes = described[str(node.inputs[0].name)].axes
-            axes = axes[attribute(node, "start", 0) : attribute(node, "end", len(axes))]
+        if (axes := axes_read(node, described)) is not None:
             # -1 stands where the length is not fixed; a reader of such a place is left alone.
             lengths = np.array([-1 if axis is None or axis.dim else axis.offset for axis in axes], np.int64)
             folded |= fold_reads(graph, node, lengths)
         elif node.op_type in ARITHMETIC and (constants := small_constants(node)) and node.outputs[0].uses():
-            replace_uses(node.outputs[0], constant(graph, node, evaluate(graph, node, constants)))
+            replace_output(graph, node, evaluate(graph, node, constants))
             folded = True
     return folded
 
@@ -57,15 +56,15 @@ def fold_reads(graph: ir.Graph, shape: ir.Node, lengths: NDArray[np.int64]) -> b
     for use in shape.outputs[0].uses():
         places = gathered_places(use.node, len(lengths)) if use.idx == 0 else None
         if places is not None and (lengths[places] >= 0).all() and use.node.outputs[0].uses():
-            replace_uses(use.node.outputs[0], constant(graph, use.node, np.asarray(lengths[places])))
+            replace_output(graph, use.node, np.asarray(lengths[places]))
             folded = True
     if (lengths >= 0).all() and shape.outputs[0].uses():
-        replace_uses(shape.outputs[0], constant(graph, shape, lengths))
+        replace_output(graph, shape, lengths)
         folded = True
     return folded
 
 
-def small_constants(node: ir.Node) -> list[NDArray[np.generic]] | None:
+def small_constants(node: ir.Node) -> list[NDArray[Any]] | None:
     """A node's operands, if all are constants of less than a weight's size."""
     found = [None if value is None else get_const_tensor(value) for value in node.inputs]
     if any(tensor is None or tensor.nbytes >= WEIGHT_BYTES for tensor in found):
@@ -73,7 +72,7 @@ def small_constants(node: ir.Node) -> list[NDArray[np.generic]] | None:
     return [tensor.numpy() for tensor in found if tensor is not None]
 
 
-def evaluate(graph: ir.Graph, node: ir.Node, operands: Sequence[NDArray[np.generic]]) -> NDArray[np.generic]:
+def evaluate(graph: ir.Graph, node: ir.Node, operands: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """The node's result by ONNX's reference implementation."""
     proto: onnx.NodeProto = ir.to_proto(node)
     proto.input[:] = [f"operand{index}" for index in range(len(operands))]
@@ -85,9 +84,6 @@ def evaluate(graph: ir.Graph, node: ir.Node, operands: Sequence[NDArray[np.gener
     return np.asarray(result)
 
 
-def constant(graph: ir.Graph, node: ir.Node, values: NDArray[np.generic]) -> ir.Value:
-    """A constant in place of a node's output."""
-    tensor = ir.tensor(values, name=f"{node.outputs[0].name}_folded")
-    value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-    graph.register_initializer(value)
-    return value
+def replace_output(graph: ir.Graph, node: ir.Node, values: NDArray[Any]) -> None:
+    """Let every reader of a node's output read a constant."""
+    replace_uses(node.outputs[0], add_constant(graph, f"{node.outputs[0].name}_folded", values))

@@ -47,10 +47,7 @@ class LengthSource:
         return self._node("Gather", [self.shapes[name], self._constant(index, shape)])
 
     def _constant(self, number: int, shape: tuple[int, ...]) -> ir.Value:
-        tensor = ir.tensor(np.full(shape, number, np.int64), name=self._name("length"))
-        value = ir.Value(name=tensor.name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
-        self.graph.register_initializer(value)
-        return value
+        return add_constant(self.graph, self._name("length"), np.full(shape, number, np.int64))
 
     def _node(self, kind: str, inputs: Sequence[ir.Value]) -> ir.Value:
         node = ir.node(kind, inputs, {} if kind == "Shape" else {"axis": 0})
@@ -63,16 +60,23 @@ class LengthSource:
         return f"hoisted_{what}_{self.made}"
 
 
+def add_constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
+    """A new constant of a graph."""
+    tensor = ir.tensor(values, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
 def replace_shape_reads(graph: ir.Graph, foreign: set[str], source: LengthSource) -> None:
     """Where the shape of a `foreign` tensor is read, read the lengths from the source's tensors, as far as they go.
 
     A `Gather` of constant places reads only those; anything else reads the whole shape.
     """
     for node in list(graph):
-        described = source.described.get(str(node.inputs[0].name)) if node.inputs and node.inputs[0] else None
-        if node.op_type != "Shape" or described is None or node.inputs[0].name not in foreign:  # type: ignore[union-attr]
+        axes = axes_read(node, source.described)
+        if axes is None or str(node.inputs[0].name) not in foreign:  # type: ignore[union-attr]
             continue
-        axes = described.axes[attribute(node, "start", 0) : attribute(node, "end", len(described.axes))]
         whole = source.read(axes)
         for use in list(node.outputs[0].uses()):
             places = gathered_places(use.node, len(axes)) if use.idx == 0 else None
@@ -81,6 +85,12 @@ def replace_shape_reads(graph: ir.Graph, foreign: set[str], source: LengthSource
                 replace_uses(use.node.outputs[0], lengths)
             elif whole is not None:
                 use.node.replace_input_with(use.idx, whole)
+
+
+def axes_read(node: ir.Node, described: Mapping[str, Described]) -> tuple[Axis | None, ...] | None:
+    """The axes whose lengths a `Shape` gives; None for any other node, and where the tensor is not known."""
+    found = described.get(str(node.inputs[0].name)) if node.op_type == "Shape" and node.inputs[0] else None
+    return None if found is None else found.axes[attribute(node, "start", 0) : attribute(node, "end", len(found.axes))]
 
 
 def replace_uses(value: ir.Value, other: ir.Value | None) -> None:
@@ -95,7 +105,9 @@ def gathered_places(node: ir.Node, length: int) -> NDArray[Any] | None:
         return None
     indices = get_const_tensor(node.inputs[1])
     places = np.empty(0) if indices is None else indices.numpy()
-    return places if places.ndim <= 1 and places.size and (-length <= places).all() and (places < length).all() else None
+    return (
+        places if places.ndim <= 1 and places.size and (-length <= places).all() and (places < length).all() else None
+    )
 
 
 def attribute(node: ir.Node, name: str, default: int) -> int:

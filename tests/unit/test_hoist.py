@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 
 from latentrt.engine.passes.axes import describe_tensors
+from latentrt.engine.passes.flat_attention import flatten_attention
 from latentrt.engine.passes.hoist import Hoisted, hoist
 from latentrt.engine.passes.lengths import fold_lengths
 from latentrt.runtime.errors import BuildError
@@ -205,8 +206,11 @@ def run(model: ir.Model, feeds: dict[str, Any]) -> dict[str, Any]:
 
 def inputs_of(model: ir.Model, sizes: dict[str, int]) -> dict[str, Any]:
     draw = np.random.default_rng(1).standard_normal
-    shapes = {str(v.name): [n if isinstance(n, int) else sizes[str(n)] for n in v.shape or ()] for v in model.graph.inputs}
-    return {name: np.asarray(draw(shape), "f4") for name, shape in shapes.items()}
+    shapes = {str(value.name): value.shape or () for value in model.graph.inputs}
+    return {
+        name: np.asarray(draw([n if isinstance(n, int) else sizes[str(n)] for n in shape]), "f4")
+        for name, shape in shapes.items()
+    }
 
 
 def assert_same_numbers(model: ir.Model, split: Hoisted, sizes: dict[str, int]) -> None:
@@ -272,10 +276,19 @@ FOLDED = {
         "MatMul Reshape Transpose",
     ),
     "a whole shape, once the one before it is known": (
-        "unet (float[4,6] sample, float[rows] prompt) => (float[24] out) "
-        "{ four = Constant<value_ints=[4]>() \n s = Shape(sample) \n half = Constant<value_ints=[2,2]>() \n t = Div(s, half) \n m = Constant<value_ints=[2,2]>() "
-        "\n n = Mul(t, m) \n a = Reshape(sample, n) \n b = Relu(a) \n u = Shape<start=1>(b) \n v = Mul(u, four) "
-        "\n w = Constant<value_ints=[0]>() \n x = Gather(v, w) \n out = Reshape(b, x) }",
+        """unet (float[4,6] sample, float[rows] prompt) => (float[24] out)
+        { two = Constant<value_ints=[2,2]>()
+          whole = Shape(sample)
+          half = Div(whole, two)
+          same = Mul(half, two)
+          view = Reshape(sample, same)
+          positive = Relu(view)
+          width = Shape<start=1>(positive)
+          four = Constant<value_ints=[4]>()
+          all = Mul(width, four)
+          first = Constant<value_ints=[0]>()
+          length = Gather(all, first)
+          out = Reshape(positive, length) }""",
         "Relu Reshape Reshape",
     ),
     "lengths that are not fixed": (
@@ -303,6 +316,44 @@ def test_folding_lengths(name: str) -> None:
         assert names(getattr(folded.graph, side)) == names(getattr(model.graph, side))
     feeds = inputs_of(model, SIZES)
     np.testing.assert_array_equal(run(folded, feeds)["out"], run(model, feeds)["out"])
+
+
+TWO_HEADS = """
+        { view = Constant<value_ints=[0,-1,2,8]>()
+          flat = Constant<value_ints=[0,-1,16]>()
+          q4 = Reshape(prompt, view)
+          q = Transpose<perm=[0,2,1,3]>(q4)
+          key = MatMul(prompt, KEY)
+          k4 = Reshape(key, view)
+          k = Transpose<perm=[0,2,1,3]>(k4)
+          a = Attention(q, k, k)
+          b = Transpose<perm=[0,2,1,3]>(a)
+          c = Reshape(b, flat)
+          out = Relu(c) }"""
+FLATTENED = {
+    "two heads": (TWO_HEADS, "Attention MatMul Relu"),
+    "another order of axes": (
+        TWO_HEADS.replace("b = Transpose<perm=[0,2,1,3]>", "b = Transpose<perm=[0,2,3,1]>"),
+        None,
+    ),
+    "a result that is used twice": (TWO_HEADS.replace("Relu(c) }", "Relu(c) \n other = Relu(a) }"), None),
+    "heads that are no part of the last axis": (TWO_HEADS.replace("[0,-1,2,8]", "[0,2,-1,8]"), None),
+}
+
+
+@pytest.mark.parametrize("name", FLATTENED)
+def test_flattening_attention(name: str) -> None:
+    body, left = FLATTENED[name]
+    text = f"unet ({INPUTS}) => (float[rows,n,m] out) <float[16,16] KEY> {body}"
+    model, flat = parse(text), parse(text)
+    for value in (*model.graph.all_nodes(), *flat.graph.all_nodes()):
+        if value.outputs[0].name == "c":
+            value.outputs[0].shape = ir.Shape(["rows", None, None])
+    assert flatten_attention(flat).modified == (left is not None)
+    assert operators(flat) == (operators(model) if left is None else left.split())
+    assert not flatten_attention(flat).modified, "a second run changes something"
+    feeds = inputs_of(model, SIZES)
+    np.testing.assert_array_equal(run(flat, feeds)["out"], run(model, feeds)["out"])
 
 
 def test_axes_are_found_without_symbols() -> None:

@@ -210,7 +210,7 @@ def test_a_build_with_the_unet_in_two_parts(bundle):
             lambda ports: ports | {"key": "float16[rows, 10, tokens, 32]"},
             "unet_body: nothing gives its input key.",
         ),
-        ("unet_body", "inputs", lambda ports: ports | {"key": "half[rows]"}, "key 'half[rows]': dtype 'half' is none of "),
+        ("unet_body", "inputs", lambda ports: ports | {"key": "half[rows]"}, "key 'half[rows]': dtype 'half' is none "),
         (
             "unet_prologue",
             "outputs",
