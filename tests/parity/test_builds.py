@@ -96,7 +96,7 @@ def test_what_moves_out_of_the_loop(fp16: Path) -> None:
     prologue, body = build.engines["unet_prologue"], build.engines["unet_body"]
     # The keys and values of 11 cross-attentions, and the embedding of pooled text and time ids.
     assert len(prologue.key.outputs) == 23
-    moved = "once per request instead of every step: 83 nodes, 0.07 M parameters; 23 tensors go to unet_body"
+    moved = "once per request instead of every step: 39 nodes, 0.07 M parameters; 23 tensors go to unet_body"
     assert prologue.notes == (moved,)
     assert set(prologue.key.inputs) == {"encoder_hidden_states", "text_embeds", "time_ids"}
     assert list(body.key.inputs) == ["sample", "timestep", *prologue.key.outputs]
