@@ -45,7 +45,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(bundle):
-    selection = Selection("onnxruntime", "cpu", bundle.manifest.limits, {})
+    selection = Selection("onnxruntime", "cpu", bundle.manifest.limits, {}, {})
     return Pipeline(bundle, selection, open_backend("onnxruntime", "cpu"), {})
 
 
