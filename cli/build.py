@@ -48,6 +48,9 @@ def build_engine(
         typer.Option("--target", help="Machines to build for (docs/engine.md); default: this one, or for RTX sm80+."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Build engines that are up to date, too.")] = False,
+    hoist: Annotated[
+        bool, typer.Option("--hoist/--no-hoist", help="Split off what the U-Net computes once per request.")
+    ] = True,
     precision: PrecisionOption = PrecisionName.fp16,
     vae_precision: VaePrecisionOption = VaePrecisionName.auto,
     samples: SamplesOption = None,
@@ -71,7 +74,7 @@ def build_engine(
         bundle = export_checkpoint(
             source, output, precision, ranges, parity, random_weights, variant, vae_precision, samples
         )
-    record = build_with_progress(bundle, backend, ranges, target, force)
+    record = build_with_progress(bundle, backend, ranges, target, force, hoist)
     finish(
         bundle=bundle.path,
         build=record.name,
@@ -88,7 +91,12 @@ def is_bundle(path: Path) -> bool:
 
 
 def build_with_progress(
-    bundle: Bundle, backend: str, ranges: dict[str, str | None], target: str | None = None, force: bool = False
+    bundle: Bundle,
+    backend: str,
+    ranges: dict[str, str | None],
+    target: str | None = None,
+    force: bool = False,
+    hoist: bool = True,
 ) -> BuildRecord:
     """Build with a progress bar that also estimates the time left."""
     from latentrt.engine.base import BuildProgress
@@ -101,4 +109,4 @@ def build_with_progress(
             left = f", about {event.seconds_left:.0f} s left" if event.seconds_left else ""
             update(f"{event.component}: {event.phase}{left}", event.number - 1, event.count)
 
-        return build_engines(bundle, backend, limits, target=target, progress=show, force=force)
+        return build_engines(bundle, backend, limits, target=target, progress=show, force=force, hoist=hoist)

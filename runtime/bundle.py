@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from latentrt.runtime.errors import BundleError, RequestError, StaleBuildError
 from latentrt.runtime.manifest import FORMAT, BuildRecord, EngineKey, FileRecord, Manifest, port_table
 from latentrt.runtime.model import Limits, Record
+from latentrt.runtime.parts import component_of, passes_of, recorded_parts, replace_whole
 from latentrt.runtime.specs import ComponentSpec
 
 MANIFEST = "manifest.json"
@@ -61,19 +62,30 @@ class Bundle:
         }
 
     def keys(self, specs: Mapping[str, ComponentSpec], **backend: str) -> dict[str, EngineKey]:
-        """The key that each component's engine must have. `backend`: backend, backend_version, target, latentrt."""
+        """The key that each engine must have. `backend`: backend, backend_version, target, latentrt."""
         return {
             name: EngineKey(
                 component=name,
-                content=self.manifest.content(name),
+                content=self.manifest.content(component_of(name)),
                 inputs=port_table(spec.inputs),
                 outputs=port_table(spec.outputs),
                 dims={dim.name: str(dim) for dim in spec.dims.values()},
-                precision=self.manifest.components[name].precision,
+                precision=self.manifest.components[component_of(name)].precision,
+                passes=passes_of(name),
                 **backend,
             )
             for name, spec in specs.items()
         }
+
+    def engine_specs(self, build: BuildRecord) -> dict[str, ComponentSpec]:
+        """Ports and dims of every engine that a build must have; the U-Net's parts, where it was built in two.
+
+        Raises:
+            BundleError: the recorded ports of the parts do not fit.
+        """
+        specs = self.manifest.specs(build.limits)
+        keys = {name: engine.key for name, engine in build.engines.items()}
+        return replace_whole(specs, recorded_parts(specs, keys))
 
     def check_build(self, build: BuildRecord, **backend: str) -> None:
         """Raise where an engine of the build is not the one that its key promises, or its files are not whole.
@@ -83,7 +95,11 @@ class Bundle:
             BundleError: an engine's file is missing or truncated.
         """
         remedy = "Rebuild with: " + self.build_command(build.backend, build.limits)
-        for name, key in self.keys(self.manifest.specs(build.limits), **backend).items():
+        try:
+            specs = self.engine_specs(build)
+        except BundleError as error:
+            raise StaleBuildError(f"{self.path}, build {build.name}: {error}. {remedy}") from error
+        for name, key in self.keys(specs, **backend).items():
             engine = build.engines.get(name)
             difference = "is missing" if engine is None else engine.key.difference(key)
             if engine is None or difference:

@@ -90,7 +90,8 @@ class Ensemble:
             RequestError: as of `Pipeline.generate`.
         """
         ours, theirs = _split(settings)
-        first = self.base.generate(prompt, progress=progress, **{**ours, "decode": False})
+        ours["decode"] = False
+        first = self.base.generate(prompt, progress=progress, **ours)
         strength = settings.get("strength")
         theirs |= {**_as_drawn(first), "latents": first.latents, "strength": STRENGTH if strength is None else strength}
         return _joined(first, self.refiner.generate(prompt, progress=progress, **theirs))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from latentrt.runtime.backends import Backend, Buffer, Engine
 from latentrt.runtime.batch import Arrays, lay_out
 from latentrt.runtime.errors import NumericsError, RequestError
+from latentrt.runtime.parts import BODY, PROLOGUE, WHOLE, bind_parts
 from latentrt.runtime.picture import Picture
 from latentrt.runtime.recent import Recent
 
@@ -33,13 +34,12 @@ class Session:
     def __init__(self, backend: Backend, engines: Mapping[str, Engine], sizes: Mapping[str, int]):
         self.buffers: dict[str, Buffer] = {}
         self._prologue: Callable[[], None] | None = None
-        if "unet_prologue" in engines:
-            prologue = engines["unet_prologue"].bind(sizes)
+        if PROLOGUE in engines:
+            prologue, unet = bind_parts(engines[PROLOGUE], engines[BODY], sizes)
             self.buffers |= prologue.buffers
             self._prologue = backend.record(prologue.run)
-        network = engines.get("unet_body") or engines["unet"]
-        ports = {port.name for port in network.spec.inputs}
-        unet = network.bind(sizes, {name: buffer for name, buffer in self.buffers.items() if name in ports})
+        else:
+            unet = engines[WHOLE].bind(sizes)
         links = {name: unet.buffers[name] for name in ("noise_pred", "sample", "timestep")}
         sampler = engines["sampler"].bind(sizes, links)
         self.buffers |= {**unet.buffers, **sampler.buffers}

@@ -132,6 +132,8 @@ class EngineKey(Record):
     backend_version: str
     target: str
     latentrt: str
+    passes: int = 0
+    """Version of the graph passes that it went through, 0 for none (`latentrt.runtime.parts`)."""
 
     def difference(self, wanted: "EngineKey") -> str | None:
         """The first field in which the engine differs, as `field X, needed Y`, or None."""

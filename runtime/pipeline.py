@@ -85,7 +85,7 @@ class Pipeline:
         opened = selection.open()
         engines: dict[str, Engine] = {}
         try:
-            for name, spec in bundle.manifest.specs(selection.limits).items():
+            for name, spec in selection.specs.items():
                 if name not in LATE:
                     engines[name] = opened.load(spec, selection.file(name))
             return cls(bundle, selection, opened, engines)
@@ -147,8 +147,8 @@ class Pipeline:
     def _engine(self, component: str) -> Engine:
         """A component's engine, loaded if it is one of the late ones."""
         if component not in self._engines:
-            spec = self.bundle.manifest.specs(self.limits)[component]
-            self._engines[component] = self.backend.load(spec, self.selection.file(component))
+            spec, file = self.selection.specs[component], self.selection.file(component)
+            self._engines[component] = self.backend.load(spec, file)
         return self._engines[component]
 
     def _table(self, request: Request) -> SamplerTable:

@@ -6,32 +6,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentrt.runtime.backends import BACKENDS, Backend, identity, open_backend
+from latentrt.runtime.backends import BACKENDS, Backend, Engine, identity, open_backend
 from latentrt.runtime.backends.targets import load_module, runnable_targets
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BackendError, BundleError
 from latentrt.runtime.manifest import BuildRecord
 from latentrt.runtime.model import Limits
+from latentrt.runtime.parts import PARTS, ChainedEngine
+from latentrt.runtime.specs import ComponentSpec
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A backend, a device, and the file of every component."""
+    """A backend, a device, and for every engine its ports and its file."""
 
     backend: str
     device: str
     limits: Limits
+    specs: Mapping[str, ComponentSpec]
     files: Mapping[str, Path]
 
     def open(self) -> Backend:
         """Open the backend on the device."""
         return open_backend(self.backend, self.device)
 
-    def file(self, component: str) -> Path:
-        """The file to load for a component."""
-        return self.files[component]
+    def file(self, engine: str) -> Path:
+        """The file to load for an engine."""
+        return self.files[engine]
+
+    def load(self, backend: Backend, spec: ComponentSpec) -> Engine:
+        """Load a whole component; a U-Net that was built in two parts as a chain of both."""
+        if spec.name in self.specs:
+            return backend.load(spec, self.file(spec.name))
+        prologue, body = (backend.load(self.specs[part], self.file(part)) for part in PARTS)
+        return ChainedEngine(spec, prologue, body)
 
 
 def select(
@@ -88,8 +98,7 @@ def _build(bundle: Bundle, backend: str, device: str) -> Selection | None:
     if not builds:
         return None
     build = min(builds, key=lambda build: targets.index(build.target))
-    bundle.check_build(build, **identity(backend, build.target))
-    return Selection(backend, device, build.limits, _engine_files(bundle, build))
+    return _checked(bundle, build, device)
 
 
 def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | None) -> Selection:
@@ -103,16 +112,18 @@ def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | N
     load_module(build.backend)
     for place in [device] if device else _devices(build.backend):
         if build.target in runnable_targets(build.backend, place):
-            bundle.check_build(build, **identity(build.backend, build.target))
-            return Selection(build.backend, place, build.limits, _engine_files(bundle, build))
+            return _checked(bundle, build, place)
     raise BundleError(
         f"{bundle.path}: the build {name} is for {build.target}, which this machine is not. Build one for it with: "
         f"{bundle.build_command(build.backend, build.limits)}"
     )
 
 
-def _engine_files(bundle: Bundle, build: BuildRecord) -> dict[str, Path]:
-    return {name: bundle.path / next(iter(engine.files)) for name, engine in build.engines.items()}
+def _checked(bundle: Bundle, build: BuildRecord, device: str) -> Selection:
+    """A build's engines, after checking that they are what this bundle and this installation need."""
+    bundle.check_build(build, **identity(build.backend, build.target))
+    files = {name: bundle.path / next(iter(engine.files)) for name, engine in build.engines.items()}
+    return Selection(build.backend, device, build.limits, bundle.engine_specs(build), files)
 
 
 def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Selection:
@@ -133,7 +144,7 @@ def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Sele
         "%s: no build for this machine; running its ONNX files through ONNX Runtime on %s", bundle.path, place
     )
     files = {name: bundle.onnx(name) for name in bundle.manifest.components}
-    return Selection("onnxruntime", place, bundle.manifest.limits, files)
+    return Selection("onnxruntime", place, bundle.manifest.limits, bundle.manifest.specs(), files)
 
 
 def _installed(backend: str) -> bool:

@@ -21,6 +21,8 @@ from latentrt.runtime.manifest import (
     port_table,
 )
 from latentrt.runtime.model import Limits, Model, TextEncoder
+from latentrt.runtime.parts import BODY, LOOP_INPUTS, PROLOGUE, replace_whole
+from latentrt.runtime.specs import ComponentSpec, port
 
 SDXL = Model(
     family="sdxl",
@@ -84,9 +86,12 @@ def write_bundle(folder: Path, limits: Limits = LIMITS) -> Bundle:
     return Bundle.open(folder)
 
 
-def write_build(bundle: Bundle, backend: str, target: str, limits: Limits = LIMITS) -> BuildRecord:
-    """Add a build of every component with the keys that this installation gives."""
+def write_build(
+    bundle: Bundle, backend: str, target: str, limits: Limits = LIMITS, hoisted: bool = False
+) -> BuildRecord:
+    """Add a build of every component with the keys that this installation gives; `hoisted`: the U-Net in two parts."""
     specs = bundle.manifest.specs(limits)
+    specs = replace_whole(specs, unet_parts(specs["unet"])) if hoisted else specs
     build = BuildRecord(backend=backend, precision="fp16", target=target, limits=limits, engines={})
     engines = {}
     for name, key in bundle.keys(specs, **identity(backend, target)).items():
@@ -97,6 +102,17 @@ def write_build(bundle: Bundle, backend: str, target: str, limits: Limits = LIMI
     build = build.model_copy(update={"engines": engines})
     write_record(bundle.path / "builds" / build.name / BUILD, build)
     return build
+
+
+def unet_parts(whole: ComponentSpec) -> dict[str, ComponentSpec]:
+    """A prologue that makes one key of the prompt, and a body that takes it."""
+    key = port("key", "float16", "rows", "10", "tokens", "64")
+    loop = tuple(found for found in whole.inputs if found.name in LOOP_INPUTS)
+    rest = tuple(found for found in whole.inputs if found.name not in LOOP_INPUTS)
+    return {
+        PROLOGUE: ComponentSpec(PROLOGUE, rest, (key,), whole.dims),
+        BODY: ComponentSpec(BODY, (*loop, key), whole.outputs, whole.dims),
+    }
 
 
 def edit_json(file: Path, change: Callable[[Any], object]) -> None:

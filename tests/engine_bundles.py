@@ -78,6 +78,9 @@ GRAPHS = {
           mean = Conv(d, MEAN)
           logvar = Conv(d, LOGVAR) }""",
 }
+ENGINES = ["text_encoder", "unet_prologue", "unet_body", "vae_decoder", "vae_encoder"]
+"""What is built of them."""
+
 ONNX_NAMES = {"fp16": "float16", "fp32": "float", "bf16": "bfloat16"}
 
 

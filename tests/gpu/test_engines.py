@@ -8,10 +8,11 @@ import pytest
 from engine_bundles import GRAPHS, write_bundle
 
 from latentrt.engine.build import build_engines
-from latentrt.runtime.backends import identity, open_backend
+from latentrt.runtime.backends import identity
 from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, device_count
 from latentrt.runtime.backends.targets import runnable_targets
 from latentrt.runtime.errors import BackendError
+from latentrt.runtime.selection import select
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not device_count(), reason="needs an NVIDIA GPU and cuda-python")]
 
@@ -28,10 +29,11 @@ def test_engines_compute_what_onnxruntime_computes(tmp_path: Path, name: str) ->
     bundle = write_bundle(tmp_path)
     record = build_engines(bundle, name, target=targets[0])
     bundle.check_build(record, **identity(name, targets[0]))
-    backend = open_backend(name, DEVICE)
+    selection = select(bundle, name, DEVICE)
+    backend = selection.open()
     for component in GRAPHS:
         spec = bundle.manifest.specs()[component]
-        engine = backend.load(spec, bundle.path / next(iter(record.engines[component].files)))
+        engine = selection.load(backend, spec)
         session = onnxruntime.InferenceSession(bundle.onnx(component), providers=["CPUExecutionProvider"])
         for which in ("min", "opt", "max", "opt"):
             feeds = draw(spec, spec.sizes(which))

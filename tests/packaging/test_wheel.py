@@ -58,6 +58,7 @@ def test_it_is_for_every_platform(wheel):
 def test_every_package_folder_is_mapped():
     assert {"runtime", "engine", "export", "cli", "demo"} <= set(FOLDERS)
     assert "tests" not in FOLDERS
+    assert {"latentrt.engine.passes", "latentrt.runtime.samplers"} <= set(PROJECT["tool"]["setuptools"]["packages"])
     mapping = PROJECT["tool"]["setuptools"]["package-dir"]
     assert mapping == {f"latentrt.{folder}": folder for folder in FOLDERS}
 
@@ -73,6 +74,7 @@ def test_what_must_be_there_is_there(names):
     wanted = [f"latentrt/{folder}/py.typed" for folder in ("runtime", "engine", "export", "cli", "demo")]
     wanted += ["runtime/backends/onnxruntime.py", "runtime/samplers/euler.py", "cli/main.py", "export/exporter.py"]
     wanted += ["demo/checkpoint/model_index.json", "demo/checkpoint/unet/config.json", "engine/build.py"]
+    wanted += ["engine/passes/hoist.py"]
     wanted += ["demo/checkpoint/tokenizer/vocab.json", "demo/checkpoint/tokenizer_2/merges.txt"]
     assert [name for name in wanted if f"latentrt/{name.removeprefix('latentrt/')}" not in names] == []
 

@@ -85,6 +85,15 @@ def test_a_build_that_is_not_there(bundle: Path, sdxl_checkpoint: Path) -> None:
         verify(bundle, sdxl_checkpoint, "--build", "mine")
 
 
+def test_a_build_in_two_parts_is_compared_as_a_whole(bundle: Path, sdxl_checkpoint: Path) -> None:
+    build_engines(Bundle.open(bundle), "onnxruntime")
+    code, result = verify(bundle, sdxl_checkpoint)
+    assert (code, result["passed"]) == (0, True)
+    figures = [figure for figure in result["figures"] if figure["component"].startswith("unet")]
+    assert {(figure["component"], figure["output"]) for figure in figures} == {("unet", "noise_pred")}
+    assert len(figures) > 1
+
+
 def test_one_changed_weight_is_found_in_its_component(bundle: Path, sdxl_checkpoint: Path) -> None:
     scale_weight(bundle, "unet", "network.conv_in.weight", 1.05)
     code, result = verify(bundle, sdxl_checkpoint)

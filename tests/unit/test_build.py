@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_bundles import GRAPHS, LIMITS, write_bundle
+from engine_bundles import ENGINES, GRAPHS, LIMITS, write_bundle
 
 from latentrt.engine import tensorrt as tensorrt_builder
 from latentrt.engine.base import BuildProgress
@@ -58,11 +58,11 @@ def check(bundle: Bundle, record: BuildRecord) -> None:
 
 def test_a_build_has_every_engine_and_nothing_else(bundle: Bundle) -> None:
     record, built = build(bundle)
-    assert built == list(record.engines) == list(GRAPHS)
+    assert built == list(record.engines) == ENGINES
     assert bundle.builds() == {record.name: record}
     assert contents(bundle) == sorted([LOCK, "build.json", *names(record)])
     check(bundle, record)
-    unet = record.engines["unet"]
+    unet = record.engines["unet_body"]
     assert unet.layers["CONVOLUTION float16"] == 2
     assert unet.layers["ATTENTION_INPUT float16"] == 1
     assert "attention layers: 1, decomposed for want of a dedicated kernel: 1" in unet.notes
@@ -82,7 +82,7 @@ def test_other_bounds_rebuild_only_what_they_concern(bundle: Bundle) -> None:
     first, _ = build(bundle)
     second, built = build(bundle, SMALLER_VAE)
     assert built == VAE
-    assert second.engines["unet"] == first.engines["unet"]
+    assert second.engines["unet_body"] == first.engines["unet_body"]
     assert second.limits == SMALLER_VAE
     assert contents(bundle) == sorted([LOCK, "build.json", *names(second)])
     check(bundle, second)
@@ -92,7 +92,7 @@ def test_other_bounds_rebuild_only_what_they_concern(bundle: Bundle) -> None:
 def test_force_builds_everything_anew(bundle: Bundle) -> None:
     first, _ = build(bundle)
     second, built = build(bundle, force=True)
-    assert built == list(GRAPHS)
+    assert built == ENGINES
     assert not set(names(first)) & set(names(second))
     third, _ = build(bundle, force=True)
     assert names(third) == names(first)
@@ -102,10 +102,10 @@ def test_force_builds_everything_anew(bundle: Bundle) -> None:
 @pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"short"), Path.unlink])
 def test_a_damaged_engine_is_built_anew(bundle: Bundle, damage: Any) -> None:
     record, _ = build(bundle)
-    (file,) = record.engines["unet"].files
+    (file,) = record.engines["unet_body"].files
     damage(bundle.path / file)
     record, built = build(bundle)
-    assert built == ["unet"]
+    assert built == ["unet_body"]
     check(bundle, record)
 
 
@@ -113,7 +113,7 @@ def test_a_damaged_record_is_replaced(bundle: Bundle, caplog: pytest.LogCaptureF
     build(bundle)
     (bundle.path / FOLDER / "build.json").write_text("{")
     record, built = build(bundle)
-    assert built == list(GRAPHS)
+    assert built == ENGINES
     assert "build.json: not readable as a manifest" in caplog.text
     assert contents(bundle) == sorted([LOCK, "build.json", *names(record)])
 
@@ -185,7 +185,7 @@ def test_two_processes_do_not_build_at_once(bundle: Bundle) -> None:
         pytest.raises(BuildError, match=rf"another process is building here \(process {os.getpid()}\)\. Wait for it"),
     ):
         build(bundle)
-    assert len(build(bundle)[1]) == len(GRAPHS)
+    assert build(bundle)[1] == ENGINES
 
 
 def test_a_float32_convolution_fails_an_fp16_build(tmp_path: Path) -> None:
@@ -247,16 +247,16 @@ def test_a_file_that_is_no_network(tmp_path: Path) -> None:
 
 def test_a_build_that_tensorrt_refuses_names_the_first_cause(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tensorrt_builder, "allow_decomposition", lambda trt, network: Counter())
-    with pytest.raises(BuildError, match=r"unet: TensorRT cannot build it: .*not supported by a dedicated kernel"):
+    with pytest.raises(BuildError, match=r"unet_body: TensorRT cannot build it: .*not supported by a dedicated kernel"):
         build(bundle)
     monkeypatch.undo()
-    assert build(bundle)[1] == ["unet", *VAE]
+    assert build(bundle)[1] == ["unet_body", *VAE]
 
 
 def test_float32(tmp_path: Path) -> None:
     record, _ = build(write_bundle(tmp_path, precision="fp32"))
     assert record.name == "tensorrt-rtx-fp32-sm80+"
-    assert record.engines["unet"].layers["MATRIX_MULTIPLY float32"] == 1
+    assert record.engines["unet_prologue"].layers["MATRIX_MULTIPLY float32"] == 1
 
 
 def test_targets(tmp_path: Path) -> None:
@@ -283,8 +283,8 @@ def test_a_backend_that_is_not_installed(bundle: Bundle, monkeypatch: pytest.Mon
 def test_progress_names_component_phase_and_time(bundle: Bundle) -> None:
     events: list[BuildProgress] = []
     build_engines(bundle, BACKEND, progress=events.append)
-    assert [event.number for event in events if event.phase == "starting"] == [1, 2, 3, 4]
-    assert {event.count for event in events} == {4}
+    assert [event.number for event in events if event.phase == "starting"] == [1, 2, 3, 4, 5]
+    assert {event.count for event in events} == {5}
     assert all(event.seconds_left >= 0 for event in events)
     assert events[-1].seconds_left == 0
     assert {event.phase for event in events} > {"starting", "parsing", "done"}
@@ -334,7 +334,7 @@ def test_attention_is_counted_by_whether_it_has_a_kernel(tmp_path: Path, capfd: 
     wide = GRAPHS["unet"].replace("num_heads=2", "num_heads=1").replace(",8]", ",64]").replace("[8", "[64")
     wide = wide.replace("F[4,8,", "F[4,64,").replace("[0,8,-1]", "[0,64,-1]")
     record, _ = build(write_bundle(tmp_path, ("unet",), graphs={"unet": wide}))
-    assert "attention layers: 1, decomposed for want of a dedicated kernel: 0" in record.engines["unet"].notes
+    assert "attention layers: 1, decomposed for want of a dedicated kernel: 0" in record.engines["unet_body"].notes
     record, _ = build(write_bundle(tmp_path / "fp32", ("unet",), "fp32", graphs={"unet": wide}))
-    assert "attention layers: 1, decomposed for want of a dedicated kernel: 1" in record.engines["unet"].notes
+    assert "attention layers: 1, decomposed for want of a dedicated kernel: 1" in record.engines["unet_body"].notes
     assert "Internal Error" not in capfd.readouterr().err

@@ -186,6 +186,17 @@ def test_inspect_tells_what_is_in_a_bundle(bundle, capsys):
         assert words in run.error
 
 
+def test_a_unet_is_built_in_two_parts_or_whole(tmp_path, capsys):
+    engine_bundles.write_bundle(tmp_path / "b", ("unet",), "fp32")
+    arguments = (tmp_path / "b", "--backend", "onnxruntime")
+    for options, engines in (((), ["unet_prologue", "unet_body"]), (("--no-hoist",), ["unet"])):
+        built = run_main(capsys, *arguments, *options, entry=build_engine)
+        assert (built.exit, list(built.result["engines"])) == (0, engines)
+        shown = run_main(capsys, "inspect", tmp_path / "b")
+        assert list(shown.result["builds"][built.result["build"]]["engines"]) == engines
+        assert ("once per request instead of" in " ".join(shown.error.split())) == (len(engines) == 2)
+
+
 def test_inspect_shows_builds(tmp_path, capsys):
     engine_bundles.write_bundle(tmp_path / "b", ("vae_decoder",))
     built = run_main(capsys, tmp_path / "b", "--backend", "onnxruntime", entry=build_engine)

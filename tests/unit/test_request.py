@@ -47,7 +47,7 @@ def bundle(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pipeline(bundle):
-    selection = Selection("onnxruntime", "cpu", bundle.manifest.limits, {})
+    selection = Selection("onnxruntime", "cpu", bundle.manifest.limits, {}, {})
     return Pipeline(bundle, selection, open_backend("onnxruntime", "cpu"), {})
 
 
@@ -278,8 +278,8 @@ REFINER = SDXL.model_copy(update={"time_ids": TIME_IDS[5], "text_encoders": SDXL
         (
             SDXL.model_copy(update={"unet_channels": 9}),
             {},
-            "text to image: this bundle's U-Net takes 9 channels, which hold an image and a mask too. Use a bundle of "
-            "a checkpoint with 4 channels",
+            "this model is for inpainting: its U-Net takes 9 channels, which hold an image and a mask too. Give image= "
+            "and mask=",
         ),
         (BARE, {"prompts_2": ("x",)}, "prompt_2, negative_2: this model has one text encoder; put all into "),
         (

@@ -28,11 +28,11 @@ def hide(monkeypatch, *modules):
         monkeypatch.setitem(sys.modules, name, None)
 
 
-def edit_unet_key(bundle, build, field, change):
-    """Change one field of the U-Net's key in build.json."""
+def edit_key(bundle, build, engine, field, change):
+    """Change one field of an engine's key in build.json."""
 
     def edit(content):
-        key = content["engines"]["unet"]["key"]
+        key = content["engines"][engine]["key"]
         key[field] = change(key[field])
 
     edit_json(bundle.path / "builds" / build.name / BUILD, edit)
@@ -164,7 +164,7 @@ def test_device_cuda_without_the_cuda_provider(bundle):
 )
 def test_a_stale_build_names_the_field_and_the_command(bundle, field, change, difference):
     build = write_build(bundle, "onnxruntime", cpu_target())
-    edit_unet_key(bundle, build, field, change)
+    edit_key(bundle, build, "unet", field, change)
     with pytest.raises(StaleBuildError) as caught:
         select(bundle)
     message = str(caught.value)
@@ -175,9 +175,66 @@ def test_a_stale_build_names_the_field_and_the_command(bundle, field, change, di
 def test_the_command_of_a_stale_build_keeps_its_ranges(bundle):
     limits = bundle.manifest.limits.replace(width="512:1024:1600", vae_images="1:2:2")
     build = write_build(bundle, "onnxruntime", cpu_target(), limits)
-    edit_unet_key(bundle, build, "latentrt", lambda value: "0.0.1")
+    edit_key(bundle, build, "unet", "latentrt", lambda value: "0.0.1")
     command = f"build-engine {bundle.path} --backend onnxruntime --width 512:1024:1600 --vae-images 1:2:2"
     with pytest.raises(StaleBuildError, match=re.escape(f"Rebuild with: {command}") + "$"):
+        select(bundle)
+
+
+def test_a_build_with_the_unet_in_two_parts(bundle):
+    limits = bundle.manifest.limits.replace(width="512:768:1024")
+    build = write_build(bundle, "onnxruntime", cpu_target(), limits, hoisted=True)
+    selection = select(bundle)
+    assert list(selection.specs) == list(build.engines) == list(selection.files)
+    assert "unet" not in selection.specs
+    prologue, body = selection.specs["unet_prologue"], selection.specs["unet_body"]
+    assert [port.name for port in body.inputs] == ["sample", "timestep", "key"]
+    assert body.inputs[-1] == prologue.outputs[0]
+    assert str(body.dims["latent_width"]) == "64:96:128"
+    assert list(prologue.dims) == ["rows", "tokens"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "field", "change", "difference"),
+    [
+        ("unet_body", "passes", lambda value: value + 1, "unet_body passes 2, needed 1"),
+        ("unet_prologue", "content", lambda value: "1" * 64, f"unet_prologue content {'1' * 16}…, needed "),
+        (
+            "unet_body",
+            "dims",
+            lambda dims: dims | {"rows": "1:2:2"},
+            "unet_body dims rows 1:2:2, needed rows ",
+        ),
+        (
+            "unet_body",
+            "inputs",
+            lambda ports: ports | {"key": "float16[rows, 10, tokens, 32]"},
+            "unet_body: nothing gives its input key.",
+        ),
+        ("unet_body", "inputs", lambda ports: ports | {"key": "half[rows]"}, "key 'half[rows]': dtype 'half' is none "),
+        (
+            "unet_prologue",
+            "outputs",
+            lambda ports: ports | {"key": "float16[words]"},
+            "unet_prologue: its ports have the dims words, which unet has not.",
+        ),
+        ("unet_body", "outputs", lambda ports: {}, "unet_body: its outputs are not unet's."),
+    ],
+)
+def test_parts_that_do_not_fit(bundle, engine, field, change, difference):
+    build = write_build(bundle, "onnxruntime", cpu_target(), hoisted=True)
+    edit_key(bundle, build, engine, field, change)
+    with pytest.raises(StaleBuildError) as caught:
+        select(bundle)
+    message = str(caught.value)
+    assert f"{bundle.path}, build {build.name}: {difference}" in message
+    assert message.endswith(f". Rebuild with: build-engine {bundle.path} --backend onnxruntime")
+
+
+def test_a_build_that_lacks_one_part(bundle):
+    build = write_build(bundle, "onnxruntime", cpu_target(), hoisted=True)
+    edit_json(bundle.path / "builds" / build.name / BUILD, lambda content: content["engines"].pop("unet_prologue"))
+    with pytest.raises(StaleBuildError, match=r"unet is missing\. Rebuild with: build-engine"):
         select(bundle)
 
 

@@ -1,0 +1,173 @@
+"""What each graph pass wins on a U-Net, in ONNX Runtime on the CPU, all variants side by side in one process.
+
+    python benchmarks/graph_passes.py BUNDLE [--size PIXELS] [--images N] [--runs N] [--threads N]
+
+Hoisting and flat attention are what `build-engine` does; merging the products stands here because it has not won.
+Prints a table (milliseconds per step: smallest, median, quartiles; ratio to the whole U-Net, run by run), one row per
+variant, and one JSON line at the end. With `--threads 1` the thread's own processor time is measured, which leaves out
+what other processes take of the machine; otherwise wall time.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from latentrt.engine.passes.flat_attention import flatten_attention
+from latentrt.engine.passes.hoist import hoist
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.components import DTYPES
+from latentrt.runtime.parts import LOOP_INPUTS, WHOLE
+
+
+def main() -> None:
+    """Measure every variant."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("--size", type=int, default=0, help="pixels; default: the bundle's own")
+    parser.add_argument("--images", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    bundle = Bundle.open(arguments.bundle)
+    file = bundle.onnx(WHOLE)
+    size = (arguments.size or bundle.manifest.model.native_size) // bundle.manifest.model.latent_scale
+    sizes = {"rows": 2 * arguments.images, "tokens": 77, "latent_height": size, "latent_width": size}
+    draw = np.random.default_rng(0)
+    feeds = {}
+    for port in bundle.manifest.specs()[WHOLE].inputs:
+        values = draw.standard_normal(port.shape(sizes))
+        feeds[port.name] = (100 * np.abs(values) if port.name in ("timestep", "time_ids") else values).astype(
+            DTYPES[bundle.manifest.precision] if port.dtype != "float32" else "float32"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        variants = {name: Variant(name, file, Path(folder), feeds, arguments.threads) for name in RECIPES}
+    report(variants, measure(variants, arguments.runs), vars(arguments) | sizes)
+
+
+def merge_projections(model: ir.Model) -> None:
+    """Matrix products of one tensor with several weights become one product and a `Split`."""
+    groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
+    for node in model.graph:
+        if node.op_type == "MatMul" and (weight := node.inputs[1]) and weight.is_initializer() and node.inputs[0]:
+            groups[node.inputs[0]].append(node)
+    for value, nodes in groups.items():
+        if len(nodes) < 2:
+            continue
+        weights = [node.inputs[1].const_value.numpy() for node in nodes]  # type: ignore[union-attr]
+        joined = ir.Value(name=f"{value.name}_merged", const_value=ir.tensor(np.concatenate(weights, axis=1)))
+        widths = ir.tensor(np.array([weight.shape[1] for weight in weights], np.int64))
+        split = ir.Value(name=f"{value.name}_widths", const_value=widths)
+        for new in (joined, split):
+            new.dtype, new.shape = new.const_value.dtype, new.const_value.shape  # type: ignore[union-attr]
+            model.graph.register_initializer(new)
+        product = ir.node("MatMul", [value, joined], name=f"{value.name}_product")
+        parts = ir.node("Split", [product.outputs[0], split], {"axis": -1}, num_outputs=len(nodes))
+        product.outputs[0].name = f"{value.name}_product"
+        for output, node in zip(parts.outputs, nodes, strict=True):
+            output.name = f"{node.outputs[0].name}_part"
+            ir.convenience.replace_all_uses_with(node.outputs[0], output)
+        model.graph.insert_before(nodes[0], [product, parts])
+        model.graph.remove(nodes, safe=True)
+    RemoveUnusedNodesPass()(model)
+
+
+Pass = Callable[[ir.Model], object]
+RECIPES: dict[str, tuple[bool, tuple[Pass, ...]]] = {
+    "whole": (False, ()),
+    "hoisted": (True, ()),
+    "products merged": (False, (merge_projections,)),
+    "attention flat": (False, (flatten_attention,)),
+    "hoisted, products merged": (True, (merge_projections,)),
+    "hoisted, attention flat": (True, (flatten_attention,)),
+}
+"""Variant: whether it is hoisted, and the passes that go before that."""
+
+
+class Variant:
+    """One form of the U-Net: a session for what runs on every step, and one for its prologue, if it has one."""
+
+    def __init__(self, name: str, file: Path, folder: Path, feeds: dict[str, Any], threads: int):
+        model = ir.load(file)
+        hoisted, passes = RECIPES[name]
+        for change in passes:
+            change(model)
+        self.prologue_ms = 0.0
+        self.clock = time.thread_time if threads == 1 else time.perf_counter
+        if hoisted and (split := hoist(model, LOOP_INPUTS)):
+            prologue = open_session(split.prologue, folder / f"{name} prologue.onnx", threads)
+            given = {value.name: feeds[value.name] for value in prologue.get_inputs()}
+            values = prologue.run(None, given)
+            self.prologue_ms = min(milliseconds(lambda: prologue.run(None, given), self.clock) for _ in range(10))
+            feeds = feeds | dict(zip(split.interface, values, strict=True))
+            model = split.body
+        self.nodes = len(model.graph)
+        self.session = open_session(model, folder / f"{name}.onnx", threads)
+        self.feeds = {value.name: feeds[value.name] for value in self.session.get_inputs()}
+        self.output = self.session.run(None, self.feeds)[0]
+
+    def step(self) -> None:
+        """What the loop runs."""
+        self.session.run(None, self.feeds)
+
+
+def open_session(model: ir.Model, file: Path, threads: int) -> Any:
+    """A session over a model, optimised as `build-engine` does."""
+    ir.save(model, file)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def milliseconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+    """How long one call takes."""
+    started = clock()
+    run()
+    return 1e3 * (clock() - started)
+
+
+def measure(variants: dict[str, Variant], runs: int) -> dict[str, list[float]]:
+    """Milliseconds of each run; every round runs every variant once, each round beginning with another."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    names = list(variants)
+    for number in range(runs):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            times[name].append(milliseconds(variants[name].step, variants[name].clock))
+    return times
+
+
+def report(variants: dict[str, Variant], times: dict[str, list[float]], conditions: dict[str, Any]) -> None:
+    """The table and the JSON line."""
+    rows = {}
+    whole = variants["whole"]
+    for name, found in times.items():
+        ratios = [one / other for one, other in zip(found, times["whole"], strict=True)]
+        low, median, high = statistics.quantiles(found, n=4)
+        error = float(np.abs(variants[name].output.astype("f8") - whole.output).max())
+        rows[name] = {
+            "nodes": variants[name].nodes,
+            "min_ms": round(min(found), 2),
+            "median_ms": round(median, 2),
+            "quartiles_ms": [round(low, 2), round(high, 2)],
+            "ratio_of_minima": round(min(found) / min(times["whole"]), 4),
+            "median_ratio": round(statistics.median(ratios), 4),
+            "prologue_ms": round(variants[name].prologue_ms, 2),
+            "max_abs_difference": error,
+        }
+        print(f"{name:38}", *(f"{key} {value}" for key, value in rows[name].items()), sep="  ")
+    print(json.dumps({"conditions": conditions, "variants": rows}, default=str))
+
+
+if __name__ == "__main__":
+    main()

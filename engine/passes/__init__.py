@@ -1,0 +1,20 @@
+"""Passes over ONNX graphs, one per file: `passes_for` names those that precede hoisting."""
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+from onnx_ir.passes import PassResult
+
+from latentrt.engine.passes.flat_attention import flatten_attention
+from latentrt.engine.passes.lengths import fold_lengths
+
+Pass = Callable[[ir.Model], PassResult]
+
+EVERYWHERE: tuple[Pass, ...] = (fold_lengths,)
+ON_THE_CPU: tuple[Pass, ...] = (flatten_attention,)
+"""Measured in ONNX Runtime on the CPU; TensorRT chooses its kernels by heads that it sees."""
+
+
+def passes_for(target: str) -> tuple[Pass, ...]:
+    """The passes that a U-Net for this target goes through before it is split, in their order."""
+    return EVERYWHERE + (ON_THE_CPU if target.startswith("cpu") else ())

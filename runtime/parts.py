@@ -1,0 +1,113 @@
+"""The U-Net as two engines: a prologue that runs once per request, and a body that runs on every step.
+
+What depends on the prompt alone is the prologue's (`latentrt.engine.passes.hoist`). Its outputs are inputs of the body,
+by the same names; which they are is recorded in the keys of the two engines.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from latentrt.runtime.errors import BundleError
+from latentrt.runtime.specs import ComponentSpec, Port
+
+if TYPE_CHECKING:
+    from latentrt.runtime.backends import Binding, Buffer, Engine
+    from latentrt.runtime.manifest import EngineKey
+
+WHOLE, PROLOGUE, BODY = "unet", "unet_prologue", "unet_body"
+PARTS = (PROLOGUE, BODY)
+
+LOOP_INPUTS = ("sample", "timestep")
+"""The U-Net's inputs that change from step to step."""
+
+PASSES = 1
+"""Version of the graph passes: counts up when they would make other engines of the same file."""
+
+
+def component_of(engine: str) -> str:
+    """The component that an engine runs, whole or in part."""
+    return WHOLE if engine in PARTS else engine
+
+
+def passes_of(engine: str) -> int:
+    """The version of the passes that an engine went through; 0 for one that is built as it was exported."""
+    return PASSES if engine in PARTS else 0
+
+
+def replace_whole(
+    specs: Mapping[str, ComponentSpec], parts: Mapping[str, ComponentSpec] | None
+) -> dict[str, ComponentSpec]:
+    """Specs with the U-Net's parts, if there are any, in its place."""
+    found: dict[str, ComponentSpec] = {}
+    for name, spec in specs.items():
+        found |= parts if parts and name == WHOLE else {name: spec}
+    return found
+
+
+def recorded_parts(
+    specs: Mapping[str, ComponentSpec], keys: Mapping[str, "EngineKey"]
+) -> dict[str, ComponentSpec] | None:
+    """The parts as the keys of a build record them, with the ranges of the whole; None for a build without parts.
+
+    Raises:
+        BundleError: the parts do not fit each other or the whole.
+    """
+    if WHOLE not in specs or not all(name in keys for name in PARTS):
+        return None
+    whole, found = specs[WHOLE], {}
+    for name in PARTS:
+        tables = keys[name].inputs, keys[name].outputs
+        inputs, outputs = (tuple(Port.parse(*port) for port in table.items()) for table in tables)
+        if unknown := {axis.dim for port in inputs + outputs for axis in port.axes if axis.dim} - whole.dims.keys():
+            raise BundleError(f"{name}: its ports have the dims {', '.join(sorted(unknown))}, which unet has not")
+        found[name] = ComponentSpec(name, inputs, outputs, whole.dims)
+    prologue, body = found[PROLOGUE], found[BODY]
+    for part, given in ((prologue, whole.inputs), (body, whole.inputs + prologue.outputs)):
+        if odd := [port.name for port in part.inputs if port not in given]:
+            raise BundleError(f"{part.name}: nothing gives its input {odd[0]}")
+    if body.outputs != whole.outputs:
+        raise BundleError(f"{BODY}: its outputs are not unet's")
+    return found
+
+
+class ChainedEngine:
+    """Prologue and body run one after the other, as if they were one engine; see `latentrt.runtime.backends.Engine`."""
+
+    def __init__(self, spec: ComponentSpec, prologue: "Engine", body: "Engine"):
+        self.spec = spec
+        self._prologue, self._body = prologue, body
+
+    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, "Buffer"] = {}) -> "ChainedBinding":
+        """Buffers of both for these sizes; what crosses between them is shared."""
+        return ChainedBinding(*bind_parts(self._prologue, self._body, sizes, shared))
+
+    def close(self) -> None:
+        """Close both."""
+        self._prologue.close()
+        self._body.close()
+
+
+class ChainedBinding:
+    """The bindings of a prologue and a body as one; see `latentrt.runtime.backends.Binding`."""
+
+    def __init__(self, prologue: "Binding", body: "Binding"):
+        self._prologue, self._body = prologue, body
+        self.buffers = {**prologue.buffers, **body.buffers}
+
+    def run(self) -> None:
+        """Enqueue one inference of each."""
+        self._prologue.run()
+        self._body.run()
+
+
+def bind_parts(
+    prologue: "Engine", body: "Engine", sizes: Mapping[str, int], shared: Mapping[str, "Buffer"] = {}
+) -> tuple["Binding", "Binding"]:
+    """Bind a prologue, and a body to the buffers of all ports that both have."""
+    first = prologue.bind(sizes, _of(prologue, shared))
+    return first, body.bind(sizes, _of(body, {**shared, **first.buffers}))
+
+
+def _of(engine: "Engine", buffers: Mapping[str, "Buffer"]) -> dict[str, "Buffer"]:
+    """The buffers that belong to ports of an engine."""
+    return {port.name: buffers[port.name] for port in engine.spec.ports if port.name in buffers}
