@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -68,7 +70,9 @@ def verify_facts(pipeline: Pipeline, checkpoint: Checkpoint) -> list[str]:
     ]
     for encoder in checkpoint.model.text_encoders:
         ours = Tokenizer.load(pipeline.bundle.path / encoder.tokenizer)
-        theirs = Tokenizer.load(checkpoint.path / encoder.tokenizer)
+        with TemporaryDirectory() as folder:
+            checkpoint.write_tokenizer(encoder.tokenizer, Path(folder) / encoder.tokenizer)
+            theirs = Tokenizer.load(Path(folder) / encoder.tokenizer)
         for text in TEXTS:
             if not np.array_equal(ours.chunks(text), theirs.chunks(text)):
                 differences.append(
@@ -179,10 +183,11 @@ def _pixels(images: list[Image.Image]) -> NDArray[np.uint8]:
 def diffusers_pipeline(checkpoint: Checkpoint) -> Any:
     """The checkpoint as diffusers runs it, in fp32; random weights included."""
     networks = {folder: checkpoint.network(folder, torch.float32) for folder in CLASSES}
-    tokenizers = {
-        encoder.tokenizer: CLIPTokenizer.from_pretrained(checkpoint.path / encoder.tokenizer, local_files_only=True)
-        for encoder in checkpoint.model.text_encoders
-    }
+    tokenizers = {}
+    with TemporaryDirectory() as folder:
+        for name in (encoder.tokenizer for encoder in checkpoint.model.text_encoders):
+            checkpoint.write_tokenizer(name, Path(folder) / name)
+            tokenizers[name] = CLIPTokenizer.from_pretrained(Path(folder) / name, local_files_only=True)
     schedule = dict(checkpoint.model.scheduler)
     scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
     pipe = diffusers.StableDiffusionXLPipeline(
