@@ -85,6 +85,11 @@ class Lora:
                 raise CheckpointError(
                     f"{lora.path}: {folder}, {layer}: holds {' and '.join(sorted(found))} only. Download it again"
                 )
+            down, up = (file.shapes[found[part]] for part in ("down", "up"))
+            if len(down) < 2 or len(up) < 2:
+                raise CheckpointError(
+                    f"{lora.path}: {folder}, {layer}: its matrices have the shapes {down} and {up}. Download it again"
+                )
         opened = cls(file, lora.weight, parts)
         opened._read_metadata()
         return opened

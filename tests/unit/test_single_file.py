@@ -1,24 +1,31 @@
 """Checkpoints in one file: the same networks as the folder's, and what is refused, before a weight is read."""
 
 import gzip
+import json
 import re
-import sys
+from functools import cache, partial
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
+from bundles import edit_json
 from checkpoints import tokenizer_vocabulary, write_sdxl, write_tokenizer
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from originals import original_state, write_single_file
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTextModel
 
 from latentrt.export.checkpoint import CLASSES, Checkpoint
-from latentrt.export.random_weights import random_network
+from latentrt.export.random_weights import meta_network, random_network
 from latentrt.export.sources import open_source
 from latentrt.export.sources.places import clip_place, open_clip_place, unet_place, vae_place
-from latentrt.export.sources.single_file import SingleFile
+from latentrt.export.sources.single_file import CONFIGS, PREFIXES, SingleFile
+from latentrt.export.sources.tokenizers import MERGES_FILE, vocabulary_files
 from latentrt.export.sources.weight_file import WeightFile
 from latentrt.runtime.errors import CheckpointError, RequestError
+from latentrt.runtime.tokenizer import Tokenizer
 
 UNET = "model.diffusion_model."
 
@@ -87,31 +94,304 @@ def test_the_hash_follows_the_file(single, configs, tmp_path):
 # Families
 
 
-def write_sd(folder, *, width, text, linear=False, extra=()):
-    """A U-Net, VAE and text encoder with the structure of SD 1.x or 2.x, as one file, with their configs."""
-    unet = {
-        "sample_size": 8,
-        "in_channels": 9 if "inpaint" in extra else 4,
-        "block_out_channels": [16, 32],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "layers_per_block": 2,
-        "attention_head_dim": 4,
-        "cross_attention_dim": width,
-        "use_linear_projection": linear,
-        "norm_num_groups": 8,
-    }
-    vae = {"block_out_channels": [16, 16], "norm_num_groups": 8, "latent_channels": 4, "layers_per_block": 2}
-    vae |= {f"{way}_block_types": [f"{way.title()}{kind}Block2D"] * 2 for way, kind in (("down", "Encoder"), ("up", "Decoder"))}
-    clip = {"vocab_size": 768, "hidden_size": width, "intermediate_size": 32, "num_attention_heads": 2}
-    clip |= {"num_hidden_layers": 3 if text == "open" else 2, "projection_dim": 16, "hidden_act": "gelu"}
-    networks = {
-        "unet": random_network(UNet2DConditionModel, unet, torch.float32, 1),
-        "vae": random_network(AutoencoderKL, vae, torch.float32, 2),
-        "text_encoder": random_network(CLIPTextModel, clip, torch.float32, 3),
-    }
+CLIP = {"vocab_size": 768, "intermediate_size": 32, "num_attention_heads": 2, "projection_dim": 16}
+VAE = {
+    "block_out_channels": [16, 16],
+    "norm_num_groups": 8,
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+}
+UNET_CONFIG = {
+    "block_out_channels": [16, 32],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 2,
+    "attention_head_dim": 4,
+    "norm_num_groups": 8,
+}
+
+
+@pytest.mark.parametrize("kind", ["SD 1.x", "SD 2.x"])
+def test_other_layouts_give_the_networks_back(kind, tmp_path):
+    """1.x: CLIP, convolutions around transformers. 2.x: OpenCLIP with a layer and a projection that are not used."""
+    linear = kind == "SD 2.x"
+    unet = UNET_CONFIG | {"cross_attention_dim": 24, "use_linear_projection": linear}
+    clip = CLIP | {"hidden_size": 24, "num_hidden_layers": 3}
+    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    configs = {"unet": unet, "vae": VAE, "text_encoder": clip}
+    networks = {name: random_network(cls, configs[name], torch.float32, 1) for name, cls in classes.items()}
     state = original_state(networks["unet"], lambda name: unet_place(name, unet), UNET)
-    state |= original_state(networks["vae"], lambda name: vae_place(name, vae), "first_stage_model.")
-    naming, prefix = (open_clip_place, "cond_stage_model.model.") if text == "open" else (clip_place, "cond_stage_model.transformer.")
-    state |= original_state(networks["text_encoder"], naming, prefix)
-    return networks, state, {"unet": unet, "vae": vae, "text_encoder": clip}
+    state |= original_state(networks["vae"], lambda name: vae_place(name, VAE), "first_stage_model.")
+    if linear:
+        configs["text_encoder"] = clip | {"num_hidden_layers": 2}
+        state |= original_state(networks["text_encoder"], open_clip_place, "cond_stage_model.model.")
+        state["cond_stage_model.model.text_projection"] = torch.zeros(24, 16)
+    else:
+        state |= original_state(networks["text_encoder"], clip_place, "cond_stage_model.transformer.")
+    save_file(state, tmp_path / "model.safetensors")
+    for name, config in configs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    write_tokenizer(tmp_path / "tokenizer")
+    source = open_source(tmp_path / "model.safetensors", config=tmp_path)
+    source.check(classes)
+    for name, network in networks.items():
+        wanted = dict(network.state_dict())
+        found = dict(source.network(name, classes[name], torch.float32).state_dict())
+        if name == "text_encoder" and linear:
+            wanted = {key: value for key, value in wanted.items() if "layers.2." not in key}
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+
+
+def full_size(family, channels=4, metadata=None, markers=()):
+    """The header of a full-size checkpoint, whose weights are nowhere."""
+    shapes = full_size_shapes(family, channels) | dict.fromkeys(markers, ())
+    return WeightFile(Path("/nowhere/model.safetensors"), shapes, metadata or {})
+
+
+@cache
+def full_size_shapes(family, channels):
+    """Shape of every tensor by key."""
+    configs = json.loads((CONFIGS / f"{family}.json").read_text(encoding="utf-8"))
+    configs["unet"]["in_channels"] = channels
+    state = {}
+    for folder, (library, name) in (entry for entry in configs["model_index"].items() if entry[0] in PREFIXES):
+        if library is None:
+            continue
+        network = meta_network(getattr(import_module(library), name), configs[folder])
+        prefix = "conditioner.embedders.1.model." if folder == "text_encoder_2" else PREFIXES[folder][0]
+        if family == "sdxl-refiner" and folder == "text_encoder_2":
+            prefix = "conditioner.embedders.0.model."
+        elif family.startswith("sd2") and folder == "text_encoder":
+            prefix = "cond_stage_model.model."
+        elif family == "sdxl" and folder == "text_encoder":
+            prefix = "conditioner.embedders.0.transformer."
+        naming = {
+            "unet": partial(unet_place, config=configs["unet"]),
+            "vae": partial(vae_place, config=configs["vae"]),
+        }.get(folder, open_clip_place if ".model." in prefix else clip_place)
+        state |= original_state(network, naming, prefix)
+    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+
+
+@pytest.fixture
+def open_clip(tmp_path, monkeypatch):
+    """A package that brings a vocabulary of CLIP's size: every merge of two byte symbols until it is full."""
+    symbols = sorted(ByteLevel.alphabet())
+    merges = [f"{first} {second}" for first in symbols for second in symbols]
+    (tmp_path / "open_clip").mkdir()
+    (tmp_path / "open_clip" / "__init__.py").write_text("raise RuntimeError('must not be imported')")
+    text = "\n".join(("# version", *merges))
+    (tmp_path / "open_clip" / MERGES_FILE).write_bytes(gzip.compress(text.encode()))
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "channels", "pipeline", "pixels"),
+    [
+        ("sd15", 4, "StableDiffusionPipeline", 512),
+        ("sd15", 9, "StableDiffusionInpaintPipeline", 512),
+        ("sd2", 9, "StableDiffusionInpaintPipeline", 512),
+        ("sdxl", 4, "StableDiffusionXLPipeline", 1024),
+        ("sdxl", 9, "StableDiffusionXLInpaintPipeline", 1024),
+        ("sdxl-refiner", 4, "StableDiffusionXLImg2ImgPipeline", 1024),
+    ],
+)
+def test_families_are_told_by_their_shapes(open_clip, family, channels, pipeline, pixels):
+    source = SingleFile(full_size(family, channels))
+    index = source.config("", "model_index.json")
+    parts = {folder: index[folder] for folder in PREFIXES if index.get(folder, [None])[0]}
+    source.check({folder: getattr(import_module(library), name) for folder, (library, name) in parts.items()})
+    assert (source.family, index["_class_name"]) == (family, pipeline)
+    assert source.config("unet")["in_channels"] == channels
+    assert source.config("unet")["sample_size"] * 8 == pixels
+    assert source.config("scheduler", "scheduler_config.json")["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("options", "metadata", "markers", "family"),
+    [
+        ({"prediction_type": "v_prediction"}, {}, (), "sd2-v"),
+        ({"prediction_type": "epsilon"}, {}, ("v_pred",), "sd2"),
+        ({}, {"modelspec.prediction_type": "v"}, (), "sd2-v"),
+        ({}, {"modelspec.prediction_type": "epsilon"}, (), "sd2"),
+        ({}, {}, ("v_pred",), "sd2-v"),
+    ],
+)
+def test_sd2_by_what_it_predicts(options, metadata, markers, family):
+    source = SingleFile(full_size("sd2", metadata=metadata, markers=markers), **options)
+    assert source.family == family
+    assert source.config("unet")["sample_size"] == (96 if family == "sd2-v" else 64)
+    prediction = source.config("scheduler", "scheduler_config.json")["prediction_type"]
+    assert prediction == ("v_prediction" if family == "sd2-v" else "epsilon")
+
+
+def test_sd2_that_does_not_say_what_it_predicts():
+    message = (
+        r"SD 2\.x model that does not say what it predicts\. Add --prediction-type epsilon \(the 512-pixel models\)"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        SingleFile(full_size("sd2")).config("unet")
+
+
+def test_markers_of_the_schedule(single, configs, tmp_path):
+    plain = Checkpoint.open(single, config=configs).model.scheduler
+    file = changed(single, tmp_path / "v.safetensors", lambda state: state.update(v_pred=torch.tensor(1.0)))
+    assert Checkpoint.open(file, config=configs).model.scheduler == plain | {"prediction_type": "v_prediction"}
+    file = changed(single, tmp_path / "zero.safetensors", lambda state: state.update(ztsnr=torch.tensor(1.0)))
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    assert Checkpoint.open(file, config=configs).model.scheduler == plain | zero
+    wanted = plain | zero | {"prediction_type": "sample"}
+    found = Checkpoint.open(file, config=configs, prediction_type="sample").model.scheduler
+    assert found == wanted
+
+
+# Tokenizers
+
+
+def test_a_tokenizer_from_an_installed_package(open_clip):
+    files = {name: SingleFile(full_size("sdxl")).tokenizer(name) for name in ("tokenizer", "tokenizer_2")}
+    vocabulary = json.loads(files["tokenizer"]["vocab.json"])
+    assert len(vocabulary) == 49408
+    assert (vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"], vocabulary["!"]) == (49406, 49407, 0)
+    assert json.loads(files["tokenizer"]["special_tokens_map.json"])["pad_token"] == "<|endoftext|>"
+    assert json.loads(files["tokenizer_2"]["special_tokens_map.json"])["pad_token"] == "!"
+
+
+def test_an_installed_vocabulary_gives_the_tokens_of_its_merges(tmp_path):
+    """The tests' own vocabulary, packed as OpenCLIP packs CLIP's, comes out as it was."""
+    vocabulary, merges = tokenizer_vocabulary()
+    file = tmp_path / MERGES_FILE
+    file.write_bytes(gzip.compress("\n".join(("# version", *merges)).encode()))
+    files = vocabulary_files(file)
+    assert json.loads(files["vocab.json"]) == vocabulary
+    assert files["merges.txt"].decode().split("\n")[1:-1] == list(merges)
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "files", "json"])
+def test_a_tokenizer_that_the_user_names(single, sdxl_checkpoint, configs, tmp_path, form):
+    given = sdxl_checkpoint if form == "checkpoint" else write_tokenizer(tmp_path / "given", tokenizer_format=form)
+    source = Checkpoint.open(single, config=configs, tokenizer=given)
+    source.write_tokenizer("tokenizer_2", tmp_path / "written")
+    text = "a red circle on a blue background"
+    found, wanted = (
+        Tokenizer.load(path).chunks(text) for path in (tmp_path / "written", sdxl_checkpoint / "tokenizer_2")
+    )
+    assert found.tolist() == wanted.tolist()
+
+
+def test_no_tokenizer_anywhere(monkeypatch):
+    monkeypatch.setattr("latentrt.export.sources.tokenizers.PACKAGES", ("no_such_package",))
+    message = (
+        r"^/nowhere/model\.safetensors: a single file holds no tokenizer, .* --tokenizer FOLDER .* open_clip_torch$"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        SingleFile(full_size("sdxl")).tokenizer("tokenizer")
+
+
+def test_a_folder_without_a_tokenizer(single, configs, tmp_path):
+    message = refused(single, config=configs, tokenizer=tmp_path)
+    assert message.startswith(
+        f"--tokenizer {tmp_path}: holds no tokenizer. Name a folder with vocab.json and merges.txt"
+    )
+
+
+def test_a_tokenizer_of_another_model(single, configs, tmp_path):
+    given = write_tokenizer(tmp_path / "other")
+    edit_json(given / "vocab.json", lambda tokens: tokens.update({"more</w>": len(tokens)}))
+    message = (
+        "tokenizer has 769 tokens, but its text encoder knows 768. Name the tokenizer of this model with --tokenizer"
+    )
+    assert message in refused(single, config=configs, tokenizer=given)
+    (given / "merges.txt").write_text("half a merge\n")
+    assert refused(single, config=configs, tokenizer=given).startswith(f"{single}: tokenizer: ")
+
+
+# What is refused
+
+
+def test_keys_that_are_missing(single, configs, tmp_path):
+    file = changed(single, tmp_path / "a.safetensors", lambda state: state.pop(f"{UNET}out.0.weight"))
+    assert refused(file, config=configs) == (
+        f"{file}: 1 missing keys in the weights, first {UNET}out.0.weight. The weights belong to another config"
+    )
+
+
+def test_keys_of_another_shape(single, configs, tmp_path):
+    file = changed(
+        single, tmp_path / "a.safetensors", lambda state: state.update({f"{UNET}out.2.bias": torch.zeros(5)})
+    )
+    assert f"1 mismatched keys in the weights, first {UNET}out.2.bias (5,) (4,)." in refused(file, config=configs)
+
+
+def test_keys_that_are_left_over(single, configs, tmp_path):
+    more = {f"{UNET}control.{number:02}.weight": torch.zeros(1) for number in range(14)} | {"edm_mean": torch.zeros(4)}
+    file = changed(single, tmp_path / "a.safetensors", lambda state: state.update(more))
+    message = refused(file, config=configs)
+    assert message.startswith(
+        f"{file}: 15 keys belong to no part of a Stable Diffusion checkpoint: edm_mean, {UNET}control.00"
+    )
+    assert f"{UNET}control.10.weight and 3 more. latentrt would ignore what they do" in message
+
+
+@pytest.mark.parametrize(
+    ("prefix", "part"), [("first_stage_model.", "vae"), ("conditioner.embedders.1.", "text_encoder_2")]
+)
+def test_a_part_that_is_missing(single, configs, tmp_path, prefix, part):
+    def drop(state):
+        for key in [key for key in state if key.startswith(prefix)]:
+            del state[key]
+
+    file = changed(single, tmp_path / "a.safetensors", drop)
+    remedy = "Name one with --vae PATH" if part == "vae" else "Take the complete checkpoint"
+    assert re.match(rf"{file}: holds no {part} \(keys {prefix}.*\)\. {remedy}$", refused(file, config=configs))
+
+
+@pytest.mark.parametrize(
+    ("keys", "what"),
+    [
+        (
+            ["lora_unet_down_blocks_0.lora_up.weight"],
+            "a LoRA, not a checkpoint. Export a checkpoint with --lora FILE:WEIGHT",
+        ),
+        (["encoder.conv_in.weight"], "a VAE, not a checkpoint. Export a checkpoint with --vae FILE"),
+        (["down_blocks.0.resnets.0.conv1.weight"], "one network in diffusers format. Name the checkpoint's folder"),
+        (
+            ["double_blocks.0.img_attn.qkv.weight"],
+            "not a checkpoint in an original layout of Stable Diffusion 1.x, 2.x or XL",
+        ),
+        (
+            [],
+            "not a checkpoint in an original layout of Stable Diffusion 1.x, 2.x or XL (no model.diffusion_model.*; it",
+        ),
+    ],
+)
+def test_files_that_are_something_else(tmp_path, keys, what):
+    save_file({key: torch.zeros(1) for key in keys}, tmp_path / "a.safetensors")
+    assert refused(tmp_path / "a.safetensors").startswith(f"{tmp_path / 'a.safetensors'}: {what}")
+
+
+def test_a_width_that_no_family_has(single):
+    assert re.search(
+        r"its U-Net takes text 80 wide; latentrt ships configs for 768 \(sd15\).* with --config", refused(single)
+    )
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.PT"])
+def test_a_pickle(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80\x04")
+    assert refused(tmp_path / name).startswith(f"{tmp_path / name}: a pickle, which can run any code when read.")
+
+
+def test_a_file_that_is_cut_off(single, tmp_path):
+    file = tmp_path / "half.safetensors"
+    file.write_bytes(single.read_bytes()[:100_000])
+    assert refused(file).startswith(f"{file}: not a readable safetensors file (")
+
+
+def test_options_of_the_other_form(single, sdxl_checkpoint, configs):
+    message = "--random-weights and --variant are for folders in diffusers format, not files"
+    assert refused(single, RequestError, random_seed=1) == f"{single}: {message}"
+    assert refused(single, RequestError, variant="fp16") == f"{single}: {message}"
+    message = f"{sdxl_checkpoint}: --config and --prediction-type: for single files; this folder has its own configs"
+    assert refused(sdxl_checkpoint, RequestError, config=configs, prediction_type="epsilon") == message
