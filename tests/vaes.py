@@ -29,6 +29,8 @@ def tiny_taesd() -> AutoencoderTiny:
     channels = {f"{half}_block_out_channels": (8, 8, 8, 8) for half in ("encoder", "decoder")}
     network = AutoencoderTiny(**channels, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))
     randomise(network, 6, torch.float32)
+    with torch.no_grad():
+        network.decoder.layers[-1].bias.add_(0.5)
     return network
 
 

@@ -1,19 +1,27 @@
-"""One file, two LoRAs and TAESD, through the command line to a picture: the one that diffusers draws with merged weights."""
+"""One file, LoRAs and TAESD, through the command line to the picture that diffusers draws with merged weights."""
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from bundles import write_bundle
 from command_line import Run, run_main
 from diffusers import StableDiffusionXLPipeline
 from loras import CONVOLUTIONS, LAYERS, TEXTS, expected, write_lora
 from originals import write_single_file
-from vaes import tiny_taesd
+from typer.testing import CliRunner
+from vaes import relative, tiny_taesd
 
-from latentrt.cli.main import build_engine
+from latentrt.cli.main import application, build_engine
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.component import ComponentExporter
+from latentrt.export.modules import MODULES
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.components import component_specs
+from latentrt.runtime.model import Limits
 from latentrt.runtime.pipeline import Pipeline
 
 CHANGES = (*LAYERS, *CONVOLUTIONS, *TEXTS)
@@ -40,10 +48,6 @@ def options(files: Path, sdxl_checkpoint: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def bundle(files: Path, options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from typer.testing import CliRunner
-
-    from latentrt.cli.main import application
-
     target = tmp_path_factory.mktemp("bundle") / "bundle"
     command = ["export", str(files / "model.safetensors"), "-o", str(target), *options]
     done = CliRunner().invoke(application(), [*command, "--precision", "fp32", "--parity", "quick"])
@@ -74,6 +78,7 @@ def draw(bundle: Path) -> np.ndarray:
         return np.asarray(pipeline.generate("a red circle", negative="rain", **REQUEST).images[0]).astype(int)
 
 
+@pytest.mark.slow
 def test_the_picture_equals_diffusers_with_merged_weights(
     bundle: Path, peer: StableDiffusionXLPipeline, sdxl_bundle: Path
 ) -> None:
@@ -92,6 +97,7 @@ def test_the_picture_equals_diffusers_with_merged_weights(
     assert np.abs(ours - draw(sdxl_bundle)).max() > 50
 
 
+@pytest.mark.slow
 def test_the_manifest_says_what_went_in(bundle: Path, files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = Bundle.open(bundle).manifest.provenance
     assert (made.checkpoint, made.weights, made.vae) == ("model.safetensors", "checkpoint", "AutoencoderTiny of taesd")
@@ -101,6 +107,7 @@ def test_the_manifest_says_what_went_in(bundle: Path, files: Path, capsys: pytes
     assert "style.safetensors × 0.4" in shown
 
 
+@pytest.mark.slow
 def test_verify_takes_what_export_took(
     bundle: Path, files: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,9 +116,33 @@ def test_verify_takes_what_export_took(
     assert run_main(capsys, *reference, *options[:-1]).exit == 1  # one LoRA is missing
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_taesd_in_onnx_equals_diffusers(sdxl_checkpoint: Path, files: Path, tmp_path: Path, precision: Any) -> None:
+    checkpoint = Checkpoint.open(sdxl_checkpoint, vae=files / "taesd")
+    specs = component_specs(checkpoint.model, Limits.around(128), dict.fromkeys(MODULES, precision))
+    exporter = ComponentExporter(checkpoint, tmp_path, precision, "quick")
+    network = tiny_taesd().eval()
+    generator = torch.Generator().manual_seed(1)
+    latent, image = torch.randn(2, 4, 9, 11, generator=generator), torch.rand(2, 3, 72, 88, generator=generator) * 2 - 1
+    with torch.no_grad():
+        pixels = ((network.decode(latent).sample / 2 + 0.5).clamp(0, 1) * 255).permute(0, 2, 3, 1)
+        wanted = {"vae_decoder": (latent, pixels), "vae_encoder": (image, network.encode(image).latents)}
+    for name, (given, expected_output) in wanted.items():
+        record = exporter.export(specs[name], precision)
+        assert record.precision == precision
+        assert (record.numerics is not None) == (precision == "fp16")
+        session = onnxruntime.InferenceSession(tmp_path / record.files[0], providers=["CPUExecutionProvider"])
+        dtype = np.float16 if precision == "fp16" else np.float32
+        found = session.run(None, {specs[name].inputs[0].name: given.numpy().astype(dtype)})
+        assert relative(torch.from_numpy(found[0].astype(np.float32)), expected_output) < 5e-3
+        if name == "vae_encoder":
+            assert np.unique(found[1]).tolist() == [-30.0]
+
+
 def test_a_bundle_s_loras_are_chosen_already(
-    bundle: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    bundle = write_bundle(tmp_path / "bundle").path
     done: Run = run_main(capsys, bundle, "--backend", "onnxruntime", options[-1], entry=build_engine)
     assert done.exit == 1
     assert f"{bundle} is a bundle already: its VAE and LoRAs were chosen by the export." in done.error

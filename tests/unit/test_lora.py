@@ -2,15 +2,20 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoints import write_sdxl
+from diffusers import UNet2DConditionModel
+from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key, _maybe_map_sgm_blocks_to_diffusers
 from loras import CONVOLUTIONS, LAYERS, LINEAR, TEXTS, Change, expected, write_lora
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from latentrt.export.checkpoint import CLASSES, Checkpoint
 from latentrt.export.sources.lora import LoraFile
+from latentrt.export.sources.lora_keys import layers, read_key
+from latentrt.export.sources.single_file import CONFIGS
 from latentrt.runtime.errors import CheckpointError, RequestError
 
 ATTENTION_TEXTS = tuple(change for change in TEXTS if "self_attn" in change.layer)
@@ -71,8 +76,6 @@ def test_every_format_gives_the_merged_weights(sdxl_checkpoint, plain, tmp_path,
 
 
 def test_attention_processors_without_a_prefix_are_of_the_unet(sdxl_checkpoint, plain, tmp_path):
-    from safetensors.torch import load_file
-
     file = write_lora(tmp_path / "a.safetensors", "processor", LINEAR)
     save_file({key.removeprefix("unet."): value for key, value in load_file(file).items()}, file)
     assert_merged(tensors(merged(sdxl_checkpoint, file)), plain, LINEAR)
@@ -110,6 +113,19 @@ def test_alphas_in_the_header_of_diffusers(sdxl_checkpoint, plain, tmp_path):
     for number, change in enumerate(LINEAR):
         wanted = expected(plain["unet"], change, number, scale=4.0 if "attn2.to_k" in change.layer else 2.0)
         torch.testing.assert_close(found[change.key].double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_original_names_at_full_size_are_those_of_diffusers():
+    """Every layer of SDXL's U-Net, by kohya's name for it: this table and diffusers' two steps find the same one."""
+    config = json.loads((CONFIGS / "sdxl.json").read_text(encoding="utf-8"))["unet"]
+    known = layers("unet", UNet2DConditionModel, config)
+    original = ("input_blocks", "middle_block", "output_blocks", "time_embed_", "label_emb", "out_2")
+    names = [name for name in known if name.startswith(original) and not name.endswith("_to_out")]
+    assert len(names) == 794
+    for name in names:
+        key = f"lora_unet_{name}.lora_down.weight"
+        (mapped,) = _maybe_map_sgm_blocks_to_diffusers({key: None}, SimpleNamespace(**config))
+        assert known[read_key(f"unet.{_convert_unet_lora_key(mapped)}").layer] == known[name]
 
 
 # Several, and how strongly
@@ -200,8 +216,6 @@ def test_layers_that_the_checkpoint_lacks(sdxl_checkpoint, tmp_path):
 
 def test_no_key_is_dropped_where_both_block_names_are_mixed(sdxl_checkpoint, tmp_path):
     """diffusers' converter removes the original names without a word if it finds its own as well."""
-    from safetensors.torch import load_file
-
     ours = load_file(write_lora(tmp_path / "a.safetensors", "kohya", LINEAR[:2]))
     wrong = Change("unet", "nothing", (32, 32), "input_blocks_77_1_proj_in")
     theirs = load_file(write_lora(tmp_path / "b.safetensors", "kohya original", (wrong,)))
