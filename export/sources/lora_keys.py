@@ -76,7 +76,7 @@ def read_key(key: str) -> Key | None:
         return None
     prefix = next((prefix for prefix in NETWORKS if key.startswith(prefix)), "")
     layer = match["layer"].removeprefix(prefix).replace(".processor", "")
-    part = {"A": "down", "B": "up"}.get(match["peft"] or "") or match["kohya"] or match["alpha"]
+    part: Part = {"A": "down", "B": "up", None: match["kohya"] or "alpha"}[match["peft"]]
     return Key(NETWORKS.get(prefix, "unet"), flat(layer), part)
 
 
