@@ -23,12 +23,27 @@ def generate(
         "out.png"
     ),
     negative: Annotated[OptionalText, typer.Option("--negative", help="What to keep away from.")] = None,
+    prompt_2: Annotated[
+        OptionalText, typer.Option("--prompt-2", help="For the second text encoder; default: the same prompt.")
+    ] = None,
+    negative_2: Annotated[
+        OptionalText, typer.Option("--negative-2", help="For the second text encoder; default: as --negative.")
+    ] = None,
+    clip_skip: Annotated[
+        int, typer.Option("--clip-skip", help="Layers of the text encoders that the prompt skips.")
+    ] = 0,
     steps: Annotated[OptionalInt, typer.Option("--steps", help="Evaluations of the U-Net.")] = None,
     guidance: Annotated[OptionalFloat, typer.Option("--guidance", help="Guidance scale; 1 turns guidance off.")] = None,
     seed: Annotated[OptionalInt, typer.Option("--seed", help="Same seed, same picture; default: a fresh one.")] = None,
     width: Annotated[OptionalInt, typer.Option("--width", help="Pixels, a multiple of 8.")] = None,
     height: Annotated[OptionalInt, typer.Option("--height", help="Pixels, a multiple of 8.")] = None,
     images: Annotated[int, typer.Option("--images", help="Pictures to draw.")] = 1,
+    aesthetic_score: Annotated[
+        OptionalFloat, typer.Option("--aesthetic-score", help="SDXL's refiner: beauty asked for; default 6.")
+    ] = None,
+    negative_aesthetic_score: Annotated[
+        OptionalFloat, typer.Option("--negative-aesthetic-score", help="Beauty to keep away from; default 2.5.")
+    ] = None,
     sampler: Annotated[OptionalText, typer.Option("--sampler", help=f"One of {SAMPLER_NAMES}.")] = None,
     backend: Annotated[Optional[BackendName], typer.Option("--backend", help="Which engines to use.")] = None,  # noqa: UP045
     device: Annotated[OptionalText, typer.Option("--device", help="cpu or cuda:<index>.")] = None,
@@ -40,12 +55,17 @@ def generate(
         result = pipeline.generate(
             prompt,
             negative=negative,
+            prompt_2=prompt_2,
+            negative_2=negative_2,
+            clip_skip=clip_skip,
             steps=steps,
             guidance=guidance,
             seed=seed,
             width=width,
             height=height,
             images=images,
+            aesthetic_score=aesthetic_score,
+            negative_aesthetic_score=negative_aesthetic_score,
             sampler=sampler,
             progress=lambda done, total: update("drawing", done, total),
         )

@@ -54,7 +54,7 @@ def facts_table(bundle: Bundle) -> Table:
     model, made = manifest.model, manifest.provenance
     table = Table(title=str(bundle.path), title_justify="left", show_header=False)
     for name, value in (
-        ("family", f"{model.family}, native size {model.native_size} pixels"),
+        ("family", f"{model.family}{' inpainting' * model.is_inpainting}, native size {model.native_size} pixels"),
         ("precision", manifest.precision),
         ("serves", ", ".join(f"{name} {getattr(manifest.limits, name)}" for name in Limits.STEP)),
         (

@@ -10,7 +10,7 @@ import torch
 
 from latentrt.export import parity
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.modules import MODULES
+from latentrt.export.modules import MODULES, wrap
 from latentrt.export.sampler_graph import sampler_graph
 from latentrt.export.trace import TORCH_DTYPES, count_parameters, save, trace
 from latentrt.export.vae_samples import vae_samples
@@ -96,11 +96,11 @@ class ComponentExporter:
 
     def _prepare(self, spec: ComponentSpec, precision: Precision) -> Prepared:
         """Load the network in float32 where anything is compared or measured, take its outputs, then cast it."""
-        source, wrapper = MODULES[spec.name]
+        source, _ = MODULES[spec.name]
         dtype = TORCH_DTYPES[DTYPES[precision]]
         measured = spec.name in VAE and precision == "fp16"
         network = self.checkpoint.network(source, torch.float32 if measured or self.depth != "off" else dtype)
-        module = wrapper(network).eval()
+        module = wrap(spec.name, network, self.checkpoint.model)
         cases = parity.reference_cases(module, spec, self._vocabulary(spec), self.depth)
         numerics = None
         if measured:

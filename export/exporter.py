@@ -10,12 +10,12 @@ from typing import Literal
 from latentrt.export import parity
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import VAE, ComponentExporter
+from latentrt.export.family import read_defaults
 from latentrt.export.modules import MODULES
 from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, replacing_folder, write_record
 from latentrt.runtime.components import component_specs
-from latentrt.runtime.manifest import ComponentRecord, Defaults, Manifest, Provenance
+from latentrt.runtime.manifest import ComponentRecord, Manifest, Provenance
 from latentrt.runtime.model import Limits
-from latentrt.runtime.samplers import sampler_for
 from latentrt.runtime.specs import Precision
 
 logger = logging.getLogger(__name__)
@@ -24,9 +24,6 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntim
 
 VaePrecision = Literal["auto", "fp16", "fp32"]
 """`auto`: the bundle's, and fp32 for a half of the VAE that fp16 does not hold even scaled and with islands."""
-
-DEFAULT_STEPS = 30
-DEFAULT_GUIDANCE = 5.0
 
 Progress = Callable[[str, int, int], None]
 """Called with (what begins now, how many parts are done, how many there are)."""
@@ -92,9 +89,7 @@ def _manifest(
         precision=precision,
         model=checkpoint.model,
         limits=limits,
-        defaults=Defaults(
-            sampler=sampler_for(checkpoint.model.scheduler), steps=DEFAULT_STEPS, guidance=DEFAULT_GUIDANCE
-        ),
+        defaults=read_defaults(checkpoint),
         components=dict(records),
         provenance=Provenance(
             **checkpoint.provenance(),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.modules import MODULES
+from latentrt.export.modules import MODULES, wrap
 from latentrt.export.parity import relative_error
 from latentrt.export.trace import save, trace
 from latentrt.runtime.components import component_specs
@@ -67,9 +67,9 @@ def first_departure(
 def _trace_reference(checkpoint: Checkpoint, component: str, file: Path) -> Path:
     model = checkpoint.model
     spec = component_specs(model, Limits.around(model.native_size), dict.fromkeys(MODULES, "fp32"))[component]
-    source, wrapper = MODULES[component]
+    source, _ = MODULES[component]
     vocabulary = checkpoint.vocabulary(source)
-    module = wrapper(checkpoint.network(source, torch.float32)).eval()
+    module = wrap(component, checkpoint.network(source, torch.float32), model)
     return save(trace(module, spec, vocabulary), spec, file)[0]
 
 

@@ -6,43 +6,66 @@ import torch
 from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
+from latentrt.runtime.model import Model
+from latentrt.runtime.model import TextEncoder as Facts
+
 LOGVAR_RANGE = (-30.0, 20.0)
 """Clamp of the VAE's log variance, as in the original autoencoder."""
 
 
 class TextEncoder(nn.Module):
-    """CLIP text encoder: the penultimate layer's hidden states, without the final norm (Podell et al. 2023, table 1).
+    """CLIP text encoder: the hidden states that the U-Net reads, of the layer that each text asks for.
 
     `pooled` is the projected final state at the end token, for encoders that have a projection.
     """
 
-    def __init__(self, network: Any):
+    def __init__(self, network: Any, facts: Facts):
         super().__init__()
         self.network = network
+        self.facts = facts
         self.has_projection = hasattr(network, "text_projection")
 
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """(texts, 77) int64 -> hidden (texts, 77, width), pooled (texts, projection)."""
+    def forward(self, input_ids: Tensor, clip_skip: Tensor) -> tuple[Tensor, ...]:
+        """(texts, 77) and (texts,) int64 -> hidden (texts, 77, width), pooled (texts, projection)."""
         output = self.network(input_ids, output_hidden_states=True)
-        hidden = output.hidden_states[-2]
+        last = -1 - self.facts.skipped
+        hidden = output.hidden_states[last]
+        # One select per layer needs the memory of one; a gather would keep every layer's states to the end.
+        for skip in range(1, self.facts.max_clip_skip + 1):
+            hidden = torch.where((clip_skip == skip)[:, None, None], output.hidden_states[last - skip], hidden)
+        if self.facts.final_norm:
+            hidden = getattr(self.network, "text_model", self.network).final_layer_norm(hidden)
         return (hidden, output.text_embeds) if self.has_projection else (hidden,)
 
 
 class UNet(nn.Module):
-    """SDXL's U-Net. The micro-conditioning stays float32 up to its first linear layer, in every precision."""
+    """A U-Net. The micro-conditioning stays float32 up to its first linear layer, in every precision."""
 
     def __init__(self, network: Any):
         super().__init__()
         self.network = network
 
     def forward(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, text_embeds: Tensor, time_ids: Tensor
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        text_embeds: Tensor | None = None,
+        time_ids: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
     ) -> Tensor:
-        """Ports of `unet`; `timestep` has one entry per row."""
-        # The concatenation of both would mix dtypes, which strongly typed networks refuse.
-        conditions = {"text_embeds": text_embeds.float(), "time_ids": time_ids}
+        """Ports of `unet`; `timestep` has one entry per row. The last three only where the network has them."""
+        conditions = {}
+        if text_embeds is not None:
+            # The concatenation of both would mix dtypes, which strongly typed networks refuse.
+            conditions = {"text_embeds": text_embeds.float(), "time_ids": time_ids}
         output: Tensor = self.network(
-            sample, timestep, encoder_hidden_states, added_cond_kwargs=conditions, return_dict=False
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=None if timestep_cond is None else timestep_cond.to(sample.dtype),
+            added_cond_kwargs=conditions,
+            return_dict=False,
         )[0]
         return output
 
@@ -98,3 +121,11 @@ MODULES = {
     "vae_encoder": ("vae", VaeEncoder),
 }
 """Component: the checkpoint's folder that holds its network, and the module that gives it the component's ports."""
+
+
+def wrap(component: str, network: Any, model: Model) -> nn.Module:
+    """The module that gives a checkpoint's network the ports of a component."""
+    kind: Any = MODULES[component][1]
+    facts = [encoder for encoder in model.text_encoders if encoder.component == component]
+    module: nn.Module = kind(network, *facts)
+    return module.eval()

@@ -68,7 +68,7 @@ def reference_cases(module: torch.nn.Module, spec: ComponentSpec, vocabulary: in
     cases = []
     with torch.no_grad():
         for name, sizes in case_sizes(spec, depth):
-            outputs = module(*sample_inputs(spec, sizes, vocabulary).values())
+            outputs = module(**sample_inputs(spec, sizes, vocabulary))
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             cases.append(Case(name, sizes, tuple(output.numpy() for output in outputs)))
     return cases

@@ -9,6 +9,8 @@ from latentrt.runtime.specs import ComponentSpec, Port
 
 MAX_TIMESTEP = 999
 MAX_TIME_ID = 1024
+CLIP_SKIPS = 3
+"""Texts take turns at skipping 0, 1 and 2 layers."""
 
 
 def sample_inputs(
@@ -25,6 +27,8 @@ def sample_inputs(
 def _sample(
     port: Port, shape: tuple[int, ...], vocabulary: int, random: np.random.Generator
 ) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    if port.name == "clip_skip":
+        return np.arange(shape[0]) % CLIP_SKIPS
     if port.dtype == "int64":
         ids = random.integers(0, vocabulary - 1, shape)
         ids[..., -1] = vocabulary - 1

@@ -34,12 +34,13 @@ def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.M
     that the model's code would fix to one size an error.
     """
     inputs = sample_inputs(spec, EXAMPLE_SIZES, vocabulary)
-    example = tuple(inputs[port.name].to(TORCH_DTYPES[port.dtype]) for port in spec.inputs)
-    dynamic = tuple(
-        {index: torch.export.Dim.DYNAMIC for index, axis in enumerate(port.axes) if axis.dim} for port in spec.inputs
-    )
+    example = {port.name: inputs[port.name].to(TORCH_DTYPES[port.dtype]) for port in spec.inputs}
+    dynamic = {
+        port.name: {index: torch.export.Dim.DYNAMIC for index, axis in enumerate(port.axes) if axis.dim}
+        for port in spec.inputs
+    }
     with torch.no_grad(), _quiet():
-        exported = torch.export.export(module, example, dynamic_shapes=dynamic, strict=False)
+        exported = torch.export.export(module, (), example, dynamic_shapes=dynamic, strict=False)
         program = torch.onnx.export(
             exported,
             dynamo=True,

@@ -14,8 +14,8 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from latentrt.export import parity
-from latentrt.export.checkpoint import CLASSES, Checkpoint
-from latentrt.export.modules import MODULES
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.modules import MODULES, wrap
 from latentrt.export.sampler_graph import sampler_reference
 from latentrt.export.samples import sample_inputs
 from latentrt.runtime.backends import Backend
@@ -91,12 +91,12 @@ def verify_components(pipeline: Pipeline, checkpoint: Checkpoint, backend: Backe
         engine = backend.load(spec, pipeline.selection.file(name))
         try:
             for case, inputs in cases:
-                buffers = engine.bind(case.sizes)
+                binding = engine.bind(case.sizes)
                 for port in spec.inputs:
-                    buffers[port.name].write(inputs[port.name])
-                engine.run()
+                    binding.buffers[port.name].write(inputs[port.name])
+                binding.run()
                 for port, wanted in zip(spec.outputs, case.outputs, strict=True):
-                    found = buffers[port.name].numpy()
+                    found = binding.buffers[port.name].numpy()
                     yield measure(name, case.name, port.name, found, wanted, tolerance)
         finally:
             engine.close()
@@ -109,9 +109,9 @@ def _reference(checkpoint: Checkpoint, spec: ComponentSpec) -> Iterator[tuple[pa
             inputs = sampler_inputs(spec, sizes)
             yield parity.Case(name, sizes, sampler_reference(inputs)), inputs
         return
-    source, wrapper = MODULES[spec.name]
+    source, _ = MODULES[spec.name]
     vocabulary = checkpoint.vocabulary(source)
-    module = wrapper(checkpoint.network(source, torch.float32)).eval()
+    module = wrap(spec.name, checkpoint.network(source, torch.float32), checkpoint.model)
     for case in parity.reference_cases(module, spec, vocabulary, "quick"):
         tensors = sample_inputs(spec, case.sizes, vocabulary)
         yield case, {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -124,6 +124,9 @@ def sampler_inputs(spec: ComponentSpec, sizes: Mapping[str, int]) -> dict[str, N
     inputs["step"] = random.integers(0, sizes["steps"], sizes["images"])
     inputs["failed"] = np.full(sizes["images"], -1)
     inputs["row_image"] = np.arange(sizes["rows"]) % sizes["images"]
+    inputs["text_row"] = sizes["rows"] - 1 - np.arange(sizes["images"])
+    inputs["draws"] = random.integers(0, sizes["noises"], (sizes["images"], sizes["steps"] + 1))
+    inputs["mask"] = random.uniform(0, 1, inputs["mask"].shape).astype(np.float32)
     return inputs
 
 
@@ -159,15 +162,16 @@ def verify_picture(pipeline: Pipeline, checkpoint: Checkpoint) -> Figure:
     precision = pipeline.bundle.manifest.precision
     ours = pipeline.generate(TEXTS[1], negative=NEGATIVE, seed=PICTURE_SEED, steps=PICTURE_STEPS)
     request = ours.request
-    theirs = diffusers_pipeline(checkpoint)(
-        TEXTS[1],
-        negative_prompt=NEGATIVE,
-        num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
+    theirs = diffusers_pictures(
+        diffusers_pipeline(checkpoint),
         width=request.width,
         height=request.height,
-        generator=torch.Generator().manual_seed(PICTURE_SEED),
-    ).images
+        steps=request.steps,
+        seed=PICTURE_SEED,
+        prompt=TEXTS[1],
+        negative_prompt=NEGATIVE,
+        guidance_scale=request.guidance,
+    )
     figure = measure(
         "picture", f"{request.width}x{request.height}", "image", _pixels(ours.images), _pixels(theirs), 1.0
     )
@@ -182,20 +186,38 @@ def _pixels(images: list[Image.Image]) -> NDArray[np.uint8]:
 
 def diffusers_pipeline(checkpoint: Checkpoint) -> Any:
     """The checkpoint as diffusers runs it, in fp32; random weights included."""
-    networks = {folder: checkpoint.network(folder, torch.float32) for folder in CLASSES}
-    tokenizers = {}
+    model = checkpoint.model
+    schedule = dict(model.scheduler)
+    parts: dict[str, Any] = {"scheduler": getattr(diffusers, schedule["_class_name"]).from_config(schedule)}
+    parts |= {folder: checkpoint.network(folder, torch.float32) for folder in checkpoint.folders}
     with TemporaryDirectory() as folder:
-        for name in (encoder.tokenizer for encoder in checkpoint.model.text_encoders):
+        for name in (encoder.tokenizer for encoder in model.text_encoders):
             checkpoint.write_tokenizer(name, Path(folder) / name)
-            tokenizers[name] = CLIPTokenizer.from_pretrained(Path(folder) / name, local_files_only=True)
-    schedule = dict(checkpoint.model.scheduler)
-    scheduler = getattr(diffusers, schedule["_class_name"]).from_config(schedule)
-    pipe = diffusers.StableDiffusionXLPipeline(
-        **networks,
-        **tokenizers,
-        scheduler=scheduler,
-        force_zeros_for_empty_prompt=checkpoint.model.zero_negative,
-        add_watermarker=False,
-    )
+            parts[name] = CLIPTokenizer.from_pretrained(Path(folder) / name, local_files_only=True)
+    if model.time_ids:
+        absent = dict.fromkeys(("text_encoder", "tokenizer"))
+        parts = absent | parts | {"force_zeros_for_empty_prompt": model.zero_negative, "add_watermarker": False}
+        if "aesthetic_score" in model.time_ids:
+            pipe = diffusers.StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True)
+        else:
+            pipe = diffusers.StableDiffusionXLPipeline(**parts)
+    else:
+        unchecked = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        pipe = diffusers.StableDiffusionPipeline(**parts, **unchecked)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def diffusers_pictures(pipe: Any, *, width: int, height: int, steps: int, seed: int, **request: Any) -> Any:
+    """Text to image by a pipeline of `diffusers_pipeline`, as PIL images.
+
+    diffusers has the refiner only as image to image: at full strength, given its first latents, it reads no image.
+    """
+    request |= {"generator": torch.Generator().manual_seed(seed), "num_inference_steps": steps}
+    if not isinstance(pipe, diffusers.StableDiffusionXLImg2ImgPipeline):
+        return pipe(width=width, height=height, **request).images
+    count = request.get("num_images_per_prompt", 1)
+    shape = (count, pipe.vae.config.latent_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+    pipe.scheduler.set_timesteps(steps)
+    latents = torch.randn(shape, generator=request["generator"]) * pipe.scheduler.init_noise_sigma
+    return pipe(image=Image.new("RGB", (width, height)), strength=1.0, latents=latents, **request).images

@@ -9,8 +9,8 @@ Dims, from the request's point of view (g = 1 or 2 guidance branches):
     tokens          77 * chunks
     latent_height   height / 8 (the VAE's own factor); latent_width likewise
     steps           U-Net evaluations of the sampler's table
-    history         state tensors of the sampler, the latents first
-    noises          noise tensors per image: `steps`, or 1 where the sampler draws none
+    history         state tensors of the sampler, the latents first; at least 2, unused ones stay zero
+    noises          noise tensors per image: one per step that draws, or 1 where the sampler draws none
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,7 +38,7 @@ def request_dims(limits: Limits, model: Model) -> dict[str, Dim]:
         "latent_height": tuple(bound // scale for bound in height),
         "latent_width": tuple(bound // scale for bound in width),
         "steps": (1, 30, MAX_STEPS),
-        "history": (1, 2, MAX_HISTORY),
+        "history": (2, 2, MAX_HISTORY),
         "noises": (1, 1, MAX_STEPS),
     }
     return {name: Dim(name, *three) for name, three in bounds.items()}
@@ -58,7 +58,8 @@ def component_specs(
         dtype = DTYPES[precisions[encoder.component]]
         hidden = port("hidden", dtype, "texts", TOKENS_PER_CHUNK, encoder.width)
         pooled = (port("pooled", dtype, "texts", encoder.pooled),) if encoder.pooled else ()
-        add(encoder.component, (port("input_ids", "int64", "texts", TOKENS_PER_CHUNK),), (hidden, *pooled))
+        inputs = (port("input_ids", "int64", "texts", TOKENS_PER_CHUNK), port("clip_skip", "int64", "texts"))
+        add(encoder.component, inputs, (hidden, *pooled))
     add("unet", *_unet(model, DTYPES[precisions["unet"]]))
     add("vae_decoder", *_vae_decoder(model, DTYPES[precisions["vae_decoder"]]))
     add("vae_encoder", *_vae_encoder(model, DTYPES[precisions["vae_encoder"]]))
@@ -79,8 +80,10 @@ def _unet(model: Model, dtype: DType) -> Ports:
     if model.time_ids:
         inputs += [
             port("text_embeds", dtype, "rows", model.pooled_width),
-            port("time_ids", "float32", "rows", model.time_ids),
+            port("time_ids", "float32", "rows", len(model.time_ids)),
         ]
+    if model.guidance_embedding:
+        inputs.append(port("timestep_cond", "float32", "rows", model.guidance_embedding))
     return tuple(inputs), (port("noise_pred", dtype, "rows", model.latent_channels, *latents[2:]),)
 
 
@@ -108,10 +111,13 @@ def _vae_encoder(model: Model, dtype: DType) -> Ports:
 def _sampler(model: Model, dtype: DType) -> Ports:
     """One step of any sampler: Z' = W[step] · [Z; guidance · noise_pred; noise], unet input = C[step + 1] · Z'.
 
-    `failed` is the first step after which an image's Z held NaN or infinity, or -1.
+    `latentrt.export.sampler_graph` has the equations. `failed` is the first step after which an image's Z held NaN or
+    infinity, or -1; `extra` the channels that an inpainting U-Net takes beside the latents.
     """
     latent = (model.latent_channels, "latent_height", "latent_width")
     state = ("images", "history", *latent)
+    more = model.unet_channels - model.latent_channels
+    extra = (port("extra", "float32", "images", more, *latent[1:]),) if more else ()
     return (
         (
             port("noise_pred", dtype, "rows", *latent),
@@ -122,14 +128,22 @@ def _sampler(model: Model, dtype: DType) -> Ports:
             port("readout", "float32", "images", "steps+1", "history"),
             port("timesteps", "float32", "images", "steps+1"),
             port("guidance", "float32", "images", "rows"),
+            port("rescale", "float32", "images"),
+            port("text_row", "int64", "images"),
             port("row_image", "int64", "rows"),
+            port("draws", "int64", "images", "steps+1"),
             port("noise", "float32", "images", "noises", *latent),
+            port("mask", "float32", "images", 1, *latent[1:]),
+            port("levels", "float32", "images", "steps+1", 2),
+            port("original", "float32", "images", *latent),
+            port("original_noise", "float32", "images", *latent),
+            *extra,
         ),
         (
             port("next_state", "float32", *state),
             port("next_step", "int64", "images"),
             port("next_failed", "int64", "images"),
-            port("sample", dtype, "rows", *latent),
+            port("sample", dtype, "rows", model.unet_channels, *latent[1:]),
             port("timestep", "float32", "rows"),
         ),
     )

@@ -1,137 +1,147 @@
-"""The denoising loop: U-Net and sampler graph take turns on shared buffers; the host only counts."""
+"""The denoising loop: U-Net and sampler graph take turns on shared buffers; the host only launches.
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+A step is the U-Net, the sampler graph, and three copies that make the sampler's outputs its next inputs. Everything
+that changes from step to step lies on the device, so the step is recorded once for each set of sizes and replayed for
+every step, sampler and prompt.
+"""
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Callable, Mapping, Sequence
 
-from latentrt.runtime.backends import Engine
-from latentrt.runtime.errors import NumericsError
-from latentrt.runtime.noise import TorchGenerator
-from latentrt.runtime.prompt import Conditioning
-from latentrt.runtime.request import Request
-from latentrt.runtime.samplers import SamplerTable
+from latentrt.runtime.backends import Backend, Buffer, Engine
+from latentrt.runtime.batch import Arrays, lay_out
+from latentrt.runtime.errors import NumericsError, RequestError
+from latentrt.runtime.picture import Picture
+from latentrt.runtime.recent import Recent
 
-Floats = NDArray[np.float32]
 StepProgress = Callable[[int, int], None]
 """Called after each step with (steps done, steps in all)."""
 
+KEPT_SESSIONS = 4
+"""For how many sets of sizes buffers and the recorded step are kept."""
 
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """All randomness of a request. initial (images, 4, h, w); steps (images, noises, 4, h, w)."""
-
-    initial: Floats
-    steps: Floats
+CARRIED = ("state", "step", "failed")
+"""The sampler's inputs that come from its outputs of the step before, `next_` and the name."""
 
 
-def draw_noise(request: Request, table: SamplerTable, latent: tuple[int, int, int]) -> Noise:
-    """Draw as diffusers does: one generator for the batch, or one per picture; first the latents, then step by step."""
-    count, generators = request.count, [TorchGenerator(seed) for seed in request.seeds]
-    shape = (count // len(generators), *latent)
+class Session:
+    """U-Net and sampler bound to one set of sizes, with a step that is ready to be replayed.
 
-    def draw() -> Floats:
-        return np.concatenate([generator.randn(shape) for generator in generators])
-
-    initial = draw()
-    if not table.stochastic:
-        return Noise(initial, np.zeros((count, 1, *latent), np.float32))
-    steps = np.zeros((count, table.step_count, *latent), np.float32)
-    for step in np.flatnonzero(table.draws):
-        steps[:, step] = draw()
-    return Noise(initial, steps)
-
-
-def guidance_matrix(images: int, scale: float, guided: bool) -> Floats:
-    """(images, rows): model output = matrix · U-Net rows; [(1 - g)·I, g·I] is classifier-free guidance."""
-    eye = np.eye(images, dtype=np.float32)
-    return np.concatenate([(1 - scale) * eye, scale * eye], axis=1) if guided else eye
-
-
-def denoise(
-    unet: Engine,
-    sampler: Engine,
-    request: Request,
-    conditioning: Conditioning,
-    table: SamplerTable,
-    noise: Noise,
-    progress: StepProgress | None = None,
-) -> Floats:
-    """Run every step; returns the latents (images, 4, h, w) that the sampler ends with.
-
-    Raises:
-        NumericsError: a picture's latents became NaN or infinite; names the step.
+    A U-Net that was split is a prologue, which runs once for each batch of prompts, and a body that reads its outputs
+    where they are.
     """
-    sizes = loop_sizes(request, conditioning, table, noise)
-    network = unet.bind(sizes)
-    links = {name: network[name] for name in ("noise_pred", "sample", "timestep")}
-    loop = sampler.bind(sizes, links)
-    state = np.zeros((request.count, table.state_count, *noise.initial.shape[1:]), np.float32)
-    state[:, 0] = table.initial_scale * noise.initial
-    row_image = np.tile(np.arange(sizes["images"]), sizes["rows"] // sizes["images"])
-    for name, values in {
-        "encoder_hidden_states": conditioning.hidden,
-        "text_embeds": conditioning.pooled,
-        "time_ids": conditioning.time_ids,
-        "sample": np.einsum("k,bkchw->bchw", table.readout[0], state)[row_image],
-        "timestep": np.full(sizes["rows"], table.timesteps[0]),
-    }.items():
-        network[name].write(values)
-    for name, values in {"state": state, "row_image": row_image, **sampler_inputs(request, table, noise)}.items():
-        loop[name].write(values)
 
-    for done in range(1, table.step_count + 1):
-        unet.run()
-        sampler.run()
-        for name in ("state", "step", "failed"):
-            loop[name].copy_from(loop[f"next_{name}"])
-        if progress is not None:
-            progress(done, table.step_count)
-    _check_finite(loop["failed"].numpy(), table.step_count)
-    latents: Floats = loop["state"].numpy()[:, 0]
-    return latents
+    def __init__(self, backend: Backend, engines: Mapping[str, Engine], sizes: Mapping[str, int]):
+        self.buffers: dict[str, Buffer] = {}
+        self._prologue: Callable[[], None] | None = None
+        if "unet_prologue" in engines:
+            prologue = engines["unet_prologue"].bind(sizes)
+            self.buffers |= prologue.buffers
+            self._prologue = backend.record(prologue.run)
+        network = engines.get("unet_body") or engines["unet"]
+        ports = {port.name for port in network.spec.inputs}
+        unet = network.bind(sizes, {name: buffer for name, buffer in self.buffers.items() if name in ports})
+        links = {name: unet.buffers[name] for name in ("noise_pred", "sample", "timestep")}
+        sampler = engines["sampler"].bind(sizes, links)
+        self.buffers |= {**unet.buffers, **sampler.buffers}
+        carried = [(sampler.buffers[name], sampler.buffers[f"next_{name}"]) for name in CARRIED]
 
+        def step() -> None:
+            unet.run()
+            sampler.run()
+            for target, source in carried:
+                target.copy_from(source)
 
-def loop_sizes(request: Request, conditioning: Conditioning, table: SamplerTable, noise: Noise) -> dict[str, int]:
-    """Every dim of the U-Net and of the sampler for one request."""
-    rows, tokens, _ = conditioning.hidden.shape
-    images, noises, _, height, width = noise.steps.shape
-    return {
-        "images": images,
-        "rows": rows,
-        "tokens": tokens,
-        "latent_height": height,
-        "latent_width": width,
-        "steps": table.step_count,
-        "history": table.state_count,
-        "noises": noises,
-    }
+        self.step = backend.record(step)
+
+    def upload(self, arrays: Arrays) -> None:
+        """Write every input, and compute what depends on the prompts alone."""
+        for name, values in arrays.items():
+            self.buffers[name].write(values)
+        if self._prologue is not None:
+            self._prologue()
 
 
-def sampler_inputs(request: Request, table: SamplerTable, noise: Noise) -> dict[str, NDArray[Any]]:
-    """What the sampler graph reads and the host decides once: every image starts at step 0 with the same tables."""
-    images = request.count
+class Loop:
+    """Draws batches of pictures. The batch that was advanced last stays on the device until another one comes."""
 
-    def per_image(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.broadcast_to(values, (images, *values.shape))
+    def __init__(self, backend: Backend, engines: Mapping[str, Engine]):
+        self._backend = backend
+        self._engines = engines
+        self._sessions: Recent[tuple[tuple[str, int], ...], Session] = Recent(KEPT_SESSIONS)
+        self._session: Session | None = None
+        self._held: tuple[Picture, ...] = ()
+        self._steady_steps = 0
 
-    return {
-        "step": np.zeros(images, np.int64),
-        "failed": np.full(images, -1, np.int64),
-        "weights": per_image(table.weights),
-        "readout": per_image(table.readout),
-        "timesteps": per_image(table.timesteps),
-        "guidance": guidance_matrix(images, request.guidance, request.guided),
-        "noise": noise.steps,
-    }
+    def advance(self, pictures: Sequence[Picture], steps: int = 1, progress: StepProgress | None = None) -> None:
+        """Advance every picture by `steps` steps as one batch; each may be at a step of its own.
+
+        Raises:
+            RequestError: a picture has fewer steps left, stands twice in the batch, or does not go with the others.
+        """
+        check_steps(pictures, steps)
+        reached: list[Callable[[], None]] = []
+        try:
+            for done in range(steps):
+                self._hold(pictures).step()
+                self._steady_steps -= 1
+                for one in pictures:
+                    one.step += 1
+                if progress is not None:
+                    reached.append(self._backend.mark())
+                    if done:  # one step behind, so that the device always has work
+                        reached.pop(0)()
+                        progress(done, steps)
+            for wait in reached:
+                wait()
+            if progress is not None:
+                progress(steps, steps)
+        except BaseException:
+            self._held = ()
+            raise
+
+    def _hold(self, pictures: Sequence[Picture]) -> Session:
+        """The session that has these pictures on the device, with the rows that their next step needs."""
+        if self._session is None or tuple(pictures) != self._held or not self._steady_steps:
+            self.settle()
+            sizes, arrays = lay_out(pictures)
+            self._session = self._sessions.get(
+                tuple(sizes.items()), lambda: Session(self._backend, self._engines, sizes)
+            )
+            self._session.upload(arrays)
+            self._held = tuple(pictures)
+            self._steady_steps = min(one.steady_steps for one in pictures)
+        return self._session
+
+    def settle(self) -> None:
+        """Bring the state of the pictures on the device back into them."""
+        if self._session is None or not self._held:
+            return
+        states, failed = (self._session.buffers[name].numpy() for name in ("state", "failed"))
+        for one, state, step in zip(self._held, states, failed, strict=True):
+            one.state = state[: one.table.state_count]
+            one.failed = int(step)
+        self._held = ()
+
+    def close(self) -> None:
+        """Give back every buffer and recorded step."""
+        self._held, self._session = (), None
+        self._sessions.clear()
 
 
-def _check_finite(failed: NDArray[np.int64], steps: int) -> None:
-    """Raise `NumericsError` for the first image that the sampler graph marked as failed."""
-    for image in np.flatnonzero(failed >= 0)[:1]:
-        raise NumericsError(
-            f"unet: picture {image + 1} holds NaN or infinity from step {failed[image] + 1} of {steps} on. "
-            "The weights overflow in this precision; export with fp32"
-        )
+def check_steps(pictures: Sequence[Picture], steps: int) -> None:
+    """Raise `RequestError` where there is nothing to draw, or not that far."""
+    if not pictures or len({id(one) for one in pictures}) < len(pictures):
+        raise RequestError("a batch needs at least one picture, and each only once")
+    least = min(one.steps_left for one in pictures)
+    if not 1 <= steps <= least:
+        raise RequestError(f"advance by {steps} steps: the picture that is furthest has {least} left")
+
+
+def check_finite(pictures: Sequence[Picture]) -> None:
+    """Raise `NumericsError` for the first picture that the sampler graph marked as failed."""
+    for number, one in enumerate(pictures, 1):
+        if one.failed >= 0:
+            raise NumericsError(
+                f"unet: picture {number} holds NaN or infinity from step {one.failed + 1} of {one.table.step_count} "
+                "on. The weights overflow in this precision; export with fp32"
+            )

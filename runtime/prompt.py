@@ -1,38 +1,62 @@
-"""From prompts to what the U-Net is conditioned on: tokens, text-encoder outputs, time ids."""
+"""From prompts to what the U-Net is conditioned on: tokens, text-encoder outputs, time ids, guidance embeddings."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.backends import Engine
+from latentrt.runtime.backends import Binding, Engine
 from latentrt.runtime.model import Model, TextEncoder
+from latentrt.runtime.recent import Recent
 from latentrt.runtime.request import Request
 from latentrt.runtime.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.tokenizer import Tokenizer
+
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""Defaults of SDXL's refiner, as in diffusers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Conditioning:
     """The U-Net's inputs that stay the same over all steps; with guidance, the negative rows come first.
 
-    hidden (rows, tokens, context width), pooled (rows, pooled width), time_ids (rows, 6).
+    inputs: every port of `unet` but `sample` and `timestep` -> values (rows, ...).
     """
 
-    hidden: NDArray[Any]
-    pooled: NDArray[Any]
-    time_ids: NDArray[np.float32]
+    inputs: Mapping[str, NDArray[Any]]
 
 
-@dataclass(frozen=True, slots=True)
+Encoded = Mapping[str, NDArray[Any]]
+"""One text by one encoder: hidden (tokens, width) and, where the encoder has it, pooled (width,)."""
+
+KEPT_TEXTS = 128
+KEPT_BINDINGS = 8
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Text:
+    """What one encoder reads for one row: a text, and how many of the encoder's last layers it skips."""
+
+    text: str
+    clip_skip: int = 0
+
+
+Row = tuple[Text, ...] | None
+"""One text per encoder; None stands for a row of zeros."""
+
+
 class PromptEncoder:
-    """The tokenizers and text encoders of one bundle."""
+    """The tokenizers and text encoders of one bundle. Texts that were encoded last are not encoded again."""
 
-    model: Model
-    tokenizers: Mapping[str, Tokenizer]
-    engines: Mapping[str, Engine]
+    def __init__(self, model: Model, tokenizers: Mapping[str, Tokenizer], engines: Mapping[str, Engine]):
+        self.model = model
+        self.tokenizers = tokenizers
+        self.engines = engines
+        self._bindings: Recent[tuple[str, int], Binding] = Recent(KEPT_BINDINGS)
+        self._encoded: Recent[tuple[str, Text, int], Encoded] = Recent(KEPT_TEXTS)
 
     def longest(self, request: Request) -> tuple[str, int]:
         """The text of the request that needs most tokens, and how many, in whole chunks of 77."""
@@ -45,38 +69,99 @@ class PromptEncoder:
 
     def encode(self, request: Request, tokens: int) -> Conditioning:
         """Encode every text once, in one call per encoder, and lay the rows out for the U-Net."""
-        absent = None if self.model.zero_negative else ""  # None stands for a row of zeros
-        negatives = [absent if text is None else text for text in request.negatives] if request.guided else []
-        rows = [*negatives, *request.prompts]
-        texts = sorted({text for text in rows if text is not None})
-        order = [len(texts) if text is None else texts.index(text) for text in rows]
-        hidden, pooled = (
-            np.concatenate([encoded, np.zeros_like(encoded[:1])])[order].repeat(request.images, axis=0)
-            for encoded in self._encode_texts(texts, tokens)
-        )
-        return Conditioning(hidden, pooled, self._time_ids(request))
+        guided = request.guided and not self.model.guidance_embedding
+        rows = [*(self._negatives(request) if guided else ()), *self._prompts(request)]
+        parts = [
+            self._encode_rows(encoder, [None if row is None else row[index] for row in rows], tokens)
+            for index, encoder in enumerate(self.model.text_encoders)
+        ]
 
-    def _encode_texts(self, texts: Sequence[str], tokens: int) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Hidden states (texts, tokens, context width) and pooled text (texts, pooled width)."""
-        outputs = [self._run(encoder, texts, tokens // TOKENS_PER_CHUNK) for encoder in self.model.text_encoders]
-        hidden = np.concatenate([found["hidden"].reshape(len(texts), tokens, -1) for found in outputs], axis=-1)
-        first_chunk = slice(None, None, tokens // TOKENS_PER_CHUNK)
-        pooled = np.concatenate([found["pooled"][first_chunk] for found in outputs if "pooled" in found], axis=-1)
-        return hidden, pooled
+        def side_by_side(output: str) -> NDArray[Any]:
+            found = [part[output] for part in parts if output in part]
+            return np.concatenate(found, axis=-1).repeat(request.images, axis=0)
 
-    def _run(self, encoder: TextEncoder, texts: Sequence[str], chunks: int) -> dict[str, NDArray[Any]]:
+        inputs = {"encoder_hidden_states": side_by_side("hidden")}
+        if self.model.time_ids:
+            inputs |= {"text_embeds": side_by_side("pooled"), "time_ids": self._time_ids(request, guided)}
+        if width := self.model.guidance_embedding:
+            inputs["timestep_cond"] = np.tile(guidance_embedding(request.guidance, width), (request.count, 1))
+        return Conditioning(inputs)
+
+    def _prompts(self, request: Request) -> list[Row]:
+        seconds = request.prompts_2 or (None,) * len(request.prompts)
+        pairs = zip(request.prompts, seconds, strict=True)
+        return [self._row(first, second, request.clip_skip) for first, second in pairs]
+
+    def _negatives(self, request: Request) -> list[Row]:
+        """Where no negative prompt is given: zeros or the encoding of an empty text, as the checkpoint says."""
+        seconds = request.negatives_2 or (None,) * len(request.prompts)
+        return [
+            None if first is None and second is None and self.model.zero_negative else self._row(first or "", second)
+            for first, second in zip(request.negatives, seconds, strict=True)
+        ]
+
+    def _row(self, first: str, second: str | None, clip_skip: int = 0) -> Row:
+        texts = (first, first if second is None else second)
+        return tuple(Text(text, clip_skip) for text, _ in zip(texts, self.model.text_encoders, strict=False))
+
+    def _encode_rows(self, encoder: TextEncoder, rows: Sequence[Text | None], tokens: int) -> dict[str, NDArray[Any]]:
+        """One encoder's hidden states (rows, tokens, width) and, where it has one, pooled text (rows, width)."""
+        encoded = self._encode_texts(encoder, sorted({text for text in rows if text is not None}), tokens)
+        absent = {name: np.zeros_like(values) for name, values in next(iter(encoded.values())).items()}
+        found = [absent if text is None else encoded[text] for text in rows]
+        return {name: np.stack([one[name] for one in found]) for name in absent}
+
+    def _encode_texts(self, encoder: TextEncoder, texts: Sequence[Text], tokens: int) -> dict[Text, Encoded]:
+        """Every text by itself; those that are not known any more in one call."""
+        known = {text: self._encoded.find((encoder.component, text, tokens)) for text in texts}
+        fresh = [text for text, encoded in known.items() if encoded is None]
+        made = dict(zip(fresh, self._run(encoder, fresh, tokens // TOKENS_PER_CHUNK), strict=True)) if fresh else {}
+        for text in made:
+            self._encoded.get((encoder.component, text, tokens), partial(made.__getitem__, text))
+        return {text: made[text] if encoded is None else encoded for text, encoded in known.items()}
+
+    def _run(self, encoder: TextEncoder, texts: Sequence[Text], chunks: int) -> list[Encoded]:
+        """One call of an encoder; the pooled text is that of a text's first chunk."""
         tokenizer, engine = self.tokenizers[encoder.tokenizer], self.engines[encoder.component]
-        ids = np.concatenate([_padded(tokenizer, text, chunks) for text in texts])
-        buffers = engine.bind({"texts": len(ids)})
-        buffers["input_ids"].write(ids)
-        engine.run()
-        return {port.name: buffers[port.name].numpy() for port in engine.spec.outputs}
+        ids = np.concatenate([_padded(tokenizer, text.text, chunks) for text in texts])
+        binding = self._bindings.get((encoder.component, len(ids)), lambda: engine.bind({"texts": len(ids)}))
+        binding.buffers["input_ids"].write(ids)
+        binding.buffers["clip_skip"].write(np.repeat([text.clip_skip for text in texts], chunks))
+        binding.run()
+        found = {port.name: binding.buffers[port.name].numpy() for port in engine.spec.outputs}
+        outputs = {"hidden": found["hidden"].reshape(len(texts), chunks * TOKENS_PER_CHUNK, -1)}
+        if "pooled" in found:
+            outputs["pooled"] = found["pooled"][::chunks]
+        return [{name: values[number] for name, values in outputs.items()} for number in range(len(texts))]
 
-    def _time_ids(self, request: Request) -> NDArray[np.float32]:
-        positive = request.conditioning.time_ids(request.height, request.width)
-        negative = (request.negative_conditioning or request.conditioning).time_ids(request.height, request.width)
-        branches = [negative, positive] if request.guided else [positive]
-        return np.repeat(np.array(branches, np.float32), request.count, axis=0)
+    def close(self) -> None:
+        """Give back the encoders' buffers, and forget the texts."""
+        self._bindings.clear()
+        self._encoded.clear()
+
+    def _time_ids(self, request: Request, guided: bool) -> NDArray[np.float32]:
+        positive = request.conditioning
+        # A score is a statement on the picture that is wanted: the negative rows do not share it.
+        negative = request.negative_conditioning or replace(positive, aesthetic_score=None)
+        branches = [(negative, NEGATIVE_AESTHETIC_SCORE)] if guided else []
+        rows = [
+            branch.time_ids(self.model.time_ids, request.height, request.width, score)
+            for branch, score in (*branches, (positive, AESTHETIC_SCORE))
+        ]
+        return np.repeat(np.array(rows, np.float32), request.count, axis=0)
+
+
+def guidance_embedding(guidance: float, width: int) -> NDArray[np.float32]:
+    """(width,): the guidance scale as the sines and cosines that a distilled U-Net reads (Meng et al. 2023, section 3).
+
+    Of 1000 * (guidance - 1), as diffusers trains and calls such U-Nets; an odd width ends with a zero.
+    """
+    half = width // 2
+    frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - 1)))
+    angles = np.float32(guidance - 1) * np.float32(1000) * frequencies
+    embedding = np.zeros(width, np.float32)
+    embedding[: 2 * half] = np.concatenate([np.sin(angles), np.cos(angles)])
+    return embedding
 
 
 def _padded(tokenizer: Tokenizer, text: str, chunks: int) -> NDArray[np.int64]:

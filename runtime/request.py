@@ -1,12 +1,12 @@
 """A request as the user writes it, normalised and checked before anything runs."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.model import Limits
+from latentrt.runtime.model import Limits, Model, TimeId
 from latentrt.runtime.samplers import SAMPLERS
 
 Size = tuple[int, int]
@@ -17,17 +17,19 @@ MAX_SEED = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class MicroConditioning:
-    """SDXL's six time ids: the size an image had, where it was cropped, the size asked for (Podell et al. 2023, 2.2).
+    """SDXL's time ids: the size an image had, where it was cropped, the size asked for (Podell et al. 2023, 2.2).
 
-    `original` and `target` default to the request's own size.
+    `original` and `target` default to the request's own size. `aesthetic_score` is what SDXL's refiner takes in place
+    of the target size; it defaults to 6.0, in the negative rows to 2.5, as in diffusers.
 
     Raises:
-        RequestError: one of them is not a pair of whole numbers.
+        RequestError: a size is not a pair of whole numbers, or the score not a number.
     """
 
     original: Size | None = None
     crop: Size = (0, 0)
     target: Size | None = None
+    aesthetic_score: float | None = None
 
     def __post_init__(self) -> None:
         pairs = {"original size": self.original or (0, 0), "crop": self.crop, "target size": self.target or (0, 0)}
@@ -36,18 +38,33 @@ class MicroConditioning:
                 raise RequestError(
                     f"{name} {pair!r}: must be two whole numbers of at least 0, (height, width) or (top, left)"
                 )
+        score = self.aesthetic_score
+        if score is not None and not is_number(score):
+            raise RequestError(f"aesthetic score {score!r}: must be a number, usually 1 to 10")
 
-    def time_ids(self, height: int, width: int) -> tuple[int, ...]:
-        """The six numbers for an image of this size."""
-        return (*(self.original or (height, width)), *self.crop, *(self.target or (height, width)))
+    def time_ids(self, names: Sequence[TimeId], height: int, width: int, score: float) -> tuple[float, ...]:
+        """The named numbers for an image of this size; `score` stands in for an aesthetic score that is not given."""
+        original, target = self.original or (height, width), self.target or (height, width)
+        values: Mapping[TimeId, float] = {
+            "original_height": original[0],
+            "original_width": original[1],
+            "crop_top": self.crop[0],
+            "crop_left": self.crop[1],
+            "target_height": target[0],
+            "target_width": target[1],
+            "aesthetic_score": score if self.aesthetic_score is None else self.aesthetic_score,
+        }
+        return tuple(values[name] for name in names)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One checked request: `prompts` * `images` pictures of one size, drawn as one batch.
 
-    `negatives` has one entry per prompt, None where none was given. `seeds` has one entry for the whole batch, whose
-    noise then comes from one generator as in diffusers, or one per picture.
+    `negatives` has one entry per prompt, None where none was given. `prompts_2` and `negatives_2` are for the second
+    text encoder, one entry per prompt or none at all; None stands for the first encoder's text. `clip_skip`: layers of
+    the text encoders that the prompts skip beyond those that the model skips. `seeds` has one entry for the whole
+    batch, whose noise then comes from one generator as in diffusers, or one per picture.
     """
 
     prompts: tuple[str, ...]
@@ -61,19 +78,29 @@ class Request:
     sampler: str
     conditioning: MicroConditioning = field(default_factory=MicroConditioning)
     negative_conditioning: MicroConditioning | None = None
+    prompts_2: tuple[str | None, ...] = ()
+    negatives_2: tuple[str | None, ...] = ()
+    clip_skip: int = 0
 
     def __post_init__(self) -> None:
         if not self.prompts:
             raise RequestError("prompt: an empty list; give at least one prompt (an empty text is allowed)")
-        for name, texts, kind in (("prompt", self.prompts, str), ("negative", self.negatives, str | None)):
+        for name, texts, kind in (
+            ("prompt", self.prompts, str),
+            ("negative", self.negatives, str | None),
+            ("prompt_2", self.prompts_2, str | None),
+            ("negative_2", self.negatives_2, str | None),
+        ):
             for text in texts:
                 if not isinstance(text, kind):
                     raise RequestError(f"{name} {text!r}: must be text")
+        if not is_whole(self.clip_skip, 0):
+            raise RequestError(f"clip_skip {self.clip_skip!r}: must be a whole number of at least 0")
         for name in ("steps", "images", "width", "height"):
             if not is_whole(getattr(self, name), 1):
                 raise RequestError(f"{name} {getattr(self, name)!r}: must be a whole number of at least 1")
         scale = self.guidance
-        if isinstance(scale, bool) or not isinstance(scale, Real) or not 0 <= scale < float("inf"):
+        if not is_number(scale) or not 0 <= scale < float("inf"):
             raise RequestError(
                 f"guidance {scale!r}: must be a number of 0 or more; 1 and below turn guidance off, 5 is usual"
             )
@@ -100,7 +127,41 @@ class Request:
     @property
     def texts(self) -> set[str]:
         """Every text that is to be encoded: without guidance a negative prompt is not."""
-        return {*self.prompts, *(text for text in self.negatives if text is not None and self.guided)}
+        negatives = (*self.negatives, *self.negatives_2) if self.guided else ()
+        return {text for text in (*self.prompts, *self.prompts_2, *negatives) if text is not None}
+
+    def check_model(self, model: Model) -> None:
+        """Compare with what the checkpoint is.
+
+        Raises:
+            RequestError: the request asks for what this kind of model does not do.
+        """
+        if model.is_inpainting:
+            raise RequestError(
+                f"text to image: this bundle's U-Net takes {model.unet_channels} channels, which hold an image and a "
+                f"mask too. Use a bundle of a checkpoint with {model.latent_channels} channels"
+            )
+        seconds = [text for text in (*self.prompts_2, *self.negatives_2) if text is not None]
+        if seconds and len(model.text_encoders) < 2:
+            raise RequestError(
+                "prompt_2, negative_2: this model has one text encoder; put all into prompt and negative"
+            )
+        if self.clip_skip > model.max_clip_skip:
+            raise RequestError(
+                f"clip_skip {self.clip_skip}: this model's text encoders serve 0 to {model.max_clip_skip}"
+            )
+        given = [one for one in (self.conditioning, self.negative_conditioning) if one is not None]
+        if not model.time_ids and any(one != MicroConditioning() for one in given):
+            raise RequestError(
+                "original size, crop, target size, aesthetic score: this model has no micro-conditioning"
+            )
+        if "aesthetic_score" not in model.time_ids and any(one.aesthetic_score is not None for one in given):
+            raise RequestError("aesthetic score: this model has none, it is SDXL's refiner that does; leave it out")
+        for name in ("width", "height"):
+            if getattr(self, name) % model.latent_scale:
+                raise RequestError(
+                    f"{name} {getattr(self, name)}: this model's VAE needs multiples of {model.latent_scale}"
+                )
 
     def check(self, limits: Limits, rebuild: Callable[[Limits], str]) -> None:
         """Compare with what is served; `rebuild` gives the command that would serve more.
@@ -108,7 +169,7 @@ class Request:
         Raises:
             RequestError: names the dimension, the nearest valid values and the command.
         """
-        _check_range(limits, rebuild, "images", self.count)
+        check_images(self.count, limits, rebuild)
         _check_range(limits, rebuild, "width", self.width)
         _check_range(limits, rebuild, "height", self.height)
 
@@ -127,6 +188,11 @@ def _check_range(limits: Limits, rebuild: Callable[[Limits], str], name: str, va
         raise RequestError(f"{name} {value}: this build serves {served}. Rebuild with: {rebuild(wider)}")
 
 
+def check_images(count: int, limits: Limits, rebuild: Callable[[Limits], str]) -> None:
+    """Raise `RequestError` where one batch would have more pictures, or fewer, than are served."""
+    _check_range(limits, rebuild, "images", count)
+
+
 def check_tokens(tokens: int, limits: Limits, rebuild: Callable[[Limits], str], prompt: str) -> None:
     """Raise `RequestError` where a prompt needs more tokens (77 per chunk) than are served."""
     low, opt, high = limits.bounds("tokens")
@@ -143,6 +209,11 @@ def check_tokens(tokens: int, limits: Limits, rebuild: Callable[[Limits], str], 
 def is_whole(value: object, least: int) -> bool:
     """Whether a value is a whole number, Python's or numpy's, of at least `least`; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a real number, Python's or numpy's; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def one_or_more(value: object) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.demo import CHECKPOINT
+from latentrt.export.family import TIME_IDS
 from latentrt.runtime.backends import identity
 from latentrt.runtime.bundle import BUILD, MANIFEST, Bundle, describe_file, write_record
 from latentrt.runtime.components import component_specs
@@ -24,15 +25,23 @@ from latentrt.runtime.model import Limits, Model, TextEncoder
 SDXL = Model(
     family="sdxl",
     text_encoders=(
-        TextEncoder(component="text_encoder", tokenizer="tokenizer", width=768),
-        TextEncoder(component="text_encoder_2", tokenizer="tokenizer_2", width=1280, pooled=1280),
+        TextEncoder(component="text_encoder", tokenizer="tokenizer", width=768, layers=12, skipped=1, final_norm=False),
+        TextEncoder(
+            component="text_encoder_2",
+            tokenizer="tokenizer_2",
+            width=1280,
+            pooled=1280,
+            layers=32,
+            skipped=1,
+            final_norm=False,
+        ),
     ),
     unet_channels=4,
     latent_channels=4,
     latent_scale=8,
     scaling_factor=0.13025,
     native_size=1024,
-    time_ids=6,
+    time_ids=TIME_IDS[6],
     zero_negative=True,
     scheduler=json.loads((CHECKPOINT / "scheduler" / "scheduler_config.json").read_text()),
 )

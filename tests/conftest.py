@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: a tiny checkpoint and its exports, each made once per run and only read."""
 
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,8 +36,23 @@ def sdxl_bundle_fp16(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFac
     return _export(sdxl_checkpoint, tmp_path_factory.mktemp("bundle") / "fp16", "fp16")
 
 
-def _export(checkpoint: Path, target: Path, precision: str) -> Path:
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """Family -> a tiny checkpoint of it and its fp32 bundle, made when first asked for; read only."""
+
+    @cache
+    def made(name: str) -> tuple[Path, Path]:
+        from checkpoints import write_checkpoint
+
+        folder = tmp_path_factory.mktemp(name)
+        checkpoint = write_checkpoint(folder / "checkpoint", name)
+        return checkpoint, _export(checkpoint, folder / "bundle", "fp32", "quick")
+
+    return made
+
+
+def _export(checkpoint: Path, target: Path, precision: str, depth: str = "full") -> Path:
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.exporter import export_bundle
 
-    return export_bundle(Checkpoint.open(checkpoint), target, precision=precision).path
+    return export_bundle(Checkpoint.open(checkpoint), target, precision=precision, depth=depth).path

@@ -1,15 +1,24 @@
 """A stand-in for `cuda.bindings.runtime` whose device memory is host memory, so that code for CUDA runs without it."""
 
 import ctypes
+from collections.abc import Callable, Mapping
 from enum import IntEnum
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from latentrt.runtime.backends import Buffer
+from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, call
+from latentrt.runtime.backends.cuda_graph import Recording
+from latentrt.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeBinding, OnnxRuntimeEngine
+from latentrt.runtime.specs import ComponentSpec, Port
 
 
 class cudaError_t(IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
     cudaErrorInvalidDevice = 101
+    cudaErrorStreamCaptureUnsupported = 900
 
 
 class cudaMemcpyKind(IntEnum):
@@ -18,15 +27,25 @@ class cudaMemcpyKind(IntEnum):
     cudaMemcpyDeviceToDevice = 3
 
 
+class cudaStreamCaptureMode(IntEnum):
+    cudaStreamCaptureModeThreadLocal = 1
+
+
 class StandInCuda:
-    """One GPU. `memory` holds what is allocated, `calls` every function with its arguments; `limit` is in bytes."""
+    """One GPU. `memory` holds what is allocated, page-locked too; `calls` every function with its arguments.
+
+    `limit` is in bytes. Captured work is kept in `graphs`.
+    """
 
     cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking = cudaError_t, cudaMemcpyKind, 1
+    cudaStreamCaptureMode = cudaStreamCaptureMode
 
     def __init__(self, capability: tuple[int, int] = (8, 9), limit: int = 1 << 30):
         self.capability, self.limit = capability, limit
         self.memory: dict[int, Any] = {}
         self.calls: list[tuple[Any, ...]] = []
+        self.captured: list[tuple[Any, ...]] | None = None
+        self.graphs: dict[int, list[tuple[Any, ...]]] = {}
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("cuda"):
@@ -34,10 +53,53 @@ class StandInCuda:
 
         def call(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append((name, *arguments))
+            if self.captured is not None and name != "cudaStreamEndCapture":
+                return self._capture(name, *arguments)
             result = getattr(self, "_" + name, lambda *_: ())(*arguments)
             return result if result and isinstance(result[0], cudaError_t) else (cudaError_t.cudaSuccess, *result)
 
         return call
+
+    def _capture(self, name: str, *arguments: Any) -> tuple[Any, ...]:
+        """Work is kept instead of done; what allocates or waits ends the capture, as in CUDA."""
+        assert self.captured is not None
+        if name == "cudaGetErrorString":
+            return (cudaError_t.cudaSuccess, *self._cudaGetErrorString(*arguments))
+        if name not in ("cudaMemcpyAsync", "cudaLaunchHostFunc"):
+            return (cudaError_t.cudaErrorStreamCaptureUnsupported, None)
+        self.captured.append((name, *arguments))
+        return (cudaError_t.cudaSuccess,)
+
+    def _cudaStreamBeginCapture(self, _stream: int, _mode: Any) -> tuple[()]:
+        self.captured = []
+        return ()
+
+    def _cudaStreamEndCapture(self, _stream: int) -> tuple[Any]:
+        captured, self.captured = self.captured, None
+        return (captured,)
+
+    def _cudaGraphInstantiate(self, graph: Any, _flags: int) -> tuple[int]:
+        self.graphs[id(graph)] = graph
+        return (id(graph),)
+
+    def _cudaGraphLaunch(self, graph: int, _stream: int) -> tuple[()]:
+        for name, *arguments in self.graphs[graph]:
+            getattr(self, f"_{name}")(*arguments)
+        return ()
+
+    def _cudaLaunchHostFunc(self, _stream: int, work: Callable[[], None], _data: None) -> tuple[()]:
+        work()
+        return ()
+
+    def _cudaGraphExecDestroy(self, graph: int) -> tuple[()]:
+        del self.graphs[graph]
+        return ()
+
+    def _cudaMallocHost(self, size: int) -> tuple[Any, ...]:
+        return self._cudaMalloc(size)
+
+    def _cudaFreeHost(self, pointer: int) -> tuple[()]:
+        return self._cudaFree(pointer)
 
     def _cudaGetErrorString(self, error: cudaError_t) -> tuple[bytes]:
         return (error.name.encode(),)
@@ -74,3 +136,33 @@ class StandInCuda:
     def _cudaMemcpyAsync(self, target: int, source: int, size: int, kind: Any, stream: int) -> tuple[()]:
         ctypes.memmove(target, source, size)
         return ()
+
+
+class StandInBackend(OnnxRuntimeBackend):
+    """ONNX Runtime on memory, a stream and graphs of the stand-in: all of the runtime's CUDA code but the kernels."""
+
+    def __init__(self) -> None:
+        super().__init__("onnxruntime", "cpu")
+        self.stream = Stream(0)
+
+    def load(self, spec: ComponentSpec, path: Path) -> "StandInEngine":
+        return StandInEngine(self, spec, super().load(spec, path).session)
+
+    def allocate(self, port: Port, shape: tuple[int, ...]) -> DeviceBuffer:
+        return DeviceBuffer(shape, port.numpy_dtype, self.stream)
+
+    def record(self, work: Callable[[], None]) -> Recording:
+        return Recording(self.stream, work)
+
+
+class StandInEngine(OnnxRuntimeEngine):
+    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> "StandInBinding":
+        binding = super().bind(sizes, shared)
+        return StandInBinding(self, binding.buffers, binding._options)
+
+
+class StandInBinding(OnnxRuntimeBinding):
+    """Its run is enqueued, and so captured."""
+
+    def run(self) -> None:
+        call("cudaLaunchHostFunc", self._engine.backend.stream.handle, super().run, None)

@@ -13,13 +13,14 @@ from latentrt.runtime.specs import Precision
 
 MODEL = Model(
     family="sdxl",
-    text_encoders=(TextEncoder(component="text_encoder", tokenizer="tokenizer", width=16),),
+    text_encoders=(
+        TextEncoder(component="text_encoder", tokenizer="tokenizer", width=16, layers=2, skipped=1, final_norm=False),
+    ),
     unet_channels=4,
     latent_channels=4,
     latent_scale=8,
     scaling_factor=0.13,
     native_size=128,
-    time_ids=0,
     zero_negative=True,
     scheduler={},
 )
@@ -29,10 +30,14 @@ HEADER = '<ir_version: 11, opset_import: ["" : 23]>'
 
 # F stands for the dtype of the precision; weights are random constants named in upper case with their shapes.
 GRAPHS = {
-    "text_encoder": """text_encoder (int64[texts,77] input_ids) => (F[texts,77,16] hidden)
+    "text_encoder": """text_encoder (int64[texts,77] input_ids, int64[texts] clip_skip) => (F[texts,77,16] hidden)
         <F[100,16] EMBEDDING, F[16,16] WEIGHT>
         { words = Gather(EMBEDDING, input_ids)
-          hidden = MatMul(words, WEIGHT) }""",
+          product = MatMul(words, WEIGHT)
+          column = Constant<value_ints=[-1,1,1]>()
+          skip = Cast<to=TYPE>(clip_skip)
+          skip3 = Reshape(skip, column)
+          hidden = Add(product, skip3) }""",
     "unet": """unet (F[rows,4,h,w] sample, float[rows] timestep, F[rows,tokens,16] encoder_hidden_states)
           => (F[rows,4,h,w] noise_pred)
         <F[8] SCALE, F[8] BIAS, F[8,4,3,3] CONV_IN, F[4,8,3,3] CONV_OUT, F[16,8] TO_KEY>

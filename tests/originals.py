@@ -3,7 +3,8 @@
 The names are those of `latentrt.export.sources.places`; that these are right, tests/unit/test_places.py asks diffusers.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,35 +33,60 @@ def original_state(network: nn.Module, naming: Callable[[str], Place], prefix: s
     return {key: tensor.clone().contiguous() for key, tensor in (state | joined).items()}
 
 
-def sdxl_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """An SDXL checkpoint as one state dict, with what published files hold beside the weights."""
-    networks = {folder: checkpoint.network(folder, torch.float32) for folder in ("unet", "vae")}
-    first, second = (checkpoint.network(name, torch.float32) for name in ("text_encoder", "text_encoder_2"))
-    unet, vae = (checkpoint.config(folder) for folder in networks)
-    return {
-        **original_state(networks["unet"], lambda name: unet_place(name, unet), "model.diffusion_model."),
-        **original_state(networks["vae"], lambda name: vae_place(name, vae), "first_stage_model."),
-        **original_state(first, clip_place, "conditioner.embedders.0.transformer."),
-        **original_state(second, open_clip_place, "conditioner.embedders.1.model."),
+TEXT_PREFIXES = {
+    "sd15": {"text_encoder": "cond_stage_model.transformer."},
+    "sd2": {"text_encoder": "cond_stage_model.model."},
+    "sdxl": {
+        "text_encoder": "conditioner.embedders.0.transformer.",
+        "text_encoder_2": "conditioner.embedders.1.model.",
+    },
+    "sdxl-refiner": {"text_encoder_2": "conditioner.embedders.0.model."},
+}
+"""Family, folder, and what its keys begin with."""
+
+
+def family_state(networks: Mapping[str, nn.Module], configs: Mapping[str, Any], family: str) -> dict[str, Tensor]:
+    """A checkpoint's networks as one state dict."""
+    prefixes = {"unet": "model.diffusion_model.", "vae": "first_stage_model."} | TEXT_PREFIXES[family]
+    namings = {"unet": partial(unet_place, config=configs["unet"]), "vae": partial(vae_place, config=configs["vae"])}
+    state: dict[str, Tensor] = {}
+    for folder, network in networks.items():
+        naming = namings.get(folder, open_clip_place if prefixes[folder].endswith("model.") else clip_place)
+        state |= original_state(network, naming, prefixes[folder])
+    return state
+
+
+def unused(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What published files hold beside the weights: counters, schedules, and of SD 2.x a last layer of text."""
+    found = {
         "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
-        "conditioner.embedders.1.model.logit_scale": torch.tensor(4.6),
         "denoiser.sigmas": torch.rand(1000),
         "model_ema.decay": torch.tensor(0.9999),
         "alphas_cumprod": torch.rand(1000),
+        "sqrt_recipm1_alphas_cumprod": torch.rand(1000),
     }
+    last = "cond_stage_model.model.transformer.resblocks.2."
+    found |= {
+        key.replace("positional_embedding", "logit_scale"): torch.tensor(4.6)
+        for key in state
+        if key.endswith(".positional_embedding")
+    }
+    found |= {key.replace(".2.", ".3."): value + 1 for key, value in state.items() if key.startswith(last)}
+    return found | (
+        {"cond_stage_model.model.text_projection": torch.rand(40, 8)} if f"{last}ln_1.bias" in state else {}
+    )
 
 
-def write_single_file(
-    source: Path,
-    target: Path,
-    dtype: torch.dtype = torch.float32,
-    drop: Iterable[str] = (),
-    metadata: Mapping[str, str] | None = None,
-    **add: Tensor,
-) -> Path:
-    """Write an SDXL folder as one file. `drop`: keys or prefixes that are left out; `add`: keys that are added."""
-    state: dict[str, Any] = {**sdxl_state(Checkpoint.open(source)), **add}
-    kept = {key: value for key, value in state.items() if not key.startswith(tuple(drop))}
-    kept = {key: value.to(dtype) if value.is_floating_point() else value for key, value in kept.items()}
-    save_file(kept, target, metadata=dict(metadata or {"format": "pt"}))
+def write_single_file(source: Path, target: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a folder in diffusers format as one file."""
+    checkpoint = Checkpoint.open(source)
+    networks = {folder: checkpoint.network(folder, torch.float32) for folder in checkpoint.folders}
+    configs = {folder: checkpoint.config(folder) for folder in networks}
+    state = family_state(networks, configs, checkpoint.model.family)
+    state |= unused(state)
+    save_file(
+        {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()},
+        target,
+        metadata={"format": "pt"},
+    )
     return target

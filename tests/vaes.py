@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from checkpoints import randomise, sdxl_configs
+from checkpoints import randomise
 from diffusers import AutoencoderKL, AutoencoderTiny
+from families import family_configs
 from torch import Tensor
 
 from latentrt.export.vae_samples import vae_samples
@@ -19,7 +20,7 @@ HALVES = ("vae_decoder", "vae_encoder")
 
 def tiny_vae(**changes: Any) -> AutoencoderKL:
     """A healthy VAE with SDXL's structure, values up to about 50."""
-    vae = AutoencoderKL(**sdxl_configs(False)["vae"] | changes).eval()
+    vae = AutoencoderKL(**family_configs("sdxl")["vae"] | changes).eval()
     randomise(vae, 4, torch.float32)
     return vae
 

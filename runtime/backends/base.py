@@ -1,17 +1,18 @@
-"""What a backend provides: buffers on its device and engines that run one component each."""
+"""What a backend provides: buffers on its device, engines of one component each, and their bindings to sizes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.runtime.errors import BackendError
 from latentrt.runtime.specs import ComponentSpec
 
 
 class Buffer(Protocol):
-    """Memory for one tensor on a backend's device, contiguous in C order, owned by the engine that allocated it."""
+    """Memory for one tensor on a backend's device, contiguous in C order, owned by the binding that allocated it."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -31,6 +32,12 @@ class Buffer(Protocol):
     def copy_from(self, other: "Buffer") -> None:
         """Enqueue a copy of another buffer of the same device, shape and dtype."""
 
+    def fetch(self) -> Callable[[], NDArray[Any]]:
+        """Enqueue a copy to the host; calling what this returns waits for it and gives the values, once.
+
+        Between the two calls the host may enqueue other work, but no second `fetch` of the same buffer.
+        """
+
     def numpy(self) -> NDArray[Any]:
         """A copy on the host, after all work enqueued so far."""
 
@@ -38,28 +45,41 @@ class Buffer(Protocol):
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
 
+class Binding(Protocol):
+    """One engine at fixed sizes: its buffers, and ready to run.
+
+    Buffers and their addresses stay the same for the binding's life, so that a captured CUDA graph stays valid. Memory
+    is given back when nothing refers to the binding any more.
+    """
+
+    @property
+    def buffers(self) -> Mapping[str, Buffer]:
+        """Port name -> buffer."""
+
+    def run(self) -> None:
+        """Enqueue one inference on the backend's stream."""
+
+
 class Engine(Protocol):
-    """One component, ready to run. Buffers belong to the engine."""
+    """One loaded component. Its weights are shared by all its bindings."""
 
     @property
     def spec(self) -> ComponentSpec:
         """The component's ports and the ranges that this engine serves."""
 
-    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> Mapping[str, Buffer]:
-        """Allocate (or keep) every buffer for these named sizes: dim name -> size.
+    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> Binding:
+        """Allocate every buffer for these named sizes (dim name -> size; dims that the component lacks are ignored).
 
-        Same sizes and same `shared`: same buffers, so that a captured CUDA graph stays valid. `shared` gives buffers of
-        other engines to use for some ports (port name -> buffer), so that nothing is copied between components.
+        `shared` gives buffers of other bindings to use for some ports (port name -> buffer), so that nothing is copied
+        between components.
 
         Raises:
             RequestError: a size lies outside the range of its dim.
+            BackendError: a shared buffer has another shape or dtype than its port.
         """
 
-    def run(self) -> None:
-        """Enqueue one inference on the backend's stream."""
-
     def close(self) -> None:
-        """Give back the engine's memory; the engine cannot run again. Closing twice is allowed."""
+        """Give back the engine's memory; no binding of it can run again. Closing twice is allowed."""
 
 
 class Backend(Protocol):
@@ -73,11 +93,34 @@ class Backend(Protocol):
     def device(self) -> str:
         """`cpu` or `cuda:<index>`."""
 
+    def activate(self) -> None:
+        """Make the backend's device the calling thread's current one."""
+
     def load(self, spec: ComponentSpec, path: Path) -> Engine:
         """Load one component from its engine file or ONNX file."""
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """The same work as one call that costs the host as little as the backend can make it.
+
+        `work` only enqueues: runs of bindings and copies between their buffers, always the same ones.
+        """
+
+    def mark(self) -> Callable[[], None]:
+        """Mark the end of the work enqueued so far; calling what this returns waits for it."""
 
     def synchronize(self) -> None:
         """Wait for all enqueued work."""
 
     def close(self) -> None:
         """Give back everything the backend holds. Engines must be closed before."""
+
+
+def check_shared(spec: ComponentSpec, sizes: Mapping[str, int], shared: Mapping[str, Buffer]) -> None:
+    """Raise `BackendError` where a shared buffer is not what its port needs."""
+    for port in spec.ports:
+        buffer, shape, dtype = shared.get(port.name), port.shape(sizes), port.numpy_dtype
+        if buffer is not None and (buffer.shape, buffer.dtype) != (shape, dtype):
+            raise BackendError(
+                f"{spec.name}: {port.name} needs a buffer {dtype}{list(shape)}, the shared one is "
+                f"{buffer.dtype}{list(buffer.shape)}"
+            )

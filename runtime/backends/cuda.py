@@ -4,10 +4,12 @@ Everything is enqueued on one `Stream` per backend. The current device belongs t
 another thread than its maker's calls `Stream.activate` there first.
 """
 
+import ctypes
 import functools
 import importlib
 import math
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -103,6 +105,12 @@ class Stream:
         call("cudaStreamSynchronize", self._stream)
         self._in_flight.clear()
 
+    def mark(self) -> Callable[[], None]:
+        """Mark the end of the work enqueued so far; calling what this returns waits for it."""
+        event = Event()
+        event.record(self)
+        return event.synchronize
+
     def wait(self, event: "Event") -> None:
         """Let work enqueued from now on wait for an event, without stopping the host."""
         call("cudaStreamWaitEvent", self._stream, event.event, 0)
@@ -155,6 +163,7 @@ class DeviceBuffer:
                 f"GB free ({error}). Ask for fewer images or a smaller size, or close other pipelines"
             ) from error
         self._free = weakref.finalize(self, bindings().cudaFree, self.pointer)
+        self._staging: NDArray[Any] | None = None
 
     def write(self, values: NDArray[Any]) -> None:
         """Enqueue a copy of `values`, converted to the buffer's dtype; the caller may change them afterwards.
@@ -176,6 +185,20 @@ class DeviceBuffer:
                 f"a buffer {self.dtype}{list(self.shape)} cannot take one of {other.dtype}{list(other.shape)}"
             )
         self._copy(self.pointer, other.pointer, "cudaMemcpyDeviceToDevice")
+
+    def fetch(self) -> Callable[[], NDArray[Any]]:
+        """Enqueue a copy to page-locked memory; calling what this returns waits for it and gives the values."""
+        if self._staging is None:
+            self._staging = page_locked(self.shape, self.dtype)
+        staging = self._staging
+        self._copy(staging.ctypes.data, self.pointer, "cudaMemcpyDeviceToHost")
+        wait = self.stream.mark()
+
+        def values() -> NDArray[Any]:
+            wait()
+            return staging.copy()
+
+        return values
 
     def numpy(self) -> NDArray[Any]:
         """A copy on the host, after all work enqueued so far."""
@@ -199,3 +222,12 @@ class DeviceBuffer:
     def close(self) -> None:
         """Give the memory back. Closing twice is allowed."""
         self._free()
+
+
+def page_locked(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An uninitialised array to which the device copies without the host's help; freed with the last view of it."""
+    nbytes = max(dtype.itemsize * math.prod(shape), 1)
+    pointer = int(call("cudaMallocHost", nbytes))
+    memory = (ctypes.c_byte * nbytes).from_address(pointer)
+    weakref.finalize(memory, bindings().cudaFreeHost, pointer)
+    return np.ndarray(shape, dtype, memoryview(memory))

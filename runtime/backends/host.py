@@ -1,5 +1,6 @@
 """Buffers in host memory, for engines that run on the CPU."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,13 @@ class HostBuffer:
 
     def copy_from(self, other: Buffer) -> None:
         """Copy another buffer in."""
-        np.copyto(self.array, np.from_dlpack(other), casting="no")
+        values = other.array if isinstance(other, HostBuffer) else np.from_dlpack(other)
+        np.copyto(self.array, values, casting="no")
+
+    def fetch(self) -> Callable[[], NDArray[Any]]:
+        """A copy, made now."""
+        values = self.array.copy()
+        return lambda: values
 
     def numpy(self) -> NDArray[Any]:
         """A copy."""

@@ -1,19 +1,29 @@
 """ONNX Runtime: engines with I/O bound to preallocated buffers, on the CPU or, by the same code, on CUDA."""
 
-from collections.abc import Mapping
+import itertools
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from latentrt.runtime.backends.base import Buffer
+from latentrt.runtime.backends.base import Buffer, check_shared
 from latentrt.runtime.backends.host import HostBuffer
 from latentrt.runtime.backends.targets import load_module
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
 from latentrt.runtime.specs import ComponentSpec, DType, Port
 
+logger = logging.getLogger(__name__)
+
 ELEMENT_TYPES: Mapping[DType, int] = {"float32": 1, "uint8": 2, "int64": 7, "float16": 10, "bfloat16": 16}
 """`TensorProto.DataType` of the ONNX specification: the one way to name bfloat16 to ONNX Runtime."""
 
 LOG_ERRORS_ONLY = 3
+
+CAPTURED_BINDINGS = 16
+"""How many bindings of one engine get a CUDA graph: a session keeps its graphs until it ends."""
+
+NO_GRAPH = -1
+"""The graph number with which ONNX Runtime captures nothing."""
 
 
 class OnnxRuntimeBackend:
@@ -38,25 +48,51 @@ class OnnxRuntimeBackend:
 
             self.stream = Stream(self.index)
 
+    def activate(self) -> None:
+        """Make the GPU the calling thread's current one; nothing to do on the CPU."""
+        if self.stream is not None:
+            self.stream.activate()
+
     def load(self, spec: ComponentSpec, path: Path) -> "OnnxRuntimeEngine":
-        """Start a session over an exported or an optimised ONNX file."""
+        """Start a session over an exported or an optimised ONNX file; on CUDA one that captures graphs, if it can."""
+        self.activate()
+        if self.kind == "cpu":
+            return OnnxRuntimeEngine(self, spec, self._session(path, ["CPUExecutionProvider"]))
+        session, captures = self._cuda_session(path)
+        if session.get_providers()[0] != "CUDAExecutionProvider":
+            raise BackendError(f"{path}: ONNX Runtime fell back to the CPU. Run latentrt doctor to see why")
+        return OnnxRuntimeEngine(self, spec, session, captures)
+
+    def _session(self, path: Path, providers: list[Any]) -> Any:
         options = self.library.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
         if path.parent.parent.name == "builds":  # what build-engine wrote is optimised already
             options.graph_optimization_level = self.library.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            session = self.library.InferenceSession(path, options, providers=self._providers())
+            return self.library.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-        if self.kind == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-            raise BackendError(f"{path}: ONNX Runtime fell back to the CPU. Run latentrt doctor to see why")
-        return OnnxRuntimeEngine(self, spec, session)
 
-    def _providers(self) -> list[Any]:
-        if self.kind == "cpu":
-            return ["CPUExecutionProvider"]
+    def _cuda_session(self, path: Path) -> tuple[Any, bool]:
+        """A session, and whether it captures CUDA graphs: ONNX Runtime refuses that where it copies to the host."""
         own = {"device_id": str(self.index), "user_compute_stream": str(self.stream.handle)}
-        return [("CUDAExecutionProvider", own), "CPUExecutionProvider"]
+        for graphs in ("1", "0"):
+            provider = ("CUDAExecutionProvider", own | {"enable_cuda_graph": graphs})
+            try:
+                return self._session(path, [provider, "CPUExecutionProvider"]), graphs == "1"
+            except BackendError as error:
+                if graphs == "0" or "graph" not in str(error).lower():
+                    raise
+                logger.warning("%s: runs without CUDA graphs, so every step costs the host more: %s", path, error)
+        raise AssertionError("unreachable")
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """The work itself: each session captures and replays its own graph."""
+        return work
+
+    def mark(self) -> Callable[[], None]:
+        """An event on the stream; on the CPU everything is done when a call returns."""
+        return _nothing if self.stream is None else self.stream.mark()
 
     def allocate(self, port: Port, shape: tuple[int, ...]) -> Buffer:
         """Memory for one port on this device."""
@@ -79,65 +115,79 @@ class OnnxRuntimeBackend:
             self.stream = None
 
 
-class OnnxRuntimeEngine:
-    """One session and the buffers bound to it."""
+def _nothing() -> None:
+    """There is nothing to wait for."""
 
-    def __init__(self, backend: OnnxRuntimeBackend, spec: ComponentSpec, session: Any):
+
+class OnnxRuntimeEngine:
+    """One session. `captures`: it keeps a CUDA graph per binding, for the first `CAPTURED_BINDINGS`."""
+
+    def __init__(self, backend: OnnxRuntimeBackend, spec: ComponentSpec, session: Any, captures: bool = False):
         self.spec = spec
-        self._backend = backend
-        self._session = session
-        self._binding: Any = None
-        self._bound: tuple[dict[str, int], dict[str, int]] | None = None
-        self._buffers: dict[str, Buffer] = {}
-        self._options = backend.library.RunOptions()
-        if backend.kind == "cuda":
-            self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self.backend = backend
+        self.captures = captures
+        self.session = session
+        self._bound = itertools.count()
         self._check_ports()
 
     def _check_ports(self) -> None:
         """A session with other ports than the spec's would read wrong memory."""
         for kind, found, ports in (
-            ("input", self._session.get_inputs(), self.spec.inputs),
-            ("output", self._session.get_outputs(), self.spec.outputs),
+            ("input", self.session.get_inputs(), self.spec.inputs),
+            ("output", self.session.get_outputs(), self.spec.outputs),
         ):
             names, needed = [value.name for value in found], [port.name for port in ports]
             if names != needed:
                 raise StaleBuildError(f"{self.spec.name}: the file's {kind}s are {names}, the manifest says {needed}")
 
-    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> Mapping[str, Buffer]:
+    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> "OnnxRuntimeBinding":
         """Buffers for these sizes; see `Engine.bind`."""
+        if self.session is None:
+            raise LatentRTError(f"{self.spec.name}: the engine is closed")
         self.spec.check(sizes)
-        own = {name: sizes[name] for name in self.spec.dims}
-        wanted = (own, {name: buffer.pointer for name, buffer in shared.items()})
-        if wanted == self._bound:
-            return self._buffers
-        self._buffers = {}
-        for port in self.spec.ports:
-            shape = port.shape(own)
-            self._buffers[port.name] = shared.get(port.name) or self._backend.allocate(port, shape)
-        self._binding = self._bind_all()
-        self._bound = wanted
-        return self._buffers
+        check_shared(self.spec, sizes, shared)
+        buffers = {
+            port.name: shared.get(port.name) or self.backend.allocate(port, port.shape(sizes))
+            for port in self.spec.ports
+        }
+        return OnnxRuntimeBinding(self, buffers, self._run_options())
 
-    def _bind_all(self) -> Any:
-        binding = self._session.io_binding()
-        for ports, bind in ((self.spec.inputs, binding.bind_input), (self.spec.outputs, binding.bind_output)):
+    def _run_options(self) -> Any:
+        options = self.backend.library.RunOptions()
+        if self.backend.kind == "cuda":
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        if self.captures:
+            number = next(self._bound)
+            options.add_run_config_entry("gpu_graph_id", str(number if number < CAPTURED_BINDINGS else NO_GRAPH))
+        return options
+
+    def close(self) -> None:
+        """Drop the session."""
+        self.session = None
+
+
+class OnnxRuntimeBinding:
+    """The buffers of one engine for one set of sizes; see `latentrt.runtime.backends.base.Binding`."""
+
+    def __init__(self, engine: OnnxRuntimeEngine, buffers: Mapping[str, Buffer], options: Any):
+        self.buffers = buffers
+        self._engine = engine
+        self._options = options
+        self._binding = engine.session.io_binding()
+        for ports, bind in (
+            (engine.spec.inputs, self._binding.bind_input),
+            (engine.spec.outputs, self._binding.bind_output),
+        ):
             for port in ports:
-                buffer = self._buffers[port.name]
-                place = (self._backend.kind, self._backend.index, ELEMENT_TYPES[port.dtype])
-                bind(port.name, *place, buffer.shape, buffer.pointer)
-        return binding
+                place = (engine.backend.kind, engine.backend.index, ELEMENT_TYPES[port.dtype])
+                bind(port.name, *place, buffers[port.name].shape, buffers[port.name].pointer)
 
     def run(self) -> None:
         """One inference over the bound buffers."""
-        if self._binding is None:
-            raise LatentRTError(f"{self.spec.name}: run before bind")
+        engine = self._engine
+        if engine.session is None:
+            raise LatentRTError(f"{engine.spec.name}: the engine is closed")
         try:
-            self._session.run_with_iobinding(self._binding, self._options)
+            engine.session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
-            raise BackendError(f"{self.spec.name}: ONNX Runtime failed: {error}") from error
-
-    def close(self) -> None:
-        """Drop the session and its buffers."""
-        self._session = self._binding = self._bound = None
-        self._buffers = {}
+            raise BackendError(f"{engine.spec.name}: ONNX Runtime failed: {error}") from error

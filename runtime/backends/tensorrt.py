@@ -1,23 +1,25 @@
 """Runs TensorRT and TensorRT-RTX engines on CUDA memory: one code path for both modules.
 
-Buffers and addresses are set when sizes change; `run` only enqueues. Activation memory is one block per backend, as its
-engines run one after the other on one stream.
+A binding is an execution context whose shapes and addresses are set once; `run` only enqueues, and the loop's step is
+captured as one CUDA graph. Activation memory is one block per backend, as its engines run one after the other on one
+stream.
 """
 
 import mmap
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from latentrt.runtime.backends.base import Buffer
+from latentrt.runtime.backends.base import Buffer, check_shared
 from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, describe_device
+from latentrt.runtime.backends.cuda_graph import Recording
 from latentrt.runtime.backends.kernel_cache import KernelCache
 from latentrt.runtime.backends.targets import load_module, runnable_targets
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
-from latentrt.runtime.errors import BackendError, StaleBuildError
+from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
 from latentrt.runtime.specs import ComponentSpec
 
 MISMATCH = re.compile(r"version|compatib|compute capability|platform|magic|safety|serialization", re.IGNORECASE)
@@ -71,11 +73,23 @@ class TensorRTBackend:
     def workspace(self, size: int) -> DeviceBuffer:
         """Activation memory of at least `size` bytes, shared by all engines of this backend.
 
-        When it grows, the block before it lives on until the last engine that uses it is bound anew.
+        When it grows, the block before it lives on as long as a binding uses it.
         """
         if self._workspace is None or self._workspace.nbytes < size:
             self._workspace = DeviceBuffer((size,), np.uint8, self.stream)
         return self._workspace
+
+    def activate(self) -> None:
+        """Make the GPU the calling thread's current one."""
+        self.stream.activate()
+
+    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+        """The work as one CUDA graph, captured when it is asked for the second time."""
+        return Recording(self.stream, work)
+
+    def mark(self) -> Callable[[], None]:
+        """An event on the stream."""
+        return self.stream.mark()
 
     def synchronize(self) -> None:
         """Wait for all enqueued work."""
@@ -90,94 +104,86 @@ class TensorRTBackend:
 
 
 class TensorRTEngine:
-    """One component as an execution context with its buffers bound; see `latentrt.runtime.backends.base.Engine`."""
+    """One component's weights on the GPU; see `latentrt.runtime.backends.base.Engine`."""
 
     def __init__(self, backend: TensorRTBackend, spec: ComponentSpec, engine: Any):
         self.backend = backend
         self.spec = spec
         self._engine = engine
-        self._context = self._create_context()
-        self._sizes: dict[str, int] = {}
-        self._shared: dict[str, Buffer] = {}
-        self._buffers: dict[str, Buffer] = {}
-        self._workspace: DeviceBuffer | None = None
+
+    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> "TensorRTBinding":
+        """An execution context with every shape and address set for these sizes; see `Engine.bind`."""
+        if self._engine is None:
+            raise LatentRTError(f"{self.spec.name}: the engine is closed")
+        self.spec.check(sizes)
+        check_shared(self.spec, sizes, shared)
+        self.backend.log.errors.clear()
+        return TensorRTBinding(self.backend, self.spec, self._create_context(), sizes, shared)
 
     def _create_context(self) -> Any:
-        """An execution context whose activation memory we provide."""
+        """An execution context whose activation memory we provide, and which leaves capturing to us."""
         trt = self.backend.trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self.backend.log.errors.clear()
         if self.backend.kernels is None:
             context = self._engine.create_execution_context(strategy)
         else:
             config = self._engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
             self.backend.kernels.attach(config)
             context = self._engine.create_execution_context(config)
         if context is None:
-            raise self._failure("cannot be prepared")
+            raise failure(self.backend, self.spec, "cannot be prepared")
         return context
 
-    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> Mapping[str, Buffer]:
-        """Set every shape and address for these sizes; see `Engine.bind`."""
-        sizes = {name: sizes[name] for name in self.spec.dims if name in sizes}
-        same = shared.keys() == self._shared.keys() and all(shared[name] is self._shared[name] for name in shared)
-        if self._buffers and sizes == self._sizes and same:
-            return self._buffers
-        self.spec.check(sizes)
-        # The old buffers go before the new ones come, so that both need not fit.
-        self._buffers, self._sizes, self._shared = {}, {}, dict(shared)
-        self.backend.log.errors.clear()
+    def close(self) -> None:
+        """Let go of the weights; they leave the GPU with the last binding. Closing twice is allowed."""
+        self._engine = None
+
+
+class TensorRTBinding:
+    """One execution context and its buffers; see `latentrt.runtime.backends.base.Binding`."""
+
+    def __init__(
+        self,
+        backend: TensorRTBackend,
+        spec: ComponentSpec,
+        context: Any,
+        sizes: Mapping[str, int],
+        shared: Mapping[str, Buffer],
+    ):
+        self._backend = backend
+        self._spec = spec
+        self._context = context
         self._set_shapes(sizes)
-        buffers = self._allocate(sizes)
-        for name, buffer in buffers.items():
-            self._require(self._context.set_tensor_address(name, buffer.pointer), f"cannot bind {name}")
-        size = self._context.update_device_memory_size_for_shapes()
-        self._workspace = self.backend.workspace(size)
-        self._context.set_device_memory(self._workspace.pointer, self._workspace.nbytes)
-        self._buffers, self._sizes = buffers, sizes
-        return self._buffers
+        self.buffers = {
+            port.name: shared.get(port.name) or DeviceBuffer(port.shape(sizes), port.numpy_dtype, backend.stream)
+            for port in spec.ports
+        }
+        for name, buffer in self.buffers.items():
+            self._require(context.set_tensor_address(name, buffer.pointer), f"cannot bind {name}")
+        self._workspace = backend.workspace(context.update_device_memory_size_for_shapes())
+        context.set_device_memory(self._workspace.pointer, self._workspace.nbytes)
 
     def _set_shapes(self, sizes: Mapping[str, int]) -> None:
         """Set the inputs' shapes and check that TensorRT computes the outputs' shapes as the spec does."""
-        for port in self.spec.inputs:
+        for port in self._spec.inputs:
             shape = port.shape(sizes)
             self._require(self._context.set_input_shape(port.name, shape), f"refuses {port.name} {list(shape)}")
-        for port in self.spec.outputs:
+        for port in self._spec.outputs:
             found, shape = tuple(self._context.get_tensor_shape(port.name)), port.shape(sizes)
             self._require(found == shape, f"computes {port.name} {list(found)}, needed {list(shape)}")
 
-    def _allocate(self, sizes: Mapping[str, int]) -> dict[str, Buffer]:
-        """The shared buffers where given, new ones for the other ports."""
-        buffers: dict[str, Buffer] = {}
-        for port in self.spec.ports:
-            shape, dtype = port.shape(sizes), port.numpy_dtype
-            buffer = self._shared.get(port.name)
-            if buffer is not None and (buffer.shape, buffer.dtype) != (shape, dtype):
-                raise BackendError(
-                    f"{self.spec.name}: {port.name} needs a buffer {dtype}{list(shape)}, the shared one is "
-                    f"{buffer.dtype}{list(buffer.shape)}"
-                )
-            buffers[port.name] = DeviceBuffer(shape, dtype, self.backend.stream) if buffer is None else buffer
-        return buffers
-
     def run(self) -> None:
         """Enqueue one inference on the backend's stream."""
-        if not self._context.execute_async_v3(self.backend.stream.handle):
-            raise self._failure("did not run")
-
-    def close(self) -> None:
-        """Give back the engine's memory; it cannot run again. Closing twice is allowed."""
-        self._buffers, self._shared, self._sizes, self._workspace = {}, {}, {}, None
-        # In this order: the context refers to the engine.
-        self._context = None
-        self._engine = None
+        self._require(self._context.execute_async_v3(self._backend.stream.handle), "did not run")
 
     def _require(self, done: bool, what: str) -> None:
         if not done:
-            raise self._failure(what)
+            raise failure(self._backend, self._spec, what)
 
-    def _failure(self, what: str) -> BackendError:
-        cause = first_error(self.backend.log, "TensorRT gave no reason")
-        return BackendError(f"{self.spec.name}: {self.backend.name} {what}: {cause}")
+
+def failure(backend: TensorRTBackend, spec: ComponentSpec, what: str) -> BackendError:
+    """The error for a component that TensorRT refuses, with the first cause that it logged."""
+    cause = first_error(backend.log, "TensorRT gave no reason")
+    return BackendError(f"{spec.name}: {backend.name} {what}: {cause}")

@@ -1,7 +1,9 @@
 """Samplers as tables: every sampler is one small matrix per step (docs/samplers.md)."""
 
-from latentrt.runtime.samplers.compile import SAMPLERS, compile_sampler, sampler_for
+from latentrt.runtime.samplers.compile import compile_sampler
 from latentrt.runtime.samplers.config import ScheduleConfig
+from latentrt.runtime.samplers.registry import SAMPLERS, sampler_for
 from latentrt.runtime.samplers.table import SamplerTable
+from latentrt.runtime.samplers.window import kept_rows
 
-__all__ = ["SAMPLERS", "SamplerTable", "ScheduleConfig", "compile_sampler", "sampler_for"]
+__all__ = ["SAMPLERS", "SamplerTable", "ScheduleConfig", "compile_sampler", "kept_rows", "sampler_for"]

@@ -8,12 +8,13 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from latentrt.runtime.errors import CheckpointError
 
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace"),
     "prediction_type": ("epsilon", "v_prediction", "sample"),
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "timestep_type": ("discrete", "continuous"),
     "interpolation_type": ("linear", "log_linear"),
     "final_sigmas_type": ("zero", "sigma_min"),
+    "sigma_schedule": ("karras", "exponential"),
 }
 """What the text fields may hold. Solver types are checked by the samplers that read them."""
 
@@ -24,7 +25,8 @@ SIGMA_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigma
 class ScheduleConfig:
     """A scheduler's settings, named and meant as in diffusers; None where diffusers' classes differ in the default.
 
-    One config serves every sampler, as people carry it from class to class with `from_config`.
+    One config serves every sampler, as people carry it from class to class with `from_config`. `eta`, the share of
+    fresh noise in ddim and tcd, is an argument of diffusers' `step` rather than a config field; None is its default.
 
     Raises:
         CheckpointError: a field holds a value that diffusers does not know either.
@@ -49,20 +51,25 @@ class ScheduleConfig:
     sigma_min: float | None = None
     sigma_max: float | None = None
     final_sigmas_type: str = "zero"
-    set_alpha_to_one: bool = True
+    set_alpha_to_one: bool | None = None
     clip_sample: bool | None = None
     thresholding: bool = False
     variance_type: str | None = None
     solver_order: int = 2
     solver_type: str | None = None
     algorithm_type: str = "dpmsolver++"
-    lower_order_final: bool = True
+    lower_order_final: bool | None = None
     euler_at_final: bool = False
     lambda_min_clipped: float = float("-inf")
     predict_x0: bool = True
     disable_corrector: tuple[int, ...] = ()
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
+    skip_prk_steps: bool = False
+    sigma_data: float = 0.5
+    sigma_schedule: str = "karras"
+    rho: float = 7.0
+    eta: float | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -78,6 +85,8 @@ class ScheduleConfig:
                 f"scheduler config: trained_betas holds {len(self.trained_betas)} values, but num_train_timesteps "
                 f"is {self.num_train_timesteps}: both must agree"
             )
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise CheckpointError(f"scheduler config: eta {self.eta}: it is a share, from 0 to 1")
         if sum(getattr(self, name) for name in SIGMA_SPACINGS) > 1:
             raise CheckpointError(f"scheduler config: only one of {', '.join(SIGMA_SPACINGS)} may be true")
 

@@ -15,32 +15,40 @@ Value = Floats
 """One quantity of the loop (latents, model output, noise). Any shape: a tensor, or its coordinates on a basis."""
 
 State = tuple[Value, ...]
-"""What a sampler carries from step to step; the first value is the latents, all others start at zero."""
+"""What a sampler carries from row to row; the first value is the latents, all others start at zero."""
 
 Advance = Callable[[State, Value, Value, int], State]
-"""(state, model output, noise, step) -> next state. Linear: sums of values times numbers, nothing else."""
+"""(state, model output, noise, row) -> next state. Linear: sums of values times numbers, nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A sampler bound to one schedule of S U-Net evaluations.
+    """A sampler bound to one schedule of S U-Net evaluations, one row each.
 
     timesteps (S,) is what the U-Net is told, input_scale (S,) what the latents are multiplied by before it sees them,
-    initial_scale what standard normal noise is multiplied by to become the first latents, and draws (S,) which steps
-    take one standard normal draw of the latents' shape. A sampler with two evaluations per step fills two rows.
+    initial_scale what standard normal noise is multiplied by to become the first latents, and draws (S,) which rows
+    take one standard normal draw of the latents' shape. levels (S, 2) are the signal and noise rates at which diffusers
+    mixes an original into the latents that row s reads. A sampler with two evaluations per step fills two rows for each
+    step but the last, which needs only one.
     """
 
     timesteps: Floats
     input_scale: Floats
+    levels: Floats
     draws: Flags
     advance: Advance
     state_count: int = 1
     initial_scale: float = 1.0
+    evaluations: int = 1
 
     @property
-    def step_count(self) -> int:
+    def row_count(self) -> int:
         """S, the number of U-Net evaluations."""
         return len(self.timesteps)
+
+
+Planner = Callable[[ScheduleConfig, int, int], Plan]
+"""(config, steps, first) -> plan of the whole schedule; from row `first` on, where multistep solvers warm up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +56,20 @@ class Sampler:
     """A known sampler: the diffusers class it equals, how it is planned, and what it takes from a config.
 
     `defaults` fills the fields whose default differs between diffusers' classes. `reads` names the fields it obeys
-    beyond the training schedule, prediction type, spacing and offset; the others do nothing, as in diffusers.
+    beyond the training schedule and the prediction type; the others do nothing, as in diffusers. Where two samplers
+    share a class, `sde` marks the one that the config's `sde-` algorithm types mean.
     """
 
     scheduler: str
-    plan: Callable[[ScheduleConfig, int], Plan]
+    plan: Planner
     defaults: Mapping[str, object] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
+    sde: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "defaults", MappingProxyType(dict(self.defaults)))
 
 
-def no_draws(steps: int) -> Flags:
+def no_draws(rows: int) -> Flags:
     """The draws of a deterministic sampler."""
-    return np.zeros(steps, dtype=np.bool_)
+    return np.zeros(rows, dtype=np.bool_)

@@ -2,79 +2,52 @@
 
 Two conventions for the same noisy latents, tied by sigma: `x0 + sigma * noise` (variance exploding, Karras et al. 2022,
 arXiv:2206.00364) and `alpha * x0 + sqrt(1 - alpha**2) * noise` (variance preserving), alpha = 1 / sqrt(1 + sigma**2).
-
-Training schedules are rounded to float32 wherever diffusers holds them in float32: near t = 0, where 1 - alpha**2 is
-about 1e-3, that rounding moves sigma by 1e-5 and more, so exact arithmetic would sample another trajectory.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from latentrt.runtime.samplers.beta import inverse_beta
 from latentrt.runtime.samplers.config import ScheduleConfig
-from latentrt.runtime.samplers.plan import Floats, Value
-
-Float32s = NDArray[np.float32]
-
-SMALLEST_ALPHA_BAR = np.float32(2**-24)
-"""Stands in for a terminal alpha_bar of zero where sigma must stay finite, as in diffusers: sigma is then 4096."""
+from latentrt.runtime.samplers.plan import Floats
+from latentrt.runtime.samplers.training import Float32s
 
 KARRAS_RHO = 7.0
+BETA_SHAPE = 0.6
 
-LINEAR_BETAS: Mapping[str, object] = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
-"""The training schedule of a config that names none, in most of diffusers' classes."""
+SPACING_FIELDS = frozenset({"steps_offset", "timestep_spacing"})
+"""Config fields that space the timesteps."""
 
-SIGMA_FIELDS = frozenset(
-    {"final_sigmas_type", "sigma_max", "sigma_min", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas"}
-)
-"""Config fields that shape a schedule of sigmas."""
+SIGMA_FIELDS = frozenset({"sigma_max", "sigma_min", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas"})
+"""Config fields that space the sigmas instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class SigmaSchedule:
-    """Noise levels of S steps: sigmas (S + 1,), falling, the last one reached at the end; timesteps (S,)."""
+    """Noise levels of S steps: sigmas (S + 1,), falling, the last one reached at the end; timesteps (S,).
+
+    The latents' convention is variance preserving, or exploding.
+    """
 
     sigmas: Floats
     timesteps: Floats
+    preserving: bool = True
 
     @property
     def alphas(self) -> Floats:
-        """Signal rates (S + 1,) of the variance-preserving convention."""
-        return np.asarray(1 / np.sqrt(1 + self.sigmas**2))
+        """Signal rates (S + 1,) of the latents."""
+        return preserving_alphas(self.sigmas) if self.preserving else np.ones_like(self.sigmas)
+
+    @property
+    def levels(self) -> Floats:
+        """Signal and noise rates (S, 2) of the latents before each step."""
+        return np.stack([self.alphas, self.alphas * self.sigmas], axis=1)[:-1]
 
 
-def betas(config: ScheduleConfig) -> Float32s:
-    """Noise variances of the forward process, (T,), as Ho et al. 2020 (arXiv:2006.11239) name them."""
-    count = config.num_train_timesteps
-    start, end = np.float64(config.beta_start), np.float64(config.beta_end)
-    values: Float32s
-    if config.trained_betas is not None:
-        values = np.array(config.trained_betas, np.float32)
-    elif config.beta_schedule == "linear":
-        values = linspace32(start, end, count)
-    elif config.beta_schedule == "scaled_linear":
-        roots = linspace32(np.sqrt(start), np.sqrt(end), count)
-        values = roots * roots
-    else:
-        edges = np.cos((np.arange(count + 1) / count + 0.008) / 1.008 * np.pi / 2) ** 2
-        values = np.minimum(1 - edges[1:] / edges[:-1], 0.999).astype(np.float32)
-    return _zero_terminal_snr(values) if config.rescale_betas_zero_snr else values
-
-
-def alpha_bars(config: ScheduleConfig) -> Float32s:
-    """Cumulative products of 1 - beta, (T,): the squared signal rates."""
-    return _cumprod32(np.float32(1) - betas(config))
-
-
-def training_sigmas(config: ScheduleConfig) -> Float32s:
-    """Sigma of every training timestep, (T,), rising; finite also with zero terminal signal."""
-    signal = alpha_bars(config)
-    if config.rescale_betas_zero_snr:
-        signal[-1] = SMALLEST_ALPHA_BAR
-    sigmas: Float32s = np.sqrt((np.float32(1) - signal) / signal)
-    return sigmas
+def preserving_alphas(sigmas: Floats) -> Floats:
+    """Signal rates of the variance-preserving convention; also what scales exploding latents for the U-Net."""
+    return np.asarray(1 / np.sqrt(1 + sigmas**2))
 
 
 def spaced_timesteps(config: ScheduleConfig, steps: int, *, skip_zero: bool = False, last: int | None = None) -> Floats:
@@ -97,16 +70,28 @@ def spaced_timesteps(config: ScheduleConfig, steps: int, *, skip_zero: bool = Fa
 def respaced_sigmas(config: ScheduleConfig, first: float, last: float, steps: int) -> Floats | None:
     """S noise levels from first to last in the spacing that the config asks for by name; None where it names none.
 
-    Karras: evenly spaced in sigma ** (1 / 7), Karras et al. 2022 (arXiv:2206.00364), equation 5. Exponential: evenly
-    spaced in log sigma, which is uniform in log-SNR. The config's sigma_max and sigma_min go before first and last.
+    The config's sigma_max and sigma_min go before first and last. Beta: the quantiles of Beta(0.6, 0.6), denser at
+    both ends; Lee et al. 2024 (arXiv:2407.12173).
     """
     high = np.float64(first if config.sigma_max is None else config.sigma_max)
     low = np.float64(last if config.sigma_min is None else config.sigma_min)
     if config.use_karras_sigmas:
-        return np.asarray(np.linspace(high ** (1 / KARRAS_RHO), low ** (1 / KARRAS_RHO), steps) ** KARRAS_RHO)
+        return karras_sigmas(high, low, steps)
     if config.use_exponential_sigmas:
-        return np.exp(np.linspace(np.log(high), np.log(low), steps))
+        return exponential_sigmas(high, low, steps)
+    if config.use_beta_sigmas:
+        return low + inverse_beta(1 - np.linspace(0, 1, steps), BETA_SHAPE) * (high - low)
     return None
+
+
+def karras_sigmas(high: float, low: float, steps: int, rho: float = KARRAS_RHO) -> Floats:
+    """Evenly spaced in sigma ** (1 / rho): Karras et al. 2022 (arXiv:2206.00364), equation 5."""
+    return np.asarray(np.linspace(high ** (1 / rho), low ** (1 / rho), steps) ** rho)
+
+
+def exponential_sigmas(high: float, low: float, steps: int) -> Floats:
+    """Evenly spaced in log sigma, which is uniform in log-SNR."""
+    return np.exp(np.linspace(np.log(high), np.log(low), steps))
 
 
 def timesteps_of(sigmas: Floats, training: Float32s) -> Floats:
@@ -120,47 +105,3 @@ def timesteps_of(sigmas: Floats, training: Float32s) -> Floats:
     low = np.clip(np.searchsorted(logs, wanted, side="right") - 1, 0, len(logs) - 2)
     share = np.clip((logs[low] - wanted) / (logs[low] - logs[low + 1]), 0, 1)
     return np.asarray((1 - share) * low + share * (low + 1))
-
-
-def linspace32(start: float, end: float, count: int) -> Float32s:
-    """torch.linspace in float32: each half counted from its own end, one rounding per element (fused multiply-add)."""
-    first, last = np.float32(start), np.float32(end)
-    step = np.float64((last - first) / np.float32(count - 1))
-    places = np.arange(count)
-    values = np.where(places < count // 2, first + step * places, last - step * (count - 1 - places))
-    return values.astype(np.float32)
-
-
-def predicted_x0(sample: Value, output: Value, alpha: float, sigma: float, prediction_type: str) -> Value:
-    """Clean latents that the model's output implies, for sample = alpha * x0 + sigma * noise, alpha² + sigma² = 1.
-
-    v = alpha * noise - sigma * x0: Salimans & Ho 2022 (arXiv:2202.00512), appendix D.
-    """
-    if prediction_type == "epsilon":
-        return (sample - sigma * output) / alpha
-    if prediction_type == "v_prediction":
-        return alpha * sample - sigma * output
-    return output
-
-
-def predicted_noise(sample: Value, output: Value, alpha: float, sigma: float, prediction_type: str) -> Value:
-    """Noise that the model's output implies; the counterpart of `predicted_x0`."""
-    if prediction_type == "epsilon":
-        return output
-    if prediction_type == "v_prediction":
-        return alpha * output + sigma * sample
-    return (sample - alpha * output) / sigma
-
-
-def _cumprod32(values: Float32s) -> Float32s:
-    """torch.cumprod of float32 values: accumulated in float64, every result rounded."""
-    return np.cumprod(values.astype(np.float64)).astype(np.float32)
-
-
-def _zero_terminal_snr(values: Float32s) -> Float32s:
-    """Betas shifted and scaled to end without signal. Lin et al. 2023 (arXiv:2305.08891), algorithm 1."""
-    roots = np.sqrt(_cumprod32(np.float32(1) - values))
-    first, final = roots[0], roots[-1]
-    roots = (roots - final) * (first / (first - final))
-    signal = roots**2
-    return np.float32(1) - np.concatenate([signal[:1], signal[1:] / signal[:-1]])

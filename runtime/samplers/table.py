@@ -7,17 +7,23 @@ from latentrt.runtime.samplers.plan import Flags, Floats
 
 @dataclass(frozen=True, slots=True)
 class SamplerTable:
-    """A sampler for one schedule of S U-Net evaluations, as numbers.
+    """A sampler for S U-Net evaluations of one schedule, as numbers.
 
     With Z the k state tensors, for step s:
 
         U-Net input = readout[s] · Z          Z' = weights[s] · [Z; model output; noise]
 
-    Z starts as [initial_scale * standard normal noise, 0, ..., 0]; its slot 0 is the latents. Row S stands after the
-    last step: weights keep Z, readout gives the finished latents, and the timestep is the last one again.
+    Z starts as [latents, 0, ..., 0]. Text to image starts from initial_scale * standard normal noise, image to image
+    from signal * original + noise rate * standard normal noise with (signal, noise rate) = original_levels[0].
+    original_levels[s] are the same two rates for the original that inpainting puts back before step s, so
+    original_levels[s + 1] after step s; (1, 0), the original itself, after the last.
 
-    Shapes, float64: weights (S + 1, k, k + 2), readout (S + 1, k), timesteps (S + 1,); bool: draws (S,), true for the
-    steps that take one standard normal draw of the latents' shape, even where its weight is zero.
+    Row S stands after the last step: weights keep Z, readout gives the finished latents, and the timestep is the last
+    one again. `first` is the row of the whole schedule that row 0 is, above 0 where a loop starts late.
+
+    Shapes, float64: weights (S + 1, k, k + 2), readout (S + 1, k), timesteps (S + 1,), original_levels (S + 1, 2);
+    bool: draws (S,), true for the steps that take one standard normal draw of the latents' shape, even where its weight
+    is zero.
     """
 
     sampler: str
@@ -26,6 +32,8 @@ class SamplerTable:
     readout: Floats
     timesteps: Floats
     draws: Flags
+    original_levels: Floats
+    first: int = 0
 
     @property
     def state_count(self) -> int:

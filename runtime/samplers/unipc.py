@@ -5,22 +5,19 @@ from math import factorial
 
 import numpy as np
 
-from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
-from latentrt.runtime.samplers.multistep import MULTISTEP_FIELDS, closed, spaced_sigmas
-from latentrt.runtime.samplers.plan import Floats, Plan, Sampler, State, Value, no_draws
-from latentrt.runtime.samplers.schedule import (
-    LINEAR_BETAS,
-    SIGMA_FIELDS,
-    SigmaSchedule,
-    predicted_noise,
-    predicted_x0,
-    respaced_sigmas,
-    timesteps_of,
-    training_sigmas,
+from latentrt.runtime.samplers.multistep import (
+    SOLVER_FIELDS,
+    check_order,
+    check_solver_type,
+    closed,
+    preserving_conversion,
+    respaced,
+    spaced_sigmas,
 )
-
-LARGEST_ORDER = 3
+from latentrt.runtime.samplers.plan import Floats, Plan, Sampler, State, Value, no_draws
+from latentrt.runtime.samplers.schedule import SIGMA_FIELDS, SPACING_FIELDS, SigmaSchedule
+from latentrt.runtime.samplers.training import LINEAR_BETAS, training_sigmas
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,26 +88,27 @@ def _right_side(h: float, order: int) -> Floats:
     return np.array(terms)
 
 
-def plan_unipc(config: ScheduleConfig, steps: int) -> Plan:
+def plan_unipc(config: ScheduleConfig, steps: int, first: int) -> Plan:
     """The plan of diffusers' UniPCMultistepScheduler.
 
     State of order p, p + 1 values: the predicted latents; the corrected latents as far as they are known before the
     next output; the p - 1 latest outputs, as x0 or noise.
     """
-    config = _checked(config)
+    check_order("unipc", config)
+    check_solver_type("unipc", config, ("bh1", "bh2"))
+    config = replace(config, solver_type="bh1" if config.solver_type == "bh1" else "bh2")
     schedule = _schedule(config, steps)
     count = len(schedule.timesteps)
-    orders = [min(config.solver_order, step + 1) for step in range(count)]
+    orders = [min(config.solver_order, max(step - first, 0) + 1) for step in range(count)]
     if config.lower_order_final:
         orders = [min(order, count - step) for step, order in enumerate(orders)]
     intervals = [interval(schedule, step, order, config) for step, order in enumerate(orders)]
-    convert = predicted_x0 if config.predict_x0 else predicted_noise
+    convert = preserving_conversion(schedule, config.prediction_type, to_x0=config.predict_x0)
 
     def advance(state: State, output: Value, noise: Value, step: int) -> State:
         x, correction, *history = state
-        alpha = schedule.alphas[step]
-        latest = convert(x, output, alpha, alpha * schedule.sigmas[step], config.prediction_type)
-        if step > 0 and step - 1 not in config.disable_corrector:
+        latest = convert(x, output, step)
+        if step > first and step - 1 not in config.disable_corrector:
             x = correction - intervals[step - 1].gain * latest
         outputs = (latest, *history)
         predicted = intervals[step].predict(x, outputs)
@@ -120,36 +118,28 @@ def plan_unipc(config: ScheduleConfig, steps: int) -> Plan:
     return Plan(
         timesteps=schedule.timesteps,
         input_scale=np.ones(count),
+        levels=schedule.levels,
         draws=no_draws(count),
         advance=advance,
         state_count=config.solver_order + 1,
     )
 
 
-def _checked(config: ScheduleConfig) -> ScheduleConfig:
-    """The config with solver_type `bh1` or `bh2`; the names of other solver families mean bh2, as in diffusers."""
-    if not 1 <= config.solver_order <= LARGEST_ORDER:
-        raise RequestError(f"unipc: solver_order {config.solver_order}: latentrt knows 1 to {LARGEST_ORDER}")
-    if config.solver_type not in ("bh1", "bh2", "midpoint", "heun", "logrho", None):
-        raise RequestError(f"unipc: solver_type {config.solver_type!r}: latentrt knows bh1 and bh2")
-    return replace(config, solver_type="bh1" if config.solver_type == "bh1" else "bh2")
-
-
 def _schedule(config: ScheduleConfig, steps: int) -> SigmaSchedule:
+    """Respaced sigmas that end at sigma_min stand still for the last step."""
     training = training_sigmas(config)
-    sigmas, timesteps = spaced_sigmas(config, steps, training)
-    sigma_last = training[0]
-    respaced = respaced_sigmas(config, training[-1], training[0], steps)
-    if respaced is not None:
-        fractional = timesteps_of(respaced, training)
-        sigmas, timesteps = respaced, np.round(fractional) if config.use_karras_sigmas else fractional
-        sigma_last = respaced[-1]
+    named = respaced(config, steps, training, whole=config.use_karras_sigmas)
+    sigmas, timesteps = named or spaced_sigmas(config, steps, training)
+    sigma_last = sigmas[-1] if named else training[0]
     return closed(sigmas, timesteps, sigma_last if config.final_sigmas_type == "sigma_min" else 0.0)
 
 
 UNIPC = Sampler(
     scheduler="UniPCMultistepScheduler",
     plan=plan_unipc,
-    defaults={**LINEAR_BETAS, "timestep_spacing": "linspace"},
-    reads=MULTISTEP_FIELDS | SIGMA_FIELDS | {"disable_corrector", "predict_x0"},
+    defaults={**LINEAR_BETAS, "timestep_spacing": "linspace", "lower_order_final": True},
+    reads=SPACING_FIELDS
+    | SOLVER_FIELDS
+    | SIGMA_FIELDS
+    | {"disable_corrector", "final_sigmas_type", "predict_x0", "rescale_betas_zero_snr"},
 )

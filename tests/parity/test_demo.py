@@ -11,9 +11,9 @@ from latentrt.demo import CHECKPOINT
 from latentrt.demo.evaluate import evaluate, held_out_scenes, latentrt_draw, shares
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import export_bundle
-from latentrt.runtime import MicroConditioning, Pipeline
-from latentrt.runtime.loop import guidance_matrix
-from latentrt.runtime.prompt import PromptEncoder
+from latentrt.runtime import MicroConditioning, Pipeline, Request
+from latentrt.runtime.drawing import guidance_rows
+from latentrt.runtime.prompt import Conditioning, PromptEncoder
 
 SCENES = held_out_scenes(20)
 STEPS = 12
@@ -45,23 +45,24 @@ def test_ignored_prompts_would_show(pipeline: Pipeline) -> None:
 
 
 def test_swapped_encoders_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode = PromptEncoder._encode_texts
+    encode = PromptEncoder.encode
 
-    def swapped(self: PromptEncoder, texts: list[str], tokens: int) -> tuple[np.ndarray, np.ndarray]:
-        hidden, pooled = encode(self, texts, tokens)
-        first = self.model.text_encoders[0].width
-        return np.concatenate([hidden[..., first:], hidden[..., :first]], axis=-1), pooled
+    def swapped(self: PromptEncoder, request: Request, tokens: int) -> Conditioning:
+        inputs = encode(self, request, tokens).inputs
+        hidden, first = inputs["encoder_hidden_states"], self.model.text_encoders[0].width
+        exchanged = np.concatenate([hidden[..., first:], hidden[..., :first]], axis=-1)
+        return Conditioning({**inputs, "encoder_hidden_states": exchanged})
 
-    monkeypatch.setattr(PromptEncoder, "_encode_texts", swapped)
+    monkeypatch.setattr(PromptEncoder, "encode", swapped)
     right = scores(pipeline)
     assert min(right["colour"], right["shape"]) <= 0.5, right
 
 
 def test_inverted_guidance_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def inverted(images: int, scale: float, guided: bool) -> np.ndarray:
-        return guidance_matrix(images, 1 - scale, guided)
+    def inverted(scale: float, guided: bool) -> np.ndarray:
+        return guidance_rows(1 - scale, guided)
 
-    monkeypatch.setattr("latentrt.runtime.loop.guidance_matrix", inverted)
+    monkeypatch.setattr("latentrt.runtime.drawing.guidance_rows", inverted)
     assert scores(pipeline)["background"] <= 0.5
 
 
@@ -81,7 +82,8 @@ def test_the_crop_moves_the_content_up_and_left(pipeline: Pipeline) -> None:
 
 
 def test_dropped_time_ids_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MicroConditioning, "time_ids", lambda self, height, width: (height, width, 0, 0, height, width))
+    time_ids = MicroConditioning.time_ids
+    monkeypatch.setattr(MicroConditioning, "time_ids", lambda self, *size: time_ids(MicroConditioning(), *size))
     assert np.abs(shift_by_crop(pipeline)).max() < 1
 
 

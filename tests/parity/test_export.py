@@ -17,6 +17,7 @@ from latentrt.export.exporter import export_bundle
 from latentrt.export.modules import MODULES, VaeDecoder
 from latentrt.export.sampler_graph import sampler_graph, sampler_reference
 from latentrt.export.trace import save, trace
+from latentrt.export.verification import sampler_inputs
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.components import component_specs
 from latentrt.runtime.errors import CheckpointError, ParityError
@@ -164,7 +165,7 @@ def test_a_bundle_works_from_another_folder(sdxl_bundle: Path, tmp_path: Path) -
     assert Bundle.open(moved).manifest == Bundle.open(sdxl_bundle).manifest
 
 
-@pytest.mark.parametrize(("rows", "images", "history"), [(2, 1, 1), (6, 3, 2), (4, 4, 3)])
+@pytest.mark.parametrize(("rows", "images", "history"), [(2, 1, 2), (6, 3, 2), (4, 4, 3)])
 def test_the_sampler_graph_computes_its_equations(
     sdxl_checkpoint: Path, tmp_path: Path, rows: int, images: int, history: int
 ) -> None:
@@ -179,11 +180,7 @@ def test_the_sampler_graph_computes_its_equations(
         "latent_height": 3,
         "latent_width": 5,
     }
-    random = np.random.default_rng(0)
-    feed = {p.name: random.standard_normal(p.shape(sizes)).astype(p.numpy_dtype) for p in spec.inputs}
-    feed["step"] = random.integers(0, 5, images)
-    feed["failed"] = np.full(images, -1)
-    feed["row_image"] = np.arange(rows) % images
+    feed = sampler_inputs(spec, sizes)
     session = onnxruntime.InferenceSession(tmp_path / "sampler.onnx", providers=["CPUExecutionProvider"])
     found = session.run(None, feed)
     for output, ours, wanted in zip(spec.outputs, found, sampler_reference(feed), strict=True):
@@ -193,10 +190,12 @@ def test_the_sampler_graph_computes_its_equations(
 def test_the_sampler_graph_marks_the_first_step_that_is_not_finite(sdxl_checkpoint: Path, tmp_path: Path) -> None:
     spec = _sampler_spec(sdxl_checkpoint)
     save(sampler_graph(spec), spec, tmp_path / "sampler.onnx")
-    sizes = {"rows": 4, "images": 4, "history": 1, "steps": 5, "noises": 1, "latent_height": 3, "latent_width": 5}
+    sizes = {"rows": 4, "images": 4, "history": 2, "steps": 5, "noises": 1, "latent_height": 3, "latent_width": 5}
     feed = {p.name: np.ones(p.shape(sizes), p.numpy_dtype) for p in spec.inputs}
     feed |= {
         "row_image": np.arange(4),
+        "text_row": np.arange(4),
+        "draws": np.zeros((4, 6), np.int64),
         "guidance": np.eye(4, dtype=np.float32),
         "step": np.array([2, 2, 2, 3]),
         "failed": np.array([-1, -1, -1, 1]),

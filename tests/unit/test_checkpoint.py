@@ -10,7 +10,8 @@ from bundles import edit_json
 from checkpoints import write_sdxl
 from safetensors.torch import load_file, save_file
 
-from latentrt.export.checkpoint import CLASSES, Checkpoint
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.family import CLASSES, PIPELINES, TIME_IDS
 from latentrt.runtime.errors import CheckpointError
 
 FOLDERS = ("text_encoder", "text_encoder_2", "unet", "vae")
@@ -64,7 +65,7 @@ def test_facts_come_from_the_configs(folder):
     edit_json(folder / "vae" / "config.json", lambda config: config.update(scaling_factor=0.25))
     edit_json(folder / "model_index.json", lambda index: index.update(force_zeros_for_empty_prompt=False))
     model = Checkpoint.open(str(folder)).model
-    assert (model.family, model.native_size, model.latent_scale, model.time_ids) == ("sdxl", 128, 8, 6)
+    assert (model.family, model.native_size, model.latent_scale, model.time_ids) == ("sdxl", 128, 8, TIME_IDS[6])
     assert (model.context_width, model.pooled_width) == (80, 40)
     assert (model.scaling_factor, model.zero_negative) == (0.25, False)
     assert model.scheduler["_class_name"] == "EulerDiscreteScheduler"
@@ -83,10 +84,27 @@ def test_not_a_checkpoint(tmp_path, kind):
     assert refused(path).startswith(message)
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLInpaintPipeline", None])
-def test_a_pipeline_of_another_class(folder, name):
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("StableDiffusionControlNetPipeline", ", which has a ControlNet beside the U-Net"),
+        ("StableDiffusionXLControlNetInpaintPipeline", ", which has a ControlNet beside the U-Net"),
+        ("StableDiffusionXLAdapterPipeline", ", which has an adapter beside the U-Net"),
+        ("StableDiffusionGLIGENPipeline", ", which has boxes with labels as conditions"),
+        ("StableDiffusionUpscalePipeline", ", which has a small image and its noise level as conditions"),
+        ("StableDiffusionInstructPix2PixPipeline", ", which has a U-Net of 8 channels that takes an image"),
+        ("StableDiffusionDepth2ImgPipeline", ", which has a U-Net of 5 channels that takes a depth map"),
+        ("StableDiffusion3Pipeline", ", which has a transformer in place of the U-Net"),
+        ("PixArtAlphaPipeline", ", which has a transformer in place of the U-Net"),
+        ("FluxPipeline", ", which has a transformer in place of the U-Net"),
+        ("MarigoldDepthPipeline", ""),
+        (None, ""),
+    ],
+)
+def test_a_pipeline_of_another_class(folder, name, reason):
     edit_json(folder / "model_index.json", lambda index: index.update(_class_name=name))
-    assert refused(folder) == f"{folder}: a {name}; this version serves StableDiffusionXLPipeline checkpoints"
+    served = ", ".join(PIPELINES)
+    assert refused(folder) == f"{folder}: a {name}{reason}. latentrt serves checkpoints of {served}"
 
 
 @pytest.mark.parametrize(
@@ -94,61 +112,107 @@ def test_a_pipeline_of_another_class(folder, name):
     [
         ("unet", ["diffusers", "UNet2DModel"], "UNet2DModel of diffusers"),
         ("unet", ["somewhere", "UNet2DConditionModel"], "UNet2DConditionModel of somewhere"),
+        ("unet", None, "nothing of nothing"),
         ("vae", ["diffusers", "AsymmetricAutoencoderKL"], "AsymmetricAutoencoderKL of diffusers"),
-        ("text_encoder", [None, None], "None of None"),
-        ("text_encoder_2", None, "nothing of nothing"),
+        ("text_encoder", ["transformers", "T5EncoderModel"], "T5EncoderModel of transformers"),
     ],
 )
 def test_a_component_of_another_class(folder, component, entry, found):
     edit_json(folder / "model_index.json", lambda index: index.update({component: entry}))
     served = "AutoencoderKL and AutoencoderTiny" if component == "vae" else CLASSES[component][1]
-    assert refused(folder) == f"{folder}: {component} is {found}; this version serves {served}"
+    assert refused(folder) == f"{folder}: {component} is {found}; latentrt serves {served}"
 
 
 def test_a_component_that_the_index_lacks(folder):
     edit_json(folder / "model_index.json", lambda index: index.pop("vae"))
-    assert (
-        refused(folder) == f"{folder}: vae is nothing of nothing; this version serves AutoencoderKL and AutoencoderTiny"
-    )
+    assert refused(folder) == f"{folder}: vae is nothing of nothing; latentrt serves AutoencoderKL and AutoencoderTiny"
+
+
+def test_no_text_encoder_at_all(folder):
+    nothing = {"text_encoder": [None, None], "text_encoder_2": None}
+    edit_json(folder / "model_index.json", lambda index: index.update(nothing))
+    assert refused(folder) == f"{folder}: text_encoder is None of None; latentrt serves CLIPTextModel"
 
 
 @pytest.mark.parametrize(
-    ("component", "option", "value"),
+    ("component", "message"),
     [
-        ("unet", "time_cond_proj_dim", 256),
-        ("unet", "class_embed_type", "timestep"),
-        ("unet", "encoder_hid_dim", 64),
-        ("unet", "encoder_hid_dim_type", "image_proj"),
-        ("vae", "shift_factor", 0.1),
-        ("vae", "latents_mean", [0.0]),
-        ("vae", "latents_std", [1.0]),
+        ("text_encoder", "the U-Net's cross_attention_dim is 80; this checkpoint's text encoders and VAE need 48"),
+        ("text_encoder_2", "the U-Net takes pooled text, but there is no text_encoder_2 to give it"),
     ],
 )
-def test_options_that_are_not_served(folder, component, option, value):
+def test_a_text_encoder_too_few(folder, component, message):
+    edit_json(folder / "model_index.json", lambda index: index.update({component: [None, None]}))
+    assert refused(folder) == f"{folder}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("component", "option", "value", "meaning"),
+    [
+        ("unet", "class_embed_type", "timestep", "class embeddings"),
+        ("unet", "num_class_embeds", 1000, "class embeddings"),
+        ("unet", "encoder_hid_dim", 64, "projected text embeddings"),
+        ("unet", "encoder_hid_dim_type", "ip_image_proj", "projected text or image embeddings, as IP-Adapters do"),
+        ("vae", "shift_factor", 0.1, "shifted latents"),
+        ("text_encoder_2", "use_attention_mask", True, "masked padding"),
+    ],
+)
+def test_options_that_are_not_served(folder, component, option, value, meaning):
     edit_json(folder / component / "config.json", lambda config: config.update({option: value}))
-    assert refused(folder) == f"{folder}: {component} uses {option}, which this version does not serve"
+    assert refused(folder) == f"{folder}: {component} uses {option} ({meaning}), which latentrt does not serve"
+    edit_json(folder / component / "config.json", lambda config: config.update({option: None}))
+    Checkpoint.open(folder)
 
 
-@pytest.mark.parametrize("kind", [None, "text", "image"])
-def test_another_embedding_of_conditions(folder, kind):
-    edit_json(folder / "unet" / "config.json", lambda config: config.update(addition_embed_type=kind))
-    message = f"{folder}: the U-Net's addition_embed_type is {kind}; this version serves SDXL, which has text_time"
-    assert refused(folder) == message
+@pytest.mark.parametrize(
+    ("option", "value", "served"),
+    [
+        ("addition_embed_type", None, "text_time"),
+        ("addition_embed_type", "image", "text_time"),
+        ("attention_type", "gated", "default"),
+    ],
+)
+def test_another_kind_of_condition(folder, option, value, served):
+    edit_json(folder / "unet" / "config.json", lambda config: config.update({option: value}))
+    assert refused(folder) == f"{folder}: the U-Net's {option} is {value}; latentrt serves {served} in this pipeline"
 
 
 @pytest.mark.parametrize(
     ("component", "change", "message"),
     [
-        ("unet", {"cross_attention_dim": 96}, "cross_attention_dim is 96; an SDXL base model needs 80"),
-        ("text_encoder", {"hidden_size": 40}, "cross_attention_dim is 80; an SDXL base model needs 88"),
-        ("unet", {"in_channels": 9}, "in_channels is 9; an SDXL base model needs 4"),
-        ("unet", {"projection_class_embeddings_input_dim": 80}, "number of time ids is 5; an SDXL base model needs 6"),
-        ("vae", {"latent_channels": 16}, "in_channels is 4; an SDXL base model needs 16"),
+        ("unet", {"cross_attention_dim": 96}, "cross_attention_dim is 96; $ need 80"),
+        (
+            "unet",
+            {"cross_attention_dim": [80, 96, 80]},
+            "cross_attention_dim is [80, 96, 80]; latentrt serves one value for all",
+        ),
+        ("unet", {"sample_size": [16, 24]}, "sample_size is [16, 24]; latentrt serves one value for all"),
+        ("text_encoder", {"hidden_size": 40}, "cross_attention_dim is 80; $ need 88"),
+        ("unet", {"in_channels": 8}, "in_channels is 8; $ need 4 or, for inpainting, 9"),
+        ("unet", {"out_channels": 8}, "out_channels is 8; $ need 4"),
+        ("unet", {"projection_class_embeddings_input_dim": 72}, "number of time ids is 4; latentrt serves 6 and 5"),
+        ("unet", {"projection_class_embeddings_input_dim": 90}, "number of time ids is 6; latentrt serves 6 and 5"),
+        ("vae", {"latent_channels": 16}, "in_channels is 4; $ need 16 or, for inpainting, 33"),
     ],
 )
 def test_widths_that_do_not_fit(folder, component, change, message):
     edit_json(folder / component / "config.json", lambda config: config.update(change))
-    assert refused(folder) == f"{folder}: the U-Net's {message}"
+    wanted = message.replace("$", "this checkpoint's text encoders and VAE")
+    assert refused(folder) == f"{folder}: the U-Net's {wanted}"
+
+
+@pytest.mark.parametrize(
+    ("moments", "name", "count"),
+    [
+        ({"latents_mean": [0.0] * 4}, "latents_mean", 4),
+        ({"latents_std": [1.0] * 4}, "latents_mean", 0),
+        ({"latents_mean": [0.0] * 4, "latents_std": [1.0] * 3}, "latents_std", 3),
+    ],
+)
+def test_moments_that_do_not_fit(folder, moments, name, count):
+    edit_json(folder / "vae" / "config.json", lambda config: config.update(moments))
+    needed = "latents_mean and latents_std must both have 4"
+    assert refused(folder) == f"{folder}: the VAE's {name} has {count} numbers; {needed}"
 
 
 @pytest.mark.parametrize("name", [*(f"{folder}/config.json" for folder in FOLDERS), "scheduler/scheduler_config.json"])
@@ -174,7 +238,8 @@ def test_a_broken_index(folder):
     [
         ("unet", "in_channels"),
         ("unet", "sample_size"),
-        ("vae", "scaling_factor"),
+        ("vae", "latent_channels"),
+        ("text_encoder", "num_hidden_layers"),
         ("text_encoder", "hidden_size"),
         ("text_encoder_2", "projection_dim"),
     ],
@@ -407,4 +472,4 @@ def test_the_shipped_checkpoint_opens():
     from latentrt.demo import CHECKPOINT
 
     model = Checkpoint.open(CHECKPOINT).model
-    assert (model.family, model.native_size, model.time_ids) == ("sdxl", 96, 6)
+    assert (model.family, model.native_size, model.time_ids) == ("sdxl", 96, TIME_IDS[6])

@@ -12,8 +12,8 @@ SIZES = {"texts": 3, "rows": 4, "images": 2, "vae_images": 2, "tokens": 154, "la
 SIZES |= {"steps": 30, "history": 2, "noises": 1}
 
 SHAPES = {
-    "text_encoder": ({"input_ids": (3, 77)}, {"hidden": (3, 77, 768)}),
-    "text_encoder_2": ({"input_ids": (3, 77)}, {"hidden": (3, 77, 1280), "pooled": (3, 1280)}),
+    "text_encoder": ({"input_ids": (3, 77), "clip_skip": (3,)}, {"hidden": (3, 77, 768)}),
+    "text_encoder_2": ({"input_ids": (3, 77), "clip_skip": (3,)}, {"hidden": (3, 77, 1280), "pooled": (3, 1280)}),
     "unet": (
         {
             "sample": (4, 4, 104, 128),
@@ -36,8 +36,15 @@ SHAPES = {
             "readout": (2, 31, 2),
             "timesteps": (2, 31),
             "guidance": (2, 4),
+            "rescale": (2,),
+            "text_row": (2,),
             "row_image": (4,),
+            "draws": (2, 31),
             "noise": (2, 1, 4, 104, 128),
+            "mask": (2, 1, 104, 128),
+            "levels": (2, 31, 2),
+            "original": (2, 4, 104, 128),
+            "original_noise": (2, 4, 104, 128),
         },
         {
             "next_state": (2, 2, 4, 104, 128),
@@ -48,8 +55,14 @@ SHAPES = {
         },
     ),
 }
-FLOAT32 = {"timestep", "time_ids", "magnitude", "state", "weights", "readout", "timesteps", "guidance", "noise"}
-INT64 = ("input_ids", "step", "failed", "row_image", "next_step", "next_failed")
+FLOAT32 = {"timestep", "time_ids", "magnitude", "state", "weights", "readout", "timesteps", "guidance", "noise"} | {
+    "rescale",
+    "mask",
+    "levels",
+    "original",
+    "original_noise",
+}
+INT64 = ("input_ids", "clip_skip", "step", "failed", "row_image", "text_row", "draws", "next_step", "next_failed")
 OTHER = dict.fromkeys(INT64, "int64") | {"next_state": "float32"}
 
 
@@ -104,7 +117,7 @@ def test_dims_of_requests():
         "latent_height": "96:96:96",
         "latent_width": "64:128:192",
         "steps": f"1:30:{MAX_STEPS}",
-        "history": f"1:2:{MAX_HISTORY}",
+        "history": f"2:2:{MAX_HISTORY}",
         "noises": f"1:1:{MAX_STEPS}",
     }
     assert all(name == dim.name for name, dim in dims.items())
@@ -130,5 +143,12 @@ def test_an_inpainting_unet_takes_more_channels_than_it_gives():
 
 
 def test_a_model_without_micro_conditioning_has_no_such_inputs():
-    specs = component_specs(SDXL.model_copy(update={"time_ids": 0}), LIMITS, PRECISIONS)
+    specs = component_specs(SDXL.model_copy(update={"time_ids": ()}), LIMITS, PRECISIONS)
     assert [port.name for port in specs["unet"].inputs] == ["sample", "timestep", "encoder_hidden_states"]
+
+
+@pytest.mark.parametrize("time_ids", [SDXL.time_ids, ()])
+def test_a_model_with_embedded_guidance_takes_its_embedding(time_ids):
+    model = SDXL.model_copy(update={"time_ids": time_ids, "guidance_embedding": 256})
+    last = component_specs(model, LIMITS, PRECISIONS)["unet"].inputs[-1]
+    assert (last.name, str(last)) == ("timestep_cond", "float32[rows, 256]")

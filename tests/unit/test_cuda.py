@@ -8,6 +8,7 @@ import pytest
 from cuda_stand_in import StandInCuda
 
 from latentrt.runtime.backends import cuda, dlpack, targets
+from latentrt.runtime.backends.cuda_graph import Recording
 from latentrt.runtime.errors import BackendError
 
 
@@ -43,6 +44,60 @@ def test_memory_is_given_back(gpu: StandInCuda) -> None:
     stream.close()
     stream.close()
     assert [name for name, *_ in gpu.calls].count("cudaStreamDestroy") == 1
+
+
+def test_the_image_is_fetched_without_stopping_the_host(gpu: StandInCuda) -> None:
+    stream = cuda.Stream(0)
+    buffer = cuda.DeviceBuffer((2, 3), "uint8", stream)
+    for number in (1, 2):
+        buffer.write(np.full((2, 3), number))
+        taken = buffer.fetch()
+        gpu.calls.clear()
+        values = taken()
+        assert [name for name, *_ in gpu.calls] == ["cudaEventSynchronize", "cudaEventDestroy"][: len(gpu.calls)]
+        np.testing.assert_array_equal(values, np.full((2, 3), number))
+    del buffer, taken
+    assert not gpu.memory
+
+
+def test_work_is_captured_on_its_second_call_and_replayed_from_then_on(gpu: StandInCuda) -> None:
+    stream = cuda.Stream(0)
+    buffer, other = (cuda.DeviceBuffer((2,), "int64", stream) for _ in range(2))
+    calls: list[int] = []
+
+    def work() -> None:
+        calls.append(1)
+        other.copy_from(buffer)
+
+    recording = Recording(stream, work)
+    for number in range(5):
+        buffer.write(np.full(2, number))
+        recording()
+        assert other.numpy().tolist() == [number, number]
+    assert len(calls) == 2
+    assert len(gpu.graphs) == 1
+    del recording
+    assert not gpu.graphs
+
+
+def test_work_that_cannot_be_captured_is_enqueued_each_time(gpu: StandInCuda, caplog: pytest.LogCaptureFixture) -> None:
+    stream = cuda.Stream(0)
+    buffer = cuda.DeviceBuffer((2,), "int64", stream)
+    calls: list[int] = []
+
+    def work() -> None:
+        calls.append(1)
+        buffer.stream.synchronize()
+
+    recording = Recording(stream, work)
+    for _ in range(4):
+        recording()
+    assert len(calls) == 1 + 1 + 3
+    assert [record.message for record in caplog.records] == [
+        "this work cannot be captured as a CUDA graph, so every step costs the host more: cudaStreamSynchronize "
+        "failed: cudaErrorStreamCaptureUnsupported, cudaErrorStreamCaptureUnsupported"
+    ]
+    assert not gpu.graphs
 
 
 def test_wrong_values_are_refused(gpu: StandInCuda) -> None:

@@ -12,7 +12,8 @@ from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key, _may
 from loras import CONVOLUTIONS, LAYERS, LINEAR, TEXTS, Change, expected, write_lora
 from safetensors.torch import load_file, save_file
 
-from latentrt.export.checkpoint import CLASSES, Checkpoint
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.family import CLASSES
 from latentrt.export.sources.lora import LoraFile
 from latentrt.export.sources.lora_keys import layers, read_key
 from latentrt.export.sources.single_file import CONFIGS

@@ -6,13 +6,15 @@ import shutil
 import pytest
 import torch
 from bundles import edit_json
-from checkpoints import randomise, sdxl_configs
+from checkpoints import randomise
 from diffusers import AutoencoderKL, AutoencoderTiny
+from families import family_configs
 from originals import original_state
 from safetensors.torch import load_file, save_file
 from vaes import tiny_taesd
 
-from latentrt.export.checkpoint import CLASSES, Checkpoint
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.family import CLASSES
 from latentrt.export.modules import VaeDecoder, VaeEncoder, decode, moments
 from latentrt.export.sources.places import vae_place
 from latentrt.export.vae_samples import vae_samples
@@ -25,7 +27,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
     """Another AutoencoderKL of the same structure, with a scaling factor of its own."""
-    vae = AutoencoderKL(**sdxl_configs(False)["vae"] | {"scaling_factor": 0.5})
+    vae = AutoencoderKL(**family_configs("sdxl")["vae"] | {"scaling_factor": 0.5})
     randomise(vae, 77, torch.float32)
     folder = tmp_path_factory.mktemp("other") / "vae-ft"
     vae.save_pretrained(folder)

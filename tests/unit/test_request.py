@@ -5,8 +5,9 @@ import time
 
 import numpy as np
 import pytest
-from bundles import LIMITS, write_bundle
+from bundles import LIMITS, SDXL, write_bundle
 
+from latentrt.export.family import TIME_IDS
 from latentrt.runtime.backends import open_backend
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline
@@ -258,6 +259,106 @@ def test_micro_conditioning_is_pairs_of_numbers(name, pair):
 
 
 def test_micro_conditioning_defaults_to_the_size_asked():
-    assert MicroConditioning().time_ids(768, 512) == (768, 512, 0, 0, 768, 512)
+    names = SDXL.time_ids
+    assert MicroConditioning().time_ids(names, 768, 512, 6.0) == (768, 512, 0, 0, 768, 512)
     named = MicroConditioning(original=(100, 200), crop=(3, 4), target=[500, 600])
-    assert named.time_ids(768, 512) == (100, 200, 3, 4, 500, 600)
+    assert named.time_ids(names, 768, 512, 6.0) == (100, 200, 3, 4, 500, 600)
+
+
+# What the checkpoint does not do
+
+BARE = SDXL.model_copy(update={"time_ids": (), "text_encoders": SDXL.text_encoders[:1]})
+REFINER = SDXL.model_copy(update={"time_ids": TIME_IDS[5], "text_encoders": SDXL.text_encoders[1:]})
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "message"),
+    [
+        (
+            SDXL.model_copy(update={"unet_channels": 9}),
+            {},
+            "text to image: this bundle's U-Net takes 9 channels, which hold an image and a mask too. Use a bundle of "
+            "a checkpoint with 4 channels",
+        ),
+        (BARE, {"prompts_2": ("x",)}, "prompt_2, negative_2: this model has one text encoder; put all into "),
+        (
+            REFINER,
+            {"negatives_2": ("x",)},
+            "prompt_2, negative_2: this model has one text encoder; put all into prompt ",
+        ),
+        (BARE, {"clip_skip": 11}, "clip_skip 11: this model's text encoders serve 0 to 10"),
+        (REFINER, {"clip_skip": 31}, "clip_skip 31: this model's text encoders serve 0 to 30"),
+        (
+            BARE,
+            {"conditioning": MicroConditioning(crop=(8, 8))},
+            "original size, crop, target size, aesthetic score: this model has no micro-conditioning",
+        ),
+        (
+            BARE,
+            {"negative_conditioning": MicroConditioning(original=[8, 8])},
+            "original size, crop, target size, aesthetic score: this model has no micro-conditioning",
+        ),
+        (
+            SDXL,
+            {"conditioning": MicroConditioning(aesthetic_score=6.0)},
+            "aesthetic score: this model has none, it is SDXL's refiner that does; leave it out",
+        ),
+        (
+            SDXL.model_copy(update={"latent_scale": 16}),
+            {"width": 1032},
+            "width 1032: this model's VAE needs multiples of 16",
+        ),
+    ],
+)
+def test_what_a_model_does_not_do(model, changes, message):
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}"):
+        request(**changes).check_model(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        (SDXL, {"prompts_2": ("x",), "negatives_2": (None,), "clip_skip": 10}),
+        (BARE, {"prompts_2": (None,), "negatives_2": (None,), "negative_conditioning": MicroConditioning()}),
+        (REFINER, {"clip_skip": 30, "conditioning": MicroConditioning(crop=(8, 8), aesthetic_score=9)}),
+    ],
+)
+def test_what_a_model_does(model, changes):
+    request(**changes).check_model(model)
+
+
+def test_the_model_is_asked_before_anything_runs(pipeline):
+    assert refused(pipeline, clip_skip=11) == "clip_skip 11: this model's text encoders serve 0 to 10"
+    assert refused(pipeline, aesthetic_score=6.0).startswith("aesthetic score: this model has none")
+    assert refused(pipeline, negative_aesthetic_score=2.0).startswith("aesthetic score: this model has none")
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, "1", True, None])
+def test_clip_skip_is_a_whole_number(pipeline, value):
+    assert refused(pipeline, clip_skip=value) == f"clip_skip {value!r}: must be a whole number of at least 0"
+
+
+@pytest.mark.parametrize("score", ["6", True, [6.0]])
+def test_an_aesthetic_score_is_a_number(score):
+    with pytest.raises(
+        RequestError, match=rf"^aesthetic score {re.escape(repr(score))}: must be a number, usually 1 to"
+    ):
+        MicroConditioning(aesthetic_score=score)
+
+
+@pytest.mark.parametrize("name", ["prompt_2", "negative_2"])
+def test_second_prompts_are_one_or_one_per_prompt(pipeline, name):
+    message = f"{name}: 3 given for 2 prompts; give one, or one per prompt"
+    assert refused(pipeline, prompt=["a", "b"], **{name: ["x", "y", "z"]}) == message
+    assert refused(pipeline, **{name: 5}) == f"{name} 5: must be text"
+
+
+def test_second_prompts_count_their_tokens(pipeline):
+    long = "blurry " * 5000
+    assert refused(pipeline, prompt_2=long).startswith("prompt 'blurry ")
+    assert refused(pipeline, negative_2=long).startswith("prompt 'blurry ")
+
+
+def test_aesthetic_scores_default_to_the_branch():
+    assert MicroConditioning().time_ids(TIME_IDS[5], 768, 512, 2.5) == (768, 512, 0, 0, 2.5)
+    assert MicroConditioning(aesthetic_score=9).time_ids(TIME_IDS[5], 768, 512, 2.5) == (768, 512, 0, 0, 9)

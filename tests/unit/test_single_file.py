@@ -3,24 +3,20 @@
 import gzip
 import json
 import re
-from functools import cache, partial
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 from bundles import edit_json
-from checkpoints import tokenizer_vocabulary, write_sdxl, write_tokenizer
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from originals import original_state, write_single_file
+from checkpoints import tokenizer_vocabulary, write_checkpoint, write_sdxl, write_tokenizer
+from originals import family_state, write_single_file
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTextModel
 
-from latentrt.export.checkpoint import CLASSES, Checkpoint
-from latentrt.export.random_weights import meta_network, random_network
-from latentrt.export.sources import open_source
-from latentrt.export.sources.places import clip_place, open_clip_place, unet_place, vae_place
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.random_weights import meta_network
 from latentrt.export.sources.single_file import CONFIGS, PREFIXES, SingleFile
 from latentrt.export.sources.tokenizers import MERGES_FILE, vocabulary_files
 from latentrt.export.sources.weight_file import WeightFile
@@ -56,7 +52,7 @@ def refused(path, error=CheckpointError, **options):
 
 
 def tensors(checkpoint, dtype=torch.float32):
-    return {folder: checkpoint.network(folder, dtype).state_dict() for folder in CLASSES}
+    return {folder: dict(checkpoint.network(folder, dtype).state_dict()) for folder in checkpoint.folders}
 
 
 # The same as the folder
@@ -65,9 +61,9 @@ def tensors(checkpoint, dtype=torch.float32):
 def test_networks_equal_those_of_the_folder_to_the_bit(single, configs, sdxl_checkpoint):
     file, folder = Checkpoint.open(single, config=configs), Checkpoint.open(sdxl_checkpoint)
     assert file.model == folder.model
-    torch.testing.assert_close(tensors(file), {k: dict(v) for k, v in tensors(folder).items()}, rtol=0, atol=0)
+    torch.testing.assert_close(tensors(file), tensors(folder), rtol=0, atol=0)
     assert file.source.tokenizer("tokenizer_2") == folder.source.tokenizer("tokenizer_2")
-    assert not any(file.network(name, torch.float32).training for name in CLASSES)
+    assert not any(file.network(name, torch.float32).training for name in file.folders)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -94,53 +90,15 @@ def test_the_hash_follows_the_file(single, configs, tmp_path):
 # Families
 
 
-CLIP = {"vocab_size": 768, "intermediate_size": 32, "num_attention_heads": 2, "projection_dim": 16}
-VAE = {
-    "block_out_channels": [16, 16],
-    "norm_num_groups": 8,
-    "down_block_types": ["DownEncoderBlock2D"] * 2,
-    "up_block_types": ["UpDecoderBlock2D"] * 2,
-}
-UNET_CONFIG = {
-    "block_out_channels": [16, 32],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "layers_per_block": 2,
-    "attention_head_dim": 4,
-    "norm_num_groups": 8,
-}
-
-
-@pytest.mark.parametrize("kind", ["SD 1.x", "SD 2.x"])
-def test_other_layouts_give_the_networks_back(kind, tmp_path):
+@pytest.mark.parametrize("family", ["sd15", "sd15-inpaint", "sd2", "sd2-v", "sdxl-inpaint", "sdxl-refiner"])
+def test_every_family_equals_its_folder_to_the_bit(family, tmp_path):
     """1.x: CLIP, convolutions around transformers. 2.x: OpenCLIP with a layer and a projection that are not used."""
-    linear = kind == "SD 2.x"
-    unet = UNET_CONFIG | {"cross_attention_dim": 24, "use_linear_projection": linear}
-    clip = CLIP | {"hidden_size": 24, "num_hidden_layers": 3}
-    classes = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    configs = {"unet": unet, "vae": VAE, "text_encoder": clip}
-    networks = {name: random_network(cls, configs[name], torch.float32, 1) for name, cls in classes.items()}
-    state = original_state(networks["unet"], lambda name: unet_place(name, unet), UNET)
-    state |= original_state(networks["vae"], lambda name: vae_place(name, VAE), "first_stage_model.")
-    if linear:
-        configs["text_encoder"] = clip | {"num_hidden_layers": 2}
-        state |= original_state(networks["text_encoder"], open_clip_place, "cond_stage_model.model.")
-        state["cond_stage_model.model.text_projection"] = torch.zeros(24, 16)
-    else:
-        state |= original_state(networks["text_encoder"], clip_place, "cond_stage_model.transformer.")
-    save_file(state, tmp_path / "model.safetensors")
-    for name, config in configs.items():
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text(json.dumps(config))
-    write_tokenizer(tmp_path / "tokenizer")
-    source = open_source(tmp_path / "model.safetensors", config=tmp_path)
-    source.check(classes)
-    for name, network in networks.items():
-        wanted = dict(network.state_dict())
-        found = dict(source.network(name, classes[name], torch.float32).state_dict())
-        if name == "text_encoder" and linear:
-            wanted = {key: value for key, value in wanted.items() if "layers.2." not in key}
-        torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    folder = write_checkpoint(tmp_path / "folder", family)
+    file = write_single_file(folder, tmp_path / "model.safetensors")
+    found, wanted = Checkpoint.open(file, config=folder), Checkpoint.open(folder)
+    assert found.model == wanted.model
+    assert found.folders == wanted.folders
+    torch.testing.assert_close(tensors(found), tensors(wanted), rtol=0, atol=0)
 
 
 def full_size(family, channels=4, metadata=None, markers=()):
@@ -154,24 +112,10 @@ def full_size_shapes(family, channels):
     """Shape of every tensor by key."""
     configs = json.loads((CONFIGS / f"{family}.json").read_text(encoding="utf-8"))
     configs["unet"]["in_channels"] = channels
-    state = {}
-    for folder, (library, name) in (entry for entry in configs["model_index"].items() if entry[0] in PREFIXES):
-        if library is None:
-            continue
-        network = meta_network(getattr(import_module(library), name), configs[folder])
-        prefix = "conditioner.embedders.1.model." if folder == "text_encoder_2" else PREFIXES[folder][0]
-        if family == "sdxl-refiner" and folder == "text_encoder_2":
-            prefix = "conditioner.embedders.0.model."
-        elif family.startswith("sd2") and folder == "text_encoder":
-            prefix = "cond_stage_model.model."
-        elif family == "sdxl" and folder == "text_encoder":
-            prefix = "conditioner.embedders.0.transformer."
-        naming = {
-            "unet": partial(unet_place, config=configs["unet"]),
-            "vae": partial(vae_place, config=configs["vae"]),
-        }.get(folder, open_clip_place if ".model." in prefix else clip_place)
-        state |= original_state(network, naming, prefix)
-    return {key: tuple(tensor.shape) for key, tensor in state.items()}
+    parts = {folder: kind for folder, kind in configs["model_index"].items() if folder in PREFIXES and kind[0]}
+    kinds = {folder: getattr(import_module(library), name) for folder, (library, name) in parts.items()}
+    networks = {folder: meta_network(kind, configs[folder]) for folder, kind in kinds.items()}
+    return {key: tuple(value.shape) for key, value in family_state(networks, configs, family).items()}
 
 
 @pytest.fixture
@@ -199,13 +143,12 @@ def open_clip(tmp_path, monkeypatch):
 )
 def test_families_are_told_by_their_shapes(open_clip, family, channels, pipeline, pixels):
     source = SingleFile(full_size(family, channels))
-    index = source.config("", "model_index.json")
-    parts = {folder: index[folder] for folder in PREFIXES if index.get(folder, [None])[0]}
-    source.check({folder: getattr(import_module(library), name) for folder, (library, name) in parts.items()})
-    assert (source.family, index["_class_name"]) == (family, pipeline)
-    assert source.config("unet")["in_channels"] == channels
-    assert source.config("unet")["sample_size"] * 8 == pixels
-    assert source.config("scheduler", "scheduler_config.json")["prediction_type"] == "epsilon"
+    checkpoint = Checkpoint(source)
+    source.check({folder: checkpoint.network_class(folder) for folder in checkpoint.folders})
+    assert source.config("", "model_index.json")["_class_name"] == pipeline
+    facts = checkpoint.model
+    assert (facts.family, facts.unet_channels, facts.native_size) == (family, channels, pixels)
+    assert facts.scheduler["prediction_type"] == "epsilon"
 
 
 @pytest.mark.parametrize(
@@ -218,12 +161,12 @@ def test_families_are_told_by_their_shapes(open_clip, family, channels, pipeline
         ({}, {}, ("v_pred",), "sd2-v"),
     ],
 )
-def test_sd2_by_what_it_predicts(options, metadata, markers, family):
+def test_sd2_by_what_it_predicts(open_clip, options, metadata, markers, family):
     source = SingleFile(full_size("sd2", metadata=metadata, markers=markers), **options)
-    assert source.family == family
-    assert source.config("unet")["sample_size"] == (96 if family == "sd2-v" else 64)
-    prediction = source.config("scheduler", "scheduler_config.json")["prediction_type"]
-    assert prediction == ("v_prediction" if family == "sd2-v" else "epsilon")
+    facts = Checkpoint(source).model
+    assert (source.family, facts.family) == (family, "sd2")
+    assert facts.native_size == (768 if family == "sd2-v" else 512)
+    assert facts.scheduler["prediction_type"] == ("v_prediction" if family == "sd2-v" else "epsilon")
 
 
 def test_sd2_that_does_not_say_what_it_predicts():

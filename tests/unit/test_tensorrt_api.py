@@ -21,9 +21,10 @@ from latentrt.engine.network import DTYPES
 from latentrt.engine.tensorrt import TensorRTBuilder
 from latentrt.runtime.backends import cuda, targets
 from latentrt.runtime.backends import tensorrt as runner_module
+from latentrt.runtime.backends.cuda_graph import Graph
 from latentrt.runtime.backends.tensorrt import TensorRTBackend
 from latentrt.runtime.components import component_specs
-from latentrt.runtime.errors import BackendError, RequestError, StaleBuildError
+from latentrt.runtime.errors import BackendError, LatentRTError, RequestError, StaleBuildError
 from latentrt.runtime.specs import ComponentSpec, Port, port
 
 BACKENDS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt_lean": "tensorrt", "tensorrt_bindings": "tensorrt"}
@@ -82,7 +83,8 @@ def test_runner(
     stand_in, backend, engine = open_engine(
         monkeypatch, module, spec, tmp_path, IExecutionContext__update_device_memory_size_for_shapes=lambda: 4096
     )
-    buffers = engine.bind(SIZES)
+    binding = engine.bind(SIZES)
+    buffers = binding.buffers
     assert {name: buffer.shape for name, buffer in buffers.items()} == {
         "latent": (1, 4, 9, 16),
         "image": (1, 72, 128, 3),
@@ -90,14 +92,17 @@ def test_runner(
     }
     values = np.random.default_rng(0).standard_normal((1, 4, 9, 16))
     buffers["latent"].write(values)
-    engine.run()
+    binding.run()
     np.testing.assert_array_equal(buffers["latent"].numpy(), values.astype("float16"))
-    assert engine.bind(dict(SIZES)) is buffers
+    np.testing.assert_array_equal(buffers["latent"].fetch()(), values.astype("float16"))
+    assert engine.bind(SIZES).buffers["latent"] is not buffers["latent"]
     assert backend.workspace(100).nbytes == 4096
     engine.close()
     engine.close()
+    with pytest.raises(LatentRTError, match="vae_decoder: the engine is closed"):
+        engine.bind(SIZES)
+    del binding, buffers
     backend.close()
-    del buffers
     assert not gpu.memory
     assert {"IExecutionContext.execute_async_v3", "IExecutionContext.set_device_memory"} <= stand_in.used
     kernels = list((tmp_path / "cache" / "latentrt" / "kernels").glob("*.cache"))
@@ -113,6 +118,7 @@ def test_runner_reads_the_kernels_of_the_process_before(
         _, backend, engine = open_engine(
             monkeypatch, module, spec, tmp_path, IRuntimeCache__deserialize=lambda blob: given.append(blob) or True
         )
+        engine.bind(SIZES)
         engine.close()
         backend.close()
     assert given == [b"kernels"]
@@ -130,11 +136,9 @@ def test_runner_shares_buffers(
         IExecutionContext__set_tensor_address=lambda name, memory: addresses.update({name: memory}) or True,
     )
     latent = cuda.DeviceBuffer((1, 4, 9, 16), np.float16, backend.stream)
-    first = engine.bind(SIZES, {"latent": latent})
-    assert first["latent"] is latent
-    assert addresses == {name: buffer.pointer for name, buffer in first.items()}
-    assert engine.bind(SIZES, {"latent": latent}) is first
-    assert engine.bind(SIZES)["latent"] is not latent
+    buffers = engine.bind(SIZES, {"latent": latent}).buffers
+    assert buffers["latent"] is latent
+    assert addresses == {name: buffer.pointer for name, buffer in buffers.items()}
     wrong = cuda.DeviceBuffer((1, 4, 9, 16), np.float32, backend.stream)
     with pytest.raises(BackendError, match=r"latent needs a buffer float16\[1, 4, 9, 16\], the shared one is float32"):
         engine.bind(SIZES, {"latent": wrong})
@@ -163,8 +167,7 @@ def test_runner_failures(
 ) -> None:
     def use_it() -> None:
         _, _, engine = open_engine(monkeypatch, module, spec, tmp_path, **{what: answer})
-        engine.bind(SIZES)
-        engine.run()
+        engine.bind(SIZES).run()
 
     with pytest.raises(BackendError, match=message):
         use_it()
@@ -309,6 +312,10 @@ def test_every_cuda_call_exists(gpu: StandInCuda) -> None:
     buffer = cuda.DeviceBuffer((2, 3), np.float32, stream)
     buffer.copy_from(buffer)
     buffer.numpy()
+    buffer.fetch()()
+    graph = Graph(stream, lambda: buffer.copy_from(buffer))
+    graph.launch()
+    del graph
     event.record(stream)
     stream.wait(event)
     event.synchronize()
@@ -319,7 +326,8 @@ def test_every_cuda_call_exists(gpu: StandInCuda) -> None:
     for name, *arguments in gpu.calls:
         line = (getattr(real, name).__doc__ or "").split("\n")[0]
         assert len(arguments) == len([part for part in line[line.index("(") + 1 : -1].split(",") if part]), line
-    for kind in gpu.cudaMemcpyKind:
-        assert hasattr(real.cudaMemcpyKind, kind.name)
+    for enumeration in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+        for kind in getattr(gpu, enumeration):
+            assert hasattr(getattr(real, enumeration), kind.name)
     assert real.cudaError_t.cudaSuccess == 0
     assert {"name", "major", "minor"} <= set(dir(real.cudaDeviceProp))

@@ -1,0 +1,78 @@
+"""CUDA graphs: work that is enqueued the same way every time, captured once and launched with one call."""
+
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from latentrt.runtime.backends import cuda
+from latentrt.runtime.errors import BackendError
+
+logger = logging.getLogger(__name__)
+
+
+class Recording:
+    """Callable work on one stream. The first call runs it as it is, the second captures it, later ones replay.
+
+    So the first call warms up what allocates or chooses kernels, which no capture allows, and no call is wasted. Work
+    that cannot be captured goes on being enqueued piece by piece, after one warning: slower for the host, otherwise the
+    same.
+    """
+
+    def __init__(self, stream: cuda.Stream, work: Callable[[], None]):
+        self._stream = stream
+        self._work = work
+        self._warm = False
+        self._launch: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        """Enqueue the work."""
+        if self._launch is not None:
+            self._launch()
+        elif not self._warm:
+            self._work()
+            self._warm = True
+        else:
+            self._launch = self._capture()
+            self._launch()
+
+    def _capture(self) -> Callable[[], None]:
+        try:
+            return Graph(self._stream, self._work).launch
+        except BackendError as error:
+            logger.warning("this work cannot be captured as a CUDA graph, so every step costs the host more: %s", error)
+            return self._work
+
+
+class Graph:
+    """An instantiated CUDA graph of some work. Everything that the work uses must outlive it.
+
+    Raises:
+        BackendError: the work fails while it is captured, or does what a graph cannot hold.
+    """
+
+    def __init__(self, stream: cuda.Stream, work: Callable[[], None]):
+        self._stream = stream
+        # Other threads may go on allocating while this one captures.
+        cuda.call(
+            "cudaStreamBeginCapture",
+            stream.handle,
+            cuda.bindings().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal,
+        )
+        try:
+            work()
+        except BaseException:
+            # Without this the stream could not be used again.
+            cuda.bindings().cudaStreamEndCapture(stream.handle)
+            raise
+        graph = cuda.call("cudaStreamEndCapture", stream.handle)
+        try:
+            self._graph: Any = cuda.call("cudaGraphInstantiate", graph, 0)
+        finally:
+            cuda.call("cudaGraphDestroy", graph)
+        self._work = work  # its buffers are the graph's
+        weakref.finalize(self, cuda.bindings().cudaGraphExecDestroy, self._graph)
+
+    def launch(self) -> None:
+        """Enqueue the whole graph."""
+        cuda.call("cudaGraphLaunch", self._graph, self._stream.handle)

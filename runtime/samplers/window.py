@@ -1,0 +1,69 @@
+"""Which rows of a schedule a request runs: image to image, and ensembles that share the denoising between models."""
+
+import numpy as np
+
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.samplers.compile import plan_sampler
+from latentrt.runtime.samplers.config import ScheduleConfig
+from latentrt.runtime.samplers.plan import Plan
+
+
+def kept_rows(
+    name: str,
+    config: ScheduleConfig,
+    steps: int,
+    *,
+    strength: float = 1.0,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
+) -> tuple[int, int]:
+    """First row and end of the rows that diffusers' pipelines run, for `compile_sampler`.
+
+    `strength` keeps that share of the steps, counted from the last. `denoising_start` and `denoising_end` are shares of
+    the training timesteps, whatever the spacing: a base model with `denoising_end` x leaves off where a refiner with
+    `denoising_start` x goes on; a start takes the place of the strength. A sampler with two evaluations per step leaves
+    off after the first of them, and goes on with the step that this one began, as in diffusers.
+
+    Raises:
+        RequestError: a share lies outside 0 to 1, the start is not before the end, nothing is left to run, or an
+            `edm_` sampler, whose schedule has no training timesteps, is asked for shares of them.
+    """
+    _check_shares(strength, denoising_start, denoising_end)
+    plan = plan_sampler(name, config, steps)
+    shared = bool(denoising_start) or (denoising_end is not None and denoising_end < 1)
+    if shared and plan.timesteps.min() < 0 and name.startswith("edm_"):
+        raise RequestError(f"denoising_start and denoising_end: {name} has no training timesteps to divide")
+    if denoising_start:
+        first = _start(plan, _cutoff(config, denoising_start))
+    else:
+        first = (steps - int(steps * strength)) * plan.evaluations
+    end = plan.row_count
+    if denoising_end is not None and denoising_end < 1:
+        end = first + int(np.count_nonzero(plan.timesteps[first:] >= _cutoff(config, denoising_end)))
+    if first >= end:
+        raise RequestError(
+            f"strength {strength}, denoising_start {denoising_start}, denoising_end {denoising_end}: none of "
+            f"{steps} steps lies between. Ask for more steps or a wider part"
+        )
+    return first, end
+
+
+def _start(plan: Plan, cutoff: int) -> int:
+    """The first row below the cutoff, moved back to the row that begins its step."""
+    rows = int(np.count_nonzero(plan.timesteps < cutoff))
+    if plan.evaluations == 2 and rows % 2 == 0:
+        rows += 1
+    return plan.row_count - rows
+
+
+def _cutoff(config: ScheduleConfig, share: float) -> int:
+    """The timestep down to which this share of the noise is removed."""
+    return round(config.num_train_timesteps - share * config.num_train_timesteps)
+
+
+def _check_shares(strength: float, start: float | None, end: float | None) -> None:
+    for label, share in (("strength", strength), ("denoising_start", start), ("denoising_end", end)):
+        if share is not None and not 0 <= share <= 1:
+            raise RequestError(f"{label} {share}: it is a share, from 0 to 1")
+    if start is not None and end is not None and start >= end:
+        raise RequestError(f"denoising_start {start}: it must be less than denoising_end ({end})")
