@@ -2,8 +2,8 @@
 
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderTiny
 from torch import Tensor, nn
 
 from latentrt.runtime.model import Model
@@ -79,7 +79,7 @@ def decode(network: Any, latent: Tensor) -> Tensor:
 def moments(network: Any, image: Tensor) -> Tensor:
     """(images, 3, 8h, 8w) -> mean and log variance side by side, (images, 2 * 4, h, w)."""
     values: Tensor = network.encoder(image)
-    if isinstance(network, AutoencoderTiny):
+    if isinstance(network, diffusers.AutoencoderTiny):
         # It has no distribution: its latents are the mean, with as little variance as the ports can say.
         return torch.cat([values, torch.full_like(values, LOGVAR_RANGE[0])], dim=1)
     return values if network.quant_conv is None else network.quant_conv(values)

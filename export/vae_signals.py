@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
-from diffusers import AutoencoderTiny
+import diffusers
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
@@ -142,7 +142,7 @@ def vae_signals(network: Any, component: str) -> Signals:
     """
     signals = Signals(network)
     half = "decoder" if component == "vae_decoder" else "encoder"
-    if isinstance(network, AutoencoderTiny):
+    if isinstance(network, diffusers.AutoencoderTiny):
         for name, module in network.get_submodule(half).named_modules(prefix=half):
             if isinstance(module, nn.Conv2d):
                 signals.project(name, UNSCALED, UNSCALED)

@@ -76,8 +76,13 @@ def read_key(key: str) -> Key | None:
         return None
     prefix = next((prefix for prefix in NETWORKS if key.startswith(prefix)), "")
     layer = match["layer"].removeprefix(prefix).replace(".processor", "")
-    part: Part = {"A": "down", "B": "up", None: match["kohya"] or "alpha"}[match["peft"]]
-    return Key(NETWORKS.get(prefix, "unet"), flat(layer), part)
+    return Key(NETWORKS.get(prefix, "unet"), flat(layer), _part(match))
+
+
+def _part(match: re.Match[str]) -> Part:
+    if match["alpha"]:
+        return "alpha"
+    return "down" if match["peft"] == "A" or match["kohya"] == "down" else "up"
 
 
 def flat(name: str) -> str:
