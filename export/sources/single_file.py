@@ -13,7 +13,7 @@ import torch
 from latentrt.export.sources.folder import Folder
 from latentrt.export.sources.places import Place, clip_place, open_clip_place, unet_place, vae_place
 from latentrt.export.sources.source import Classes, Config, Source
-from latentrt.export.sources.tokenizers import check_vocabulary, folder_tokenizer, installed_vocabulary
+from latentrt.export.sources.tokenizers import END, check_vocabulary, folder_tokenizer, installed_vocabulary
 from latentrt.export.sources.weight_file import Naming, WeightFile, check_places, filled_network, sha256, some
 from latentrt.runtime.errors import CheckpointError
 
@@ -132,7 +132,9 @@ class SingleFile(Source):
         """From the user's folders, or an installed package."""
         if self.tokenizer_folder is None and self.folder is not None:
             return self.folder.tokenizer(folder)
-        pad = self._shipped["padding"].get(folder, "") if self.folder is None else "!"
+        # OpenAI's CLIP, which has quick_gelu, is filled up with its end token, OpenCLIP with token 0.
+        encoder = self.config(folder.replace("tokenizer", "text_encoder"))
+        pad = END if encoder.get("hidden_act", "quick_gelu") == "quick_gelu" else "!"
         if self.tokenizer_folder is not None:
             return folder_tokenizer(self.tokenizer_folder, folder, pad)
         return installed_vocabulary(self.path).tokenizer(pad)

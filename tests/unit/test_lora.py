@@ -6,14 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import write_sdxl
+from checkpoints import write_checkpoint, write_sdxl
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key, _maybe_map_sgm_blocks_to_diffusers
 from loras import CONVOLUTIONS, LAYERS, LINEAR, TEXTS, Change, expected, write_lora
 from safetensors.torch import load_file, save_file
 
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import CLASSES
 from latentrt.export.sources.lora import LoraFile
 from latentrt.export.sources.lora_keys import layers, read_key
 from latentrt.export.sources.single_file import CONFIGS
@@ -28,7 +27,7 @@ def plain(sdxl_checkpoint):
 
 
 def tensors(checkpoint, dtype=torch.float32):
-    return {folder: dict(checkpoint.network(folder, dtype).state_dict()) for folder in CLASSES}
+    return {folder: dict(checkpoint.network(folder, dtype).state_dict()) for folder in checkpoint.folders}
 
 
 def merged(folder, *loras):
@@ -103,6 +102,27 @@ def test_a_linear_lora_on_a_convolution_of_one_pixel(tmp_path, sdxl_checkpoint, 
     flat = Change(change.folder, change.layer, change.shape[:2])
     file = write_lora(tmp_path / "a.safetensors", "kohya", (flat,))
     assert_merged(tensors(merged(sdxl_checkpoint, file)), plain, (change,))
+
+
+def test_a_lora_for_sd_1(tmp_path):
+    """One text encoder, named lora_te_; transformers that begin with a convolution of one pixel."""
+    folder = write_checkpoint(tmp_path / "sd15", "sd15")
+    block = "down_blocks.0.attentions.0"
+    changes = (
+        Change("unet", f"{block}.proj_in", (16, 16, 1, 1), "input_blocks_1_1_proj_in"),
+        Change(
+            "unet",
+            f"{block}.transformer_blocks.0.attn2.to_k",
+            (16, 32),
+            "input_blocks_1_1_transformer_blocks_0_attn2_to_k",
+        ),
+        Change("unet", "up_blocks.1.resnets.1.conv1", (16, 32, 3, 3), "output_blocks_3_0_in_layers_2"),
+        TEXTS[0],
+    )
+    file = write_lora(tmp_path / "a.safetensors", "kohya original", changes, alpha=2.0)
+    save_file({key.replace("lora_te1_", "lora_te_"): value for key, value in load_file(file).items()}, file)
+    plain, found = tensors(Checkpoint.open(folder)), tensors(merged(folder, file))
+    assert_merged(found, plain, changes, scale=2 / 3)
 
 
 def test_alphas_in_the_header_of_diffusers(sdxl_checkpoint, plain, tmp_path):

@@ -211,15 +211,14 @@ def test_an_installed_vocabulary_gives_the_tokens_of_its_merges(tmp_path):
     assert files["merges.txt"].decode().split("\n")[1:-1] == list(merges)
 
 
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
 @pytest.mark.parametrize("form", ["checkpoint", "files", "json"])
-def test_a_tokenizer_that_the_user_names(single, sdxl_checkpoint, configs, tmp_path, form):
+def test_a_tokenizer_that_the_user_names(single, sdxl_checkpoint, configs, tmp_path, form, name):
     given = sdxl_checkpoint if form == "checkpoint" else write_tokenizer(tmp_path / "given", tokenizer_format=form)
     source = Checkpoint.open(single, config=configs, tokenizer=given)
-    source.write_tokenizer("tokenizer_2", tmp_path / "written")
+    source.write_tokenizer(name, tmp_path / "written")
     text = "a red circle on a blue background"
-    found, wanted = (
-        Tokenizer.load(path).chunks(text) for path in (tmp_path / "written", sdxl_checkpoint / "tokenizer_2")
-    )
+    found, wanted = (Tokenizer.load(path).chunks(text) for path in (tmp_path / "written", sdxl_checkpoint / name))
     assert found.tolist() == wanted.tolist()
 
 
