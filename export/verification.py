@@ -170,7 +170,7 @@ def verify_picture(pipeline: Pipeline, checkpoint: Checkpoint) -> Figure:
         seed=PICTURE_SEED,
         prompt=TEXTS[1],
         negative_prompt=NEGATIVE,
-        guidance_scale=request.guidance,
+        guidance_scale=request.guidance[0],
     )
     figure = measure(
         "picture", f"{request.width}x{request.height}", "image", _pixels(ours.images), _pixels(theirs), 1.0

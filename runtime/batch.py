@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.components import MAX_HISTORY, MAX_STEPS
+from latentrt.runtime.components import MAX_HISTORY, MAX_NOISES, MAX_STEPS
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.picture import Floats, Picture
+from latentrt.runtime.samplers import SamplerTable
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -57,6 +58,20 @@ def check_alike(pictures: Sequence[Picture]) -> None:
                 f"one batch has prompts of one length; these have {tokens[0]} and {tokens[1]} tokens. Begin the "
                 f"shorter one with tokens={max(tokens)}, or draw these pictures in batches of their own"
             )
+
+
+def check_table(table: SamplerTable) -> None:
+    """Raise `RequestError` where a sampler's table is longer than the sampler graph takes."""
+    if table.step_count > MAX_STEPS:
+        raise RequestError(
+            f"{table.sampler}: {table.step_count} evaluations of the U-Net; at most {MAX_STEPS} are served. Ask for "
+            "fewer steps"
+        )
+    if (draws := int(table.draws.sum())) > MAX_NOISES:
+        raise RequestError(
+            f"{table.sampler}: draws noise on {draws} steps; at most {MAX_NOISES} such steps are served. Ask for fewer "
+            "steps, or for a sampler that draws none"
+        )
 
 
 def _capacity(capacities: tuple[int, ...], needed: Any) -> int:

@@ -21,6 +21,9 @@ from latentrt.runtime.specs import TOKENS_PER_CHUNK, ComponentSpec, Dim, DType, 
 DTYPES: Mapping[Precision, DType] = {"fp16": "float16", "fp32": "float32", "bf16": "bfloat16"}
 
 MAX_STEPS = 1000
+MAX_NOISES = 256
+"""Fewer than the steps: all of them lie on the device, and TensorRT counts a tensor's elements in 31 bits."""
+
 MAX_HISTORY = 8
 
 
@@ -39,7 +42,7 @@ def request_dims(limits: Limits, model: Model) -> dict[str, Dim]:
         "latent_width": tuple(bound // scale for bound in width),
         "steps": (1, 30, MAX_STEPS),
         "history": (2, 2, MAX_HISTORY),
-        "noises": (1, 1, MAX_STEPS),
+        "noises": (1, 1, MAX_NOISES),
     }
     return {name: Dim(name, *three) for name, three in bounds.items()}
 

@@ -1,42 +1,36 @@
 """The runtime's front door: load a bundle, generate pictures."""
 
-import logging
-import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 from PIL import Image
 
-from latentrt.runtime.backends import Backend, Buffer, Engine
+from latentrt.runtime.backends import Backend, Engine
+from latentrt.runtime.batch import check_table
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.drawing import Drawing, draw_noise, start_pictures
-from latentrt.runtime.errors import NumericsError, RequestError
-from latentrt.runtime.loop import KEPT_SESSIONS, Loop, StepProgress, check_finite
+from latentrt.runtime.drawing import Drawing, start_pictures
+from latentrt.runtime.embeddings import Embeddings
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.images import paste_back
+from latentrt.runtime.loop import Loop, StepProgress, check_finite
 from latentrt.runtime.model import Limits
 from latentrt.runtime.picture import Floats
 from latentrt.runtime.prompt import PromptEncoder
-from latentrt.runtime.recent import Recent
-from latentrt.runtime.request import (
-    MicroConditioning,
-    Request,
-    Size,
-    check_images,
-    check_tokens,
-    one_or_more,
-    per_prompt,
-)
-from latentrt.runtime.samplers import ScheduleConfig, compile_sampler
+from latentrt.runtime.request import Request, check_images, check_tokens
+from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.selection import Selection, select
+from latentrt.runtime.settings import Prompt, Settings, make_request
 from latentrt.runtime.tokenizer import Tokenizer
+from latentrt.runtime.vae import Vae
 
-logger = logging.getLogger(__name__)
+LATE = frozenset({"vae_encoder"})
+"""Components that are loaded when a request first needs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +58,12 @@ class Pipeline:
         }
         self._prompts = PromptEncoder(model, tokenizers, self._engines)
         self._loop = Loop(backend, self._engines)
-        self._decoders: Recent[tuple[int, ...], tuple[Mapping[str, Buffer], Callable[[], None]]] = Recent(KEPT_SESSIONS)
-        self._schedule = ScheduleConfig.from_diffusers(model.scheduler)
+        self._vae = Vae(backend, model, self._engine)
+        ScheduleConfig.from_diffusers(model.scheduler)  # a schedule that cannot be followed is an error now
 
     @classmethod
     def load(cls, bundle: str | Path | Bundle, backend: str | None = None, device: str | None = None) -> "Pipeline":
-        """Load every component for text to image.
+        """Load every component for text to image; what else a request needs is loaded with the first one that does.
 
         `backend`: `onnxruntime`, `tensorrt` or `tensorrt-rtx`; `device`: `cpu` or `cuda:<index>`. What is not named is
         chosen from the builds in the bundle and what is installed.
@@ -85,15 +79,15 @@ class Pipeline:
         engines: dict[str, Engine] = {}
         try:
             for name, spec in bundle.manifest.specs(selection.limits).items():
-                if name != "vae_encoder":
+                if name not in LATE:
                     engines[name] = opened.load(spec, selection.file(name))
             return cls(bundle, selection, opened, engines)
         except BaseException:
             _close(engines, opened)
             raise
 
-    def generate(self, prompt: str | Sequence[str], *, progress: StepProgress | None = None, **settings: Any) -> Result:
-        """Draw one request as one batch; `settings` are those of `request`.
+    def generate(self, prompt: Prompt, *, progress: StepProgress | None = None, **settings: Unpack[Settings]) -> Result:
+        """Draw one request as one batch; `latentrt.runtime.settings` describes the settings.
 
         Raises:
             RequestError: a value that this build does not serve; nothing has run then.
@@ -101,62 +95,13 @@ class Pipeline:
         """
         return self.run(self.request(prompt, **settings), progress)
 
-    def request(
-        self,
-        prompt: str | Sequence[str],
-        *,
-        negative: str | Sequence[str | None] | None = None,
-        prompt_2: str | Sequence[str | None] | None = None,
-        negative_2: str | Sequence[str | None] | None = None,
-        clip_skip: int = 0,
-        steps: int | None = None,
-        guidance: float | None = None,
-        seed: int | Sequence[int] | None = None,
-        width: int | None = None,
-        height: int | None = None,
-        images: int = 1,
-        sampler: str | None = None,
-        original_size: Size | None = None,
-        crop: Size = (0, 0),
-        target_size: Size | None = None,
-        aesthetic_score: float | None = None,
-        negative_aesthetic_score: float | None = None,
-        negative_conditioning: MicroConditioning | None = None,
-    ) -> Request:
-        """A request of `images` pictures for each prompt; what is not given is the bundle's default.
-
-        The same seed gives the picture that diffusers gives with a CPU generator of that seed. Sizes are (height,
-        width), the crop (top, left), as SDXL's time ids order them; they default to the request's own size.
-        `prompt_2` and `negative_2` go to the second text encoder, by default what the first one gets. `clip_skip` drops
-        that many more of the text encoders' last layers for the prompts, not for the negatives, as in diffusers.
+    def request(self, prompt: Prompt, **settings: Unpack[Settings]) -> Request:
+        """The request that `generate` would run.
 
         Raises:
             RequestError: a value that no build serves.
         """
-        manifest = self.bundle.manifest
-        defaults, native = manifest.defaults, manifest.model.native_size
-        prompts = one_or_more(prompt)
-        conditioning = MicroConditioning(original_size, crop, target_size, aesthetic_score)
-        if negative_aesthetic_score is not None:
-            negative_conditioning = replace(
-                negative_conditioning or conditioning, aesthetic_score=negative_aesthetic_score
-            )
-        return Request(
-            prompts=prompts,
-            negatives=per_prompt("negative", negative, len(prompts)),
-            images=images,
-            steps=defaults.steps if steps is None else steps,
-            guidance=defaults.guidance if guidance is None else guidance,
-            seeds=_seeds(seed),
-            width=native if width is None else width,
-            height=native if height is None else height,
-            sampler=sampler or defaults.sampler,
-            conditioning=conditioning,
-            negative_conditioning=negative_conditioning,
-            prompts_2=per_prompt("prompt_2", prompt_2, len(prompts)),
-            negatives_2=per_prompt("negative_2", negative_2, len(prompts)),
-            clip_skip=clip_skip,
-        )
+        return make_request(prompt, settings, self.bundle.manifest)
 
     def run(self, request: Request, progress: StepProgress | None = None) -> Result:
         """Serve a request; see `generate`."""
@@ -176,18 +121,55 @@ class Pipeline:
         self.backend.activate()
         request.check(self.limits, self._rebuild)
         request.check_model(self.bundle.manifest.model)
-        longest, needed = self._prompts.longest(request)
-        needed = max(needed, tokens)
-        check_tokens(needed, self.limits, self._rebuild, longest)
-        tokens = max(needed, self.limits.tokens.min)
-        table = compile_sampler(request.sampler, self._schedule, request.steps)
+        tokens = self._tokens(request, tokens)
+        table = self._table(request)
         timings: dict[str, float] = {}
         with self._stage(timings, "text"):
             conditioning = self._prompts.encode(request, tokens)
-        model = self.bundle.manifest.model
-        latent = (model.latent_channels, request.height // model.latent_scale, request.width // model.latent_scale)
-        noise = draw_noise(request, table, latent)
-        return Drawing(request, start_pictures(request, conditioning, table, noise), timings)
+        with self._stage(timings, "encode"):
+            pictures = start_pictures(request, conditioning, table, self.bundle.manifest.model, self._vae.encode)
+        return Drawing(request, pictures, timings)
+
+    def _tokens(self, request: Request, least: int = 0) -> int:
+        """How many tokens a request's prompts are encoded in: what the longest needs, checked."""
+        longest, needed = self._prompts.longest(request)
+        needed = max(needed, least)
+        check_tokens(needed, self.limits, self._rebuild, longest)
+        return int(max(needed, self.limits.tokens.min))
+
+    def _engine(self, component: str) -> Engine:
+        """A component's engine, loaded if it is one of the late ones."""
+        if component not in self._engines:
+            spec = self.bundle.manifest.specs(self.limits)[component]
+            self._engines[component] = self.backend.load(spec, self.selection.file(component))
+        return self._engines[component]
+
+    def _table(self, request: Request) -> SamplerTable:
+        """The sampler's table for the steps that the request runs."""
+        schedule = ScheduleConfig.from_diffusers(self.bundle.manifest.model.scheduler | dict(request.schedule))
+        first, last = kept_rows(
+            request.sampler,
+            schedule,
+            request.steps,
+            strength=request.source.strength if request.source else 1.0,
+            denoising_start=request.denoising_start,
+            denoising_end=request.denoising_end,
+        )
+        table = compile_sampler(request.sampler, schedule, request.steps, first, last)
+        check_table(table)
+        return table
+
+    def embed(self, prompt: str | Sequence[str], **settings: Unpack[Settings]) -> Embeddings:
+        """What the text encoders make of a request's prompts and negative prompts, to be changed or kept.
+
+        Given back as the prompt, they draw the same pictures.
+
+        Raises:
+            RequestError: a value that this build does not serve.
+        """
+        self.backend.activate()
+        request = self.request(prompt, **settings)
+        return self._prompts.embed(request, self._tokens(request), guided=True)
 
     def advance(self, drawings: Sequence[Drawing], steps: int = 1, progress: StepProgress | None = None) -> None:
         """Advance several drawings by `steps` steps as one batch, whatever step each is at.
@@ -222,34 +204,11 @@ class Pipeline:
         drawing.timings["denoise"] += time.perf_counter() - started
         check_finite(drawing.pictures)
         latents = np.stack([picture.state[0] for picture in drawing.pictures])
-        with self._stage(drawing.timings, "decode"):
-            pictures = self._decode(latents)
-        return Result(pictures, latents, drawing.timings, drawing.request)
-
-    def _decode(self, latents: Floats) -> list[Image.Image]:
-        """Pictures from latents (images, 4, h, w), as many at once as the decoder takes.
-
-        While the device decodes one part, the host makes pictures of the part before.
-        """
-        at_once = self._engines["vae_decoder"].spec.dims["vae_images"].max
-        scaled = self.bundle.manifest.model.to_vae(latents)
-        pictures: list[Image.Image] = []
-        waiting: Callable[[], list[Image.Image]] = list
-        for first in range(0, len(scaled), at_once):
-            part = scaled[first : first + at_once]
-            buffers, run = self._decoders.get(part.shape, partial(self._bind_decoder, part.shape))
-            buffers["latent"].write(part)
-            run()
-            pictures += waiting()
-            waiting = _fetch_pictures(buffers)
-        return pictures + waiting()
-
-    def _bind_decoder(self, shape: tuple[int, ...]) -> tuple[Mapping[str, Buffer], Callable[[], None]]:
-        images, _, height, width = shape
-        binding = self._engines["vae_decoder"].bind(
-            {"vae_images": images, "latent_height": height, "latent_width": width}
-        )
-        return binding.buffers, self.backend.record(binding.run)
+        images: list[Image.Image] = []
+        if drawing.request.decode:
+            with self._stage(drawing.timings, "decode"):
+                images = paste_back(self._vae.decode(latents), drawing.request.source)
+        return Result(images, latents, drawing.timings, drawing.request)
 
     @contextmanager
     def _stage(self, timings: dict[str, float], name: str) -> Iterator[None]:
@@ -265,7 +224,7 @@ class Pipeline:
         """Give back every engine, buffer and the stream. Closing twice is allowed."""
         self._loop.close()
         self._prompts.close()
-        self._decoders.clear()
+        self._vae.close()
         _close(self._engines, self.backend)
         self._engines.clear()
 
@@ -278,32 +237,7 @@ class Pipeline:
         self.close()
 
 
-def _fetch_pictures(buffers: Mapping[str, Buffer]) -> Callable[[], list[Image.Image]]:
-    """Start copying the decoder's outputs to the host; calling what this returns waits for them.
-
-    Raises:
-        NumericsError: a picture is not finite.
-    """
-    magnitude, image = buffers["magnitude"].fetch(), buffers["image"].fetch()
-
-    def pictures() -> list[Image.Image]:
-        if not np.isfinite(magnitude()).all():
-            raise NumericsError(
-                "vae_decoder: the image holds NaN or infinity. The weights overflow in this precision; export with fp32"
-            )
-        return [Image.fromarray(pixels) for pixels in image()]
-
-    return pictures
-
-
 def _close(engines: Mapping[str, Engine], backend: Backend) -> None:
     for engine in engines.values():
         engine.close()
     backend.close()
-
-
-def _seeds(seed: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The seeds given, or a fresh one, which the result's request then tells."""
-    if seed is None:
-        return (secrets.randbits(32),)
-    return one_or_more(seed)

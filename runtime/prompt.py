@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.backends import Binding, Engine
+from latentrt.runtime.embeddings import Embeddings
 from latentrt.runtime.model import Model, TextEncoder
+from latentrt.runtime.prompt_weights import parse_weights
 from latentrt.runtime.recent import Recent
 from latentrt.runtime.request import Request
 from latentrt.runtime.specs import TOKENS_PER_CHUNK
@@ -60,8 +62,10 @@ class PromptEncoder:
 
     def longest(self, request: Request) -> tuple[str, int]:
         """The text of the request that needs most tokens, and how many, in whole chunks of 77."""
+        if request.embeddings is not None:
+            return "", request.embeddings.tokens
         chunks = {
-            text: max(len(tokenizer.chunks(text)) for tokenizer in self.tokenizers.values())
+            text: max(len(token_rows(tokenizer, text)[0]) for tokenizer in self.tokenizers.values())
             for text in sorted(request.texts)
         }
         longest = max(chunks, key=lambda text: chunks[text])
@@ -70,22 +74,33 @@ class PromptEncoder:
     def encode(self, request: Request, tokens: int) -> Conditioning:
         """Encode every text once, in one call per encoder, and lay the rows out for the U-Net."""
         guided = request.guided and not self.model.guidance_embedding
+        texts = request.embeddings or self.embed(request, tokens, guided)
+
+        def rows(negative: NDArray[Any] | None, positive: NDArray[Any] | None) -> NDArray[Any]:
+            return np.concatenate([part for part in (negative if guided else None, positive) if part is not None])
+
+        inputs = {"encoder_hidden_states": rows(texts.negative_hidden, texts.hidden).repeat(request.images, axis=0)}
+        if self.model.time_ids:
+            pooled = rows(texts.negative_pooled, texts.pooled).repeat(request.images, axis=0)
+            inputs |= {"text_embeds": pooled, "time_ids": self._time_ids(request, guided)}
+        if width := self.model.guidance_embedding:
+            inputs["timestep_cond"] = np.repeat(
+                [guidance_embedding(scale, width) for scale in request.guidance], request.images, axis=0
+            )
+        return Conditioning(inputs)
+
+    def embed(self, request: Request, tokens: int, guided: bool) -> Embeddings:
+        """The embeddings of a request's prompts and, where it is guided, of its negative prompts."""
         rows = [*(self._negatives(request) if guided else ()), *self._prompts(request)]
         parts = [
             self._encode_rows(encoder, [None if row is None else row[index] for row in rows], tokens)
             for index, encoder in enumerate(self.model.text_encoders)
         ]
-
-        def side_by_side(output: str) -> NDArray[Any]:
-            found = [part[output] for part in parts if output in part]
-            return np.concatenate(found, axis=-1).repeat(request.images, axis=0)
-
-        inputs = {"encoder_hidden_states": side_by_side("hidden")}
-        if self.model.time_ids:
-            inputs |= {"text_embeds": side_by_side("pooled"), "time_ids": self._time_ids(request, guided)}
-        if width := self.model.guidance_embedding:
-            inputs["timestep_cond"] = np.tile(guidance_embedding(request.guidance, width), (request.count, 1))
-        return Conditioning(inputs)
+        hidden = np.concatenate([part["hidden"] for part in parts], axis=-1)
+        pooled = np.concatenate([part["pooled"] for part in parts if "pooled" in part] or [hidden[:, 0, :0]], axis=-1)
+        count = len(request.prompts)
+        negative = (hidden[:-count], pooled[:-count]) if guided else (None, None)
+        return Embeddings(hidden[-count:], pooled[-count:], *negative)
 
     def _prompts(self, request: Request) -> list[Row]:
         seconds = request.prompts_2 or (None,) * len(request.prompts)
@@ -112,13 +127,26 @@ class PromptEncoder:
         return {name: np.stack([one[name] for one in found]) for name in absent}
 
     def _encode_texts(self, encoder: TextEncoder, texts: Sequence[Text], tokens: int) -> dict[Text, Encoded]:
-        """Every text by itself; those that are not known any more in one call."""
+        """Every text by itself; those that are not known any more in one call.
+
+        A weight w moves a token's hidden state from that of an empty text, e, to e + w (h - e).
+        """
         known = {text: self._encoded.find((encoder.component, text, tokens)) for text in texts}
         fresh = [text for text, encoded in known.items() if encoded is None]
         made = dict(zip(fresh, self._run(encoder, fresh, tokens // TOKENS_PER_CHUNK), strict=True)) if fresh else {}
         for text in made:
             self._encoded.get((encoder.component, text, tokens), partial(made.__getitem__, text))
-        return {text: made[text] if encoded is None else encoded for text, encoded in known.items()}
+        found = {text: made[text] if encoded is None else encoded for text, encoded in known.items()}
+        return {text: self._weighted(encoder, text, encoded, tokens) for text, encoded in found.items()}
+
+    def _weighted(self, encoder: TextEncoder, text: Text, encoded: Encoded, tokens: int) -> Encoded:
+        _, weights = token_rows(self.tokenizers[encoder.tokenizer], text.text)
+        if (weights == 1).all():
+            return encoded
+        empty = replace(text, text="")
+        hidden, start = encoded["hidden"], self._encode_texts(encoder, [empty], tokens)[empty]["hidden"]
+        column = np.pad(weights.reshape(-1, 1), ((0, tokens - weights.size), (0, 0)), constant_values=1)
+        return {**encoded, "hidden": (start + column * (hidden - start)).astype(hidden.dtype)}
 
     def _run(self, encoder: TextEncoder, texts: Sequence[Text], chunks: int) -> list[Encoded]:
         """One call of an encoder; the pooled text is that of a text's first chunk."""
@@ -164,7 +192,18 @@ def guidance_embedding(guidance: float, width: int) -> NDArray[np.float32]:
     return embedding
 
 
+def token_rows(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The ids of a text that may hold weights, and every token's weight, both (chunks, 77)."""
+    fragments = [(tokenizer.encode(part.text), part.weight) for part in parse_weights(text)]
+    rows = tokenizer.rows([token for ids, _ in fragments for token in ids])
+    flat = np.repeat([weight for _, weight in fragments], [len(ids) for ids, _ in fragments])
+    weights = np.ones(rows.shape, np.float32)
+    inner = np.pad(flat, (0, weights[:, 1:-1].size - flat.size), constant_values=1)
+    weights[:, 1:-1] = inner.reshape(len(rows), -1)
+    return rows, weights
+
+
 def _padded(tokenizer: Tokenizer, text: str, chunks: int) -> NDArray[np.int64]:
     """The text's chunks, then empty ones up to `chunks`, so that all rows of a batch are equally long."""
-    own = tokenizer.chunks(text)
+    own, _ = token_rows(tokenizer, text)
     return np.concatenate([own, *[tokenizer.empty_chunk()] * (chunks - len(own))])

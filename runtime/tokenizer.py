@@ -84,13 +84,14 @@ class Tokenizer:
         Raises:
             RequestError: the text cannot be written as UTF-8.
         """
-        return self._rows(self.encode(text))
+        return self.rows(self.encode(text))
 
     def empty_chunk(self) -> npt.NDArray[np.int64]:
         """The row (1, 77) of an empty text."""
-        return self._rows([])
+        return self.rows([])
 
-    def _rows(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+    def rows(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Token rows (chunks, 77) of the ids of a text."""
         room = TOKENS_PER_CHUNK - 2
         starts = range(0, max(1, len(ids)), room)
         rows = np.full((len(starts), TOKENS_PER_CHUNK), self.pad, dtype=np.int64)

@@ -79,7 +79,7 @@ def draw(both: Both, ours: dict[str, Any], theirs: dict[str, Any] | None = None)
     same = {
         "prompt": PROMPT,
         "negative_prompt": request.negatives[0],
-        "guidance_scale": request.guidance,
+        "guidance_scale": request.guidance[0],
         "num_images_per_prompt": request.images,
     }
     size = {"width": request.width, "height": request.height, "steps": request.steps}

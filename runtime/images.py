@@ -1,0 +1,120 @@
+"""Pictures and masks that a request starts from, as arrays."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.picture import Floats
+from latentrt.runtime.source import Source
+
+Picture = Image.Image | NDArray[Any]
+"""A PIL image, or an array (height, width, 3) of bytes or of floats from 0 to 1."""
+
+Mask = Image.Image | NDArray[Any]
+"""A PIL image, or an array (height, width) of bytes, of floats from 0 to 1, or of truth values; light is drawn anew."""
+
+
+def read_pictures(pictures: Picture | Sequence[Picture], width: int | None, height: int | None) -> Floats:
+    """(pictures, 3, height, width) in -1 … 1, as the VAE's encoder takes them; other sizes are resized (Lanczos).
+
+    Width and height that are not given are the first picture's own.
+
+    Raises:
+        RequestError: not a picture, one with transparency, or of a size that is no multiple of 8.
+    """
+    found = [_picture(one) for one in one_or_several(pictures)]
+    if not found:
+        raise RequestError("image: an empty list; give one picture, or one per picture to draw")
+    size = (width or found[0].width, height or found[0].height)
+    for name, length in zip(("width", "height"), size, strict=True):
+        if length % 8:
+            below = length // 8 * 8
+            raise RequestError(
+                f"image: its {name} of {length} pixels is not a multiple of 8. Crop it, or resize it by "
+                f"{name}={max(below, 8)} or {name}={below + 8}"
+            )
+    resized = [one if one.size == size else one.resize(size, Image.Resampling.LANCZOS) for one in found]
+    pixels = np.stack([np.asarray(one, np.float32) for one in resized])
+    return np.ascontiguousarray((pixels / np.float32(255) * 2 - 1).transpose(0, 3, 1, 2))
+
+
+def read_masks(masks: Mask | Sequence[Mask], pictures: Picture | Sequence[Picture], width: int, height: int) -> Floats:
+    """(masks, 1, height, width) of 0 and 1: 1 where the picture is drawn anew.
+
+    Raises:
+        RequestError: not a mask, or one of another size than its picture.
+    """
+    found = [_mask(one) for one in one_or_several(masks)]
+    wanted = _picture(one_or_several(pictures)[0]).size
+    for one in found:
+        if one.size != wanted:
+            raise RequestError(
+                f"mask: {one.width} x {one.height} pixels, the image has {wanted[0]} x {wanted[1]}. Make them the same"
+            )
+    size = (width, height)
+    resized = [one if one.size == size else one.resize(size, Image.Resampling.LANCZOS) for one in found]
+    levels = np.stack([np.asarray(one, np.float32) for one in resized])
+    return (levels[:, None] >= np.float32(127.5)).astype(np.float32)
+
+
+def paste_back(images: list[Image.Image], source: Source | None) -> list[Image.Image]:
+    """The images with the pixels of their source outside its mask, where the source asks for that."""
+    if source is None or not source.paste_back or source.pixels is None or source.mask is None:
+        return images
+    originals = ((source.pixels.transpose(0, 2, 3, 1) + 1) * 127.5).round().astype(np.uint8)
+    drawn = np.stack([np.asarray(image) for image in images])
+    return [Image.fromarray(pixels) for pixels in np.where(source.mask.transpose(0, 2, 3, 1) > 0, drawn, originals)]
+
+
+def latent_mask(mask: Floats, scale: int) -> Floats:
+    """A mask at the latents' size, (…, h, w): of each cell its upper left pixel, as diffusers takes it."""
+    return mask[..., ::scale, ::scale]
+
+
+def one_or_several(value: Any) -> list[Any]:
+    """A list of one picture, or of those in a list; an array with one axis more than a picture is several."""
+    if isinstance(value, Iterable) and not isinstance(value, Image.Image | np.ndarray):
+        return list(value)
+    return [value]
+
+
+def _picture(picture: Any) -> Image.Image:
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            raise RequestError(
+                f"image: an array of shape {list(picture.shape)}; it must be (height, width, 3), red, green and blue"
+            )
+        return Image.fromarray(_bytes("image", picture))
+    if not isinstance(picture, Image.Image):
+        raise RequestError(f"image: a {type(picture).__name__}; it must be a PIL image or an array (height, width, 3)")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        raise RequestError(
+            "image: it has an alpha channel. Put it on a background, or take its colours with image.convert('RGB')"
+        )
+    return picture.convert("RGB")
+
+
+def _mask(mask: Any) -> Image.Image:
+    if isinstance(mask, np.ndarray):
+        if mask.ndim != 2:
+            raise RequestError(f"mask: an array of shape {list(mask.shape)}; it must be (height, width)")
+        return Image.fromarray(_bytes("mask", mask))
+    if not isinstance(mask, Image.Image):
+        raise RequestError(f"mask: a {type(mask).__name__}; it must be a PIL image or an array (height, width)")
+    if "A" in mask.getbands():
+        raise RequestError("mask: it has an alpha channel; give the mask itself, light where the picture is drawn anew")
+    return mask.convert("L")
+
+
+def _bytes(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    if not np.issubdtype(values.dtype, np.floating) or not (np.all(values >= 0) and np.all(values <= 1)):
+        raise RequestError(f"{name}: an array of {values.dtype}; it must hold bytes, or floats from 0 to 1")
+    return (values * 255).round().astype(np.uint8)
