@@ -45,19 +45,16 @@ PARTS = re.compile(
 )
 
 OTHER_KINDS = {
-    "hada_w": "LoHa",
-    "lokr_w": "LoKr",
-    "dora_scale": "DoRA",
-    "lora_magnitude_vector": "DoRA",
-    "lora_mid": "a Tucker-decomposed LoRA",
-    "oft_": "OFT",
-    "on_input": "(IA)³",
-    "glora": "GLoRA",
-    "lora_B.bias": "a LoRA with biases",
-    "diff_b": "a full difference of weights",
-    ".diff": "a full difference of weights",
+    r"\.hada_w\d": "LoHa",
+    r"\.lokr_w\d": "LoKr",
+    r"\.dora_scale$|\.lora_magnitude_vector": "DoRA",
+    r"\.lora_mid\.": "a Tucker-decomposed LoRA",
+    r"\.oft_": "OFT",
+    r"\.on_input$": "(IA)³",
+    r"\.lora_B\.bias$": "a LoRA with biases",
+    r"\.diff(_b)?$": "a full difference of weights",
 }
-"""Part of a key, and the kind of adapter it belongs to: none of them is the plain product of two matrices."""
+"""Pattern of a key, and the kind of adapter it belongs to: none of them is the plain product of two matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,7 @@ def flat(name: str) -> str:
 
 def other_kind(keys: list[str]) -> str | None:
     """The kind of an adapter that is no LoRA, or no plain one."""
-    return next((kind for part, kind in OTHER_KINDS.items() if any(part in key for key in keys)), None)
+    return next((kind for part, kind in OTHER_KINDS.items() if any(re.search(part, key) for key in keys)), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,17 @@ def test_attention_processors_without_a_prefix_are_of_the_unet(sdxl_checkpoint, 
     assert_merged(tensors(merged(sdxl_checkpoint, file)), plain, LINEAR)
 
 
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "base_model.model."])
+def test_paths_with_dots_under_other_prefixes(sdxl_checkpoint, plain, tmp_path, prefix):
+    """In original blocks, and as PEFT saves a U-Net alone."""
+    path = "input_blocks.3.1.transformer_blocks.0.attn1.to_q" if prefix == "diffusion_model." else LINEAR[0].layer
+    state = load_file(write_lora(tmp_path / "a.safetensors", "peft", LINEAR[:1]))
+    save_file(
+        {key.replace(f"unet.{LINEAR[0].layer}", prefix + path): value for key, value in state.items()}, tmp_path / "b"
+    )
+    assert_merged(tensors(merged(sdxl_checkpoint, tmp_path / "b")), plain, LINEAR[:1])
+
+
 def test_half_precision_files_are_added_in_float32(sdxl_checkpoint, plain, tmp_path):
     file = write_lora(tmp_path / "a.safetensors", "kohya", LINEAR, dtype=torch.float16)
     found = tensors(merged(sdxl_checkpoint, file))
@@ -276,6 +287,9 @@ def test_another_size(sdxl_checkpoint, tmp_path):
         ("unet.conv_in.lora_magnitude_vector", "DoRA"),
         ("lora_unet_conv_in.lora_mid.weight", "a Tucker-decomposed LoRA"),
         ("lora_unet_conv_in.diff", "a full difference of weights"),
+        ("lora_unet_conv_in.oft_blocks", "OFT"),
+        ("lora_unet_conv_in.on_input", "(IA)³"),
+        ("unet.conv_in.lora_B.bias", "a LoRA with biases"),
     ],
 )
 def test_adapters_of_other_kinds_are_refused_by_name(sdxl_checkpoint, tmp_path, key, kind):
