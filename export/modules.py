@@ -28,11 +28,11 @@ class TextEncoder(nn.Module):
     def forward(self, input_ids: Tensor, clip_skip: Tensor) -> tuple[Tensor, ...]:
         """(texts, 77) and (texts,) int64 -> hidden (texts, 77, width), pooled (texts, projection)."""
         output = self.network(input_ids, output_hidden_states=True)
-        last = -1 - self.facts.skipped
-        hidden = output.hidden_states[last]
-        # One select per layer needs the memory of one; a gather would keep every layer's states to the end.
-        for skip in range(1, self.facts.max_clip_skip + 1):
-            hidden = torch.where((clip_skip == skip)[:, None, None], output.hidden_states[last - skip], hidden)
+        most = self.facts.max_clip_skip
+        hidden = output.hidden_states[0]
+        # Selecting layer by layer, as they come, keeps one layer's states; a gather would keep all to the end.
+        for layer, states in enumerate(output.hidden_states[1 : most + 1], 1):
+            hidden = torch.where((clip_skip <= most - layer)[:, None, None], states, hidden)
         if self.facts.final_norm:
             hidden = getattr(self.network, "text_model", self.network).final_layer_norm(hidden)
         return (hidden, output.text_embeds) if self.has_projection else (hidden,)
@@ -76,13 +76,19 @@ def decode(network: Any, latent: Tensor) -> Tensor:
     return image
 
 
+def encoded(network: Any, image: Tensor) -> Tensor:
+    """(images, 3, 8h, 8w) -> what the encoder computes: mean and log variance side by side, or TAESD's latents."""
+    values: Tensor = network.encoder(image)
+    return network.quant_conv(values) if getattr(network, "quant_conv", None) is not None else values
+
+
 def moments(network: Any, image: Tensor) -> Tensor:
     """(images, 3, 8h, 8w) -> mean and log variance side by side, (images, 2 * 4, h, w)."""
-    values: Tensor = network.encoder(image)
+    values = encoded(network, image)
     if isinstance(network, diffusers.AutoencoderTiny):
         # It has no distribution: its latents are the mean, with as little variance as the ports can say.
         return torch.cat([values, torch.full_like(values, LOGVAR_RANGE[0])], dim=1)
-    return values if network.quant_conv is None else network.quant_conv(values)
+    return values
 
 
 class VaeDecoder(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from latentrt.export import parity
 from latentrt.export.islands import LIMIT, find_islands, place_islands, run_rounded
-from latentrt.export.modules import decode, moments
+from latentrt.export.modules import decode, encoded
 from latentrt.export.ranges import Run, measure
 from latentrt.export.vae_signals import UNSCALED, Projection, Signals, vae_signals
 from latentrt.runtime.errors import ParityError
@@ -37,7 +37,7 @@ WEIGHT_SAMPLE = 4096
 
 REMEDY = "Export with --vae-precision fp32"
 
-RUN = {"vae_decoder": decode, "vae_encoder": moments}
+RUN = {"vae_decoder": decode, "vae_encoder": encoded}
 
 
 def fit_to_fp16(network: Any, component: str, samples: list[Tensor]) -> NumericsRecord:

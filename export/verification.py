@@ -20,6 +20,7 @@ from latentrt.export.sampler_graph import sampler_reference
 from latentrt.export.samples import sample_inputs
 from latentrt.runtime.backends import Backend
 from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.samplers import SAMPLERS
 from latentrt.runtime.specs import ComponentSpec, Precision
 from latentrt.runtime.tokenizer import Tokenizer
 
@@ -171,6 +172,7 @@ def verify_picture(pipeline: Pipeline, checkpoint: Checkpoint) -> Figure:
         prompt=TEXTS[1],
         negative_prompt=NEGATIVE,
         guidance_scale=request.guidance[0],
+        eta=SAMPLERS[request.sampler].defaults.get("eta", 0.0),  # the pipeline passes 0 on to every class that has it
     )
     figure = measure(
         "picture", f"{request.width}x{request.height}", "image", _pixels(ours.images), _pixels(theirs), 1.0

@@ -37,8 +37,8 @@ class TextEncoder(Record):
 
     @property
     def max_clip_skip(self) -> int:
-        """How many more layers a request may skip: at least one remains."""
-        return self.layers - self.skipped - 1
+        """How many more layers a request may skip: down to the embeddings, as in diffusers."""
+        return self.layers - self.skipped
 
 
 class Model(Record):

@@ -119,7 +119,7 @@ class Pipeline:
             RequestError: a value that this build does not serve.
         """
         self.backend.activate()
-        request.check(self.limits, self._rebuild)
+        request.check(self.limits, self.rebuild_command)
         request.check_model(self.bundle.manifest.model)
         tokens = self._tokens(request, tokens)
         table = self._table(request)
@@ -134,7 +134,7 @@ class Pipeline:
         """How many tokens a request's prompts are encoded in: what the longest needs, checked."""
         longest, needed = self._prompts.longest(request)
         needed = max(needed, least)
-        check_tokens(needed, self.limits, self._rebuild, longest)
+        check_tokens(needed, self.limits, self.rebuild_command, longest)
         return int(max(needed, self.limits.tokens.min))
 
     def _engine(self, component: str) -> Engine:
@@ -182,7 +182,7 @@ class Pipeline:
         """
         self.backend.activate()
         pictures = [picture for drawing in drawings for picture in drawing.pictures]
-        check_images(len(pictures), self.limits, self._rebuild)
+        check_images(len(pictures), self.limits, self.rebuild_command)
         started = time.perf_counter()
         self._loop.advance(pictures, steps, progress)
         seconds = time.perf_counter() - started
@@ -217,7 +217,8 @@ class Pipeline:
         self.backend.synchronize()
         timings[name] = time.perf_counter() - started
 
-    def _rebuild(self, limits: Limits) -> str:
+    def rebuild_command(self, limits: Limits) -> str:
+        """The command that would build engines for other limits."""
         return self.bundle.build_command(self.backend.name, limits)
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
-from latentrt.runtime.samplers.lagrange import exponential_integral, lagrange
+from latentrt.runtime.samplers.lagrange import interpolation_weights
 from latentrt.runtime.samplers.multistep import (
     FEW_STEPS,
     SOLVER_FIELDS,
@@ -28,11 +28,11 @@ def deis(x: Value, outputs: State, schedule: SigmaSchedule, step: int) -> Value:
     """
     rho = schedule.sigmas
     alpha, alpha_next = schedule.alphas[step : step + 2]
-    weights = lagrange(np.log(rho[step - np.arange(len(outputs))] / rho[step]))
-    width = float(np.log(rho[step + 1] / rho[step]))
+    nodes = np.log(rho[step - np.arange(len(outputs))] / rho[step])
+    weights = rho[step] * interpolation_weights(nodes, np.log(rho[step + 1] / rho[step]), exponential=True)
     moved = x / alpha
     for weight, output in zip(weights, outputs, strict=True):
-        moved = moved + rho[step] * exponential_integral(weight, width) * output
+        moved = moved + weight * output
     return np.asarray(alpha_next * moved)
 
 

@@ -23,14 +23,11 @@ def block_orders(config: ScheduleConfig, steps: int) -> list[int]:
     """Each row's order: blocks of 1, 2, ..., p, whose rows all start at the block's first latents.
 
     Lu et al. 2022 (arXiv:2206.00927), section 3.4: S evaluations, the last of first order where the schedule ends at
-    sigma zero. diffusers turns `lower_order_final` on where the steps are no multiple of p or end at zero.
+    sigma zero, or where `lower_order_final` asks for it and the last block is whole.
     """
     order = config.solver_order
-    ends_at_zero = config.final_sigmas_type == "zero"
     orders = [row % order + 1 for row in range(steps)]
-    if (config.lower_order_final or steps % order or ends_at_zero) and steps % order == 0:
-        orders[-1] = 1
-    if ends_at_zero:
+    if config.final_sigmas_type == "zero" or (config.lower_order_final and steps % order == 0):
         orders[-1] = 1
     return orders
 

@@ -80,7 +80,8 @@ def interval(schedule: SigmaSchedule, start: int, end: int, algorithm: str) -> I
 
 def log_snr_rise(schedule: SigmaSchedule, start: int, end: int) -> float:
     """h, the rise of lambda between two points of the schedule."""
-    return float(np.log(schedule.sigmas[start] / schedule.sigmas[end]))
+    h: float = np.log(schedule.sigmas[start] / schedule.sigmas[end])
+    return h
 
 
 def algorithm_of(name: str, config: ScheduleConfig, *, sde: bool) -> str:

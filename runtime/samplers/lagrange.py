@@ -1,33 +1,25 @@
-"""Lagrange polynomials and their integrals, which the linear multistep samplers take their weights from."""
-
-from math import exp
+"""The weights of the linear multistep samplers: integrals of Lagrange's interpolation polynomials."""
 
 import numpy as np
-from numpy.polynomial import Polynomial
 
 from latentrt.runtime.samplers.plan import Floats
 
-
-def lagrange(nodes: Floats) -> list[Polynomial]:
-    """For each node the polynomial that is 1 there and 0 at the others."""
-    return [_product(nodes[place], np.delete(nodes, place)) for place in range(len(nodes))]
+POINTS, FACTORS = np.polynomial.legendre.leggauss(16)
+"""Gauss-Legendre quadrature on -1 to 1: exact for polynomials, to rounding for them times exp(u) on a step."""
 
 
-def _product(node: float, others: Floats) -> Polynomial:
-    product = Polynomial([1.0])
-    for other in others:
-        product = product * Polynomial([-other, 1.0]) / (node - other)
-    return product
+def interpolation_weights(nodes: Floats, end: float, *, exponential: bool = False) -> Floats:
+    """What each node's value counts in the integral, from 0 to end, of the polynomial through all of them.
+
+    Of exp(u) times that polynomial with `exponential`. Hairer, Nørsett & Wanner, Solving Ordinary Differential
+    Equations I, equation III.1.5.
+    """
+    places = end * (POINTS + 1) / 2
+    density = FACTORS * end / 2 * (np.exp(places) if exponential else 1.0)
+    return np.array([density @ _lagrange(nodes, node, places) for node in range(len(nodes))])
 
 
-def integral(polynomial: Polynomial, end: float) -> float:
-    """The integral of p(u) from 0 to end."""
-    return float(polynomial.integ()(end))
-
-
-def exponential_integral(polynomial: Polynomial, end: float) -> float:
-    """The integral of exp(u) p(u) from 0 to end: exp(u) (p - p' + p'' - ...) at both ends."""
-    primitive, derivative, sign = Polynomial([0.0]), polynomial, 1
-    for _ in range(polynomial.degree() + 1):
-        primitive, derivative, sign = primitive + sign * derivative, derivative.deriv(), -sign
-    return float(exp(end) * primitive(end) - primitive(0.0))
+def _lagrange(nodes: Floats, node: int, places: Floats) -> Floats:
+    """The polynomial that is 1 at one node and 0 at the others."""
+    others = np.delete(nodes, node)
+    return np.asarray(np.prod((places[:, None] - others) / (nodes[node] - others), axis=1))

@@ -6,7 +6,7 @@ import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.karras import denoised, exploding_schedule, initial_scale
-from latentrt.runtime.samplers.lagrange import integral, lagrange
+from latentrt.runtime.samplers.lagrange import interpolation_weights
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value, no_draws
 from latentrt.runtime.samplers.schedule import SIGMA_FIELDS, SPACING_FIELDS, preserving_alphas
 from latentrt.runtime.samplers.training import LINEAR_BETAS
@@ -30,10 +30,9 @@ def plan_lms(config: ScheduleConfig, steps: int, first: int) -> Plan:
         slope = (x - denoised(x, output, sigmas[row], config)) / sigmas[row]
         slopes = (slope, *history)
         order = min(row - first + 1, ORDER)
-        weights = lagrange(sigmas[row - np.arange(order)] - sigmas[row])
-        width = sigmas[row + 1] - sigmas[row]
-        for weight, past in zip(weights, slopes, strict=False):
-            x = x + integral(weight, width) * past
+        nodes = sigmas[row - np.arange(order)] - sigmas[row]
+        for weight, past in zip(interpolation_weights(nodes, sigmas[row + 1] - sigmas[row]), slopes, strict=False):
+            x = x + weight * past
         return x, *slopes[: ORDER - 1]
 
     return Plan(

@@ -9,8 +9,6 @@ from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
 from latentrt.runtime.samplers.prediction import predicted_noise, predicted_x0, rates
 from latentrt.runtime.samplers.training import LATENT_BETAS, alpha_bars
 
-DEFAULT_ETA = 0.3
-
 
 def noised_again(x: Value, noise: Value, alpha_bar: float, alpha_bar_next: float) -> Value:
     """Noise latents of level alpha_bar on to alpha_bar'. Zheng et al. 2024 (arXiv:2402.19159), algorithm 2."""
@@ -23,7 +21,7 @@ def plan_tcd(config: ScheduleConfig, steps: int, first: int) -> Plan:
 
     The last step goes to timestep zero and adds no noise.
     """
-    eta = DEFAULT_ETA if config.eta is None else config.eta
+    eta = config.eta or 0.0
     timesteps = distilled_timesteps("tcd", config, steps)
     timesteps_next = np.append(timesteps[1:], 0)
     # diffusers multiplies in float32: a product just below a whole number would be cut to another timestep.
@@ -52,6 +50,6 @@ def plan_tcd(config: ScheduleConfig, steps: int, first: int) -> Plan:
 TCD = Sampler(
     scheduler="TCDScheduler",
     plan=plan_tcd,
-    defaults=LATENT_BETAS,
+    defaults={**LATENT_BETAS, "eta": 0.3},
     reads=frozenset({"eta", "original_inference_steps", "rescale_betas_zero_snr"}),
 )

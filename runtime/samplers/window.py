@@ -25,14 +25,17 @@ def kept_rows(
     off after the first of them, and goes on with the step that this one began, as in diffusers.
 
     Raises:
-        RequestError: a share lies outside 0 to 1, the start is not before the end, nothing is left to run, or an
-            `edm_` sampler, whose schedule has no training timesteps, is asked for shares of them.
+        RequestError: a share lies outside 0 to 1, the start is not before the end, nothing is left to run, or
+            shares of the training timesteps are asked of a schedule without any (`edm_`, continuous Euler).
     """
     _check_shares(strength, denoising_start, denoising_end)
     plan = plan_sampler(name, config, steps)
     shared = bool(denoising_start) or (denoising_end is not None and denoising_end < 1)
-    if shared and plan.timesteps.min() < 0 and name.startswith("edm_"):
-        raise RequestError(f"denoising_start and denoising_end: {name} has no training timesteps to divide")
+    if shared and plan.timesteps.min() < 0:
+        raise RequestError(
+            f"denoising_start and denoising_end: {name} tells the model log(sigma) / 4 here, so there are no training "
+            "timesteps to divide. Use strength, or another sampler"
+        )
     if denoising_start:
         first = _start(plan, _cutoff(config, denoising_start))
     else:

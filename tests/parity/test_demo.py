@@ -49,9 +49,8 @@ def test_swapped_encoders_would_show(pipeline: Pipeline, monkeypatch: pytest.Mon
 
     def swapped(self: PromptEncoder, request: Request, tokens: int) -> Conditioning:
         inputs = encode(self, request, tokens).inputs
-        hidden, first = inputs["encoder_hidden_states"], self.model.text_encoders[0].width
-        exchanged = np.concatenate([hidden[..., first:], hidden[..., :first]], axis=-1)
-        return Conditioning({**inputs, "encoder_hidden_states": exchanged})
+        first = self.model.text_encoders[0].width
+        return Conditioning({**inputs, "encoder_hidden_states": np.roll(inputs["encoder_hidden_states"], -first, -1)})
 
     monkeypatch.setattr(PromptEncoder, "encode", swapped)
     right = scores(pipeline)

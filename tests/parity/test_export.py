@@ -14,7 +14,7 @@ from latentrt.export import parity
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import export_bundle
-from latentrt.export.modules import MODULES, VaeDecoder
+from latentrt.export.modules import MODULES, VaeDecoder, wrap
 from latentrt.export.sampler_graph import sampler_graph, sampler_reference
 from latentrt.export.trace import save, trace
 from latentrt.export.verification import sampler_inputs
@@ -132,15 +132,16 @@ def test_weights_above_the_limit_go_to_one_data_file(
     monkeypatch.setattr("latentrt.export.trace.EXTERNAL_BYTES", 1000)
     checkpoint = Checkpoint.open(sdxl_checkpoint)
     spec = component_specs(checkpoint.model, Limits.around(128), dict.fromkeys(MODULES, "fp32"))["text_encoder"]
-    module = MODULES["text_encoder"][1](checkpoint.network("text_encoder", torch.float32))
+    module = wrap("text_encoder", checkpoint.network("text_encoder", torch.float32), checkpoint.model)
     files = save(trace(module, spec, 768), spec, tmp_path / "text_encoder.onnx")
     assert [file.name for file in files] == ["text_encoder.onnx", "text_encoder.onnx.data"]
     assert files[0].stat().st_size < files[1].stat().st_size
     session = onnxruntime.InferenceSession(files[0], providers=["CPUExecutionProvider"])
     ids = np.arange(2 * 77).reshape(2, 77)
     with torch.no_grad():
-        wanted = module(torch.from_numpy(ids))[0].numpy()
-    np.testing.assert_allclose(session.run(None, {"input_ids": ids})[0], wanted, atol=1e-4)
+        wanted = module(torch.from_numpy(ids), torch.zeros(2, dtype=torch.int64))[0].numpy()
+    found = session.run(None, {"input_ids": ids, "clip_skip": np.zeros(2, np.int64)})[0]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_replacing_a_bundle_and_failing_keeps_the_old_one(

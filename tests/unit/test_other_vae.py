@@ -146,7 +146,7 @@ def test_taesd_in_fp16_is_measured_and_left_as_it_is(component):
     network, plain = tiny_taesd().eval(), tiny_taesd()
     record = fit_to_fp16(network, component, vae_samples(network, component, 64))
     assert (record.scales, record.islands, record.float32_layers, record.folding_error) == ({}, (), 0, 0.0)
-    assert 0 < record.relative < 5e-3
+    assert 1e-4 < record.relative < 5e-3  # of the latents alone: beside the constant logvar no error would show
     assert 1 < record.largest < 100
     half = "decoder" if component == "vae_decoder" else "encoder"
     convolutions = {name for name, module in plain.named_modules() if isinstance(module, torch.nn.Conv2d)}

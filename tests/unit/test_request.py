@@ -145,9 +145,9 @@ def test_guidance_above_1_is_guided(scale, guided):
 
 @pytest.mark.parametrize("name", ["dpm", "Euler", 3, ["euler"]])
 def test_an_unknown_sampler_names_the_known_ones(pipeline, name):
-    message = f"sampler {name!r}: unknown. The samplers are ddim, dpmpp_2m, euler, euler_a, lcm, unipc"
-    assert refused(pipeline, sampler=name) == message
-    assert message.endswith(", ".join(sorted(SAMPLERS)))
+    message = refused(pipeline, sampler=name)
+    assert message == f"sampler {name!r}: unknown. The samplers are {', '.join(sorted(SAMPLERS))}"
+    assert "dpmpp_2m, dpmpp_2m_sde, dpmpp_2s" in message
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, "7", True, float("nan")])
@@ -286,8 +286,8 @@ REFINER = SDXL.model_copy(update={"time_ids": TIME_IDS[5], "text_encoders": SDXL
             {"negatives_2": ("x",)},
             "prompt_2, negative_2: this model has one text encoder; put all into prompt ",
         ),
-        (BARE, {"clip_skip": 11}, "clip_skip 11: this model's text encoders serve 0 to 10"),
-        (REFINER, {"clip_skip": 31}, "clip_skip 31: this model's text encoders serve 0 to 30"),
+        (BARE, {"clip_skip": 12}, "clip_skip 12: this model's text encoders serve 0 to 11"),
+        (REFINER, {"clip_skip": 32}, "clip_skip 32: this model's text encoders serve 0 to 31"),
         (
             BARE,
             {"conditioning": MicroConditioning(crop=(8, 8))},
@@ -318,9 +318,9 @@ def test_what_a_model_does_not_do(model, changes, message):
 @pytest.mark.parametrize(
     ("model", "changes"),
     [
-        (SDXL, {"prompts_2": ("x",), "negatives_2": (None,), "clip_skip": 10}),
+        (SDXL, {"prompts_2": ("x",), "negatives_2": (None,), "clip_skip": 11}),
         (BARE, {"prompts_2": (None,), "negatives_2": (None,), "negative_conditioning": MicroConditioning()}),
-        (REFINER, {"clip_skip": 30, "conditioning": MicroConditioning(crop=(8, 8), aesthetic_score=9)}),
+        (REFINER, {"clip_skip": 31, "conditioning": MicroConditioning(crop=(8, 8), aesthetic_score=9)}),
     ],
 )
 def test_what_a_model_does(model, changes):
@@ -328,7 +328,7 @@ def test_what_a_model_does(model, changes):
 
 
 def test_the_model_is_asked_before_anything_runs(pipeline):
-    assert refused(pipeline, clip_skip=11) == "clip_skip 11: this model's text encoders serve 0 to 10"
+    assert refused(pipeline, clip_skip=12) == "clip_skip 12: this model's text encoders serve 0 to 11"
     assert refused(pipeline, aesthetic_score=6.0).startswith("aesthetic score: this model has none")
     assert refused(pipeline, negative_aesthetic_score=2.0).startswith("aesthetic score: this model has none")
 

@@ -1,0 +1,126 @@
+"""Base and refiner: two models that draw one picture (Podell et al. 2023, arXiv:2307.01952, section 2.5)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Unpack
+
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.loop import StepProgress
+from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.settings import Settings
+
+HANDOVER = 0.8
+"""The share of the denoising that the base does; the refiner was trained on the last 200 of 1,000 timesteps."""
+
+SHARED_FACTS = ("latent_channels", "latent_scale", "scaling_factor", "latents_mean", "latents_std")
+"""Facts of two models whose latents mean the same pictures."""
+
+BASE_ONLY = frozenset({"prompt_2", "negative_2", "clip_skip", "image", "mask", "latents", "strength", "paste_back"})
+REFINER_ONLY = frozenset({"aesthetic_score", "negative_aesthetic_score"})
+
+
+@dataclass(frozen=True, slots=True)
+class Ensemble:
+    """A base and a refiner whose VAEs are the same. As a context manager it closes both.
+
+    Raises:
+        RequestError: the two models' latents do not mean the same pictures.
+    """
+
+    base: Pipeline
+    refiner: Pipeline
+
+    def __post_init__(self) -> None:
+        base, refiner = (one.bundle.manifest for one in (self.base, self.refiner))
+        for fact in SHARED_FACTS:
+            ours, theirs = getattr(base.model, fact), getattr(refiner.model, fact)
+            if ours != theirs:
+                raise RequestError(
+                    f"refiner {self.refiner.bundle.path}: its VAE has {fact} {theirs}, the base's {ours}, so it would "
+                    "not understand the base's latents. Use a refiner of the same family"
+                )
+        if base.provenance.vae_sha256 != refiner.provenance.vae_sha256:
+            raise RequestError(
+                f"refiner {self.refiner.bundle.path}: its VAE has other weights than the base's, so it would not "
+                "understand the base's latents. Export both with the same VAE (--vae)"
+            )
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        handover: float = HANDOVER,
+        progress: StepProgress | None = None,
+        **settings: Unpack[Settings],
+    ) -> Result:
+        """The base denoises up to `handover`, a share of the whole, and the refiner goes on from its latents.
+
+        Steps are those of the whole schedule, which both share. `timings` has the seconds of both, the base's as
+        `base <stage>`.
+
+        Raises:
+            RequestError: as of `Pipeline.generate`; or `handover` is not between 0 and 1.
+        """
+        if not 0 < handover < 1:
+            raise RequestError(
+                f"handover {handover!r}: must lie between 0 and 1; the refiner was trained for 0.8 and up"
+            )
+        ours, theirs = _split(settings)
+        first = self.base.generate(prompt, progress=progress, **{**ours, "denoising_end": handover, "decode": False})
+        same = _as_drawn(first)
+        second = self.refiner.generate(
+            prompt, progress=progress, **{**theirs, **same, "latents": first.latents, "denoising_start": handover}
+        )
+        return _joined(first, second)
+
+    def refine(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        strength: float = 0.3,
+        progress: StepProgress | None = None,
+        **settings: Unpack[Settings],
+    ) -> Result:
+        """Two passes: the base finishes its latents, and the refiner runs image to image on them at a low strength.
+
+        Raises:
+            RequestError: as of `Pipeline.generate`.
+        """
+        ours, theirs = _split(settings)
+        first = self.base.generate(prompt, progress=progress, **{**ours, "decode": False})
+        same = _as_drawn(first)
+        second = self.refiner.generate(
+            prompt, progress=progress, **{**theirs, **same, "latents": first.latents, "strength": strength}
+        )
+        return _joined(first, second)
+
+    def close(self) -> None:
+        """Close both pipelines."""
+        self.base.close()
+        self.refiner.close()
+
+    def __enter__(self) -> "Ensemble":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _split(settings: Settings) -> tuple[Settings, Settings]:
+    """What the base is told, and what the refiner is told."""
+    ours = {name: value for name, value in settings.items() if name not in REFINER_ONLY}
+    theirs = {name: value for name, value in settings.items() if name not in BASE_ONLY}
+    return ours, theirs  # type: ignore[return-value]
+
+
+def _as_drawn(first: Result) -> Settings:
+    """What the base has settled: the seed where none was given, and the size, which its latents have."""
+    return {"seed": first.request.seeds, "sampler": first.request.sampler, "width": None, "height": None}
+
+
+def _joined(first: Result, second: Result) -> Result:
+    timings: Mapping[str, float] = {f"base {stage}": seconds for stage, seconds in first.timings.items()}
+    return replace(second, timings={**timings, **second.timings})
