@@ -5,20 +5,25 @@ from typing import Annotated, Optional
 
 import typer
 
-from latentrt.cli.export import export_checkpoint
+from latentrt.cli.export import export_checkpoint, open_checkpoint
 from latentrt.cli.home import bundle_path
 from latentrt.cli.options import (
     BackendName,
+    ConfigOption,
     HeightOption,
     ImagesOption,
+    LoraOption,
     ParityDepth,
     ParityOption,
     PrecisionName,
     PrecisionOption,
+    PredictionOption,
     SamplesOption,
     SeedOption,
+    TokenizerOption,
     TokensOption,
     VaeImagesOption,
+    VaeOption,
     VaePrecisionName,
     VaePrecisionOption,
     VariantOption,
@@ -57,6 +62,11 @@ def build_engine(
     parity: ParityOption = ParityDepth.full,
     random_weights: SeedOption = None,
     variant: VariantOption = None,
+    config: ConfigOption = None,
+    tokenizer: TokenizerOption = None,
+    prediction_type: PredictionOption = None,
+    vae: VaeOption = None,
+    lora: LoraOption = None,
     verbose: VerboseOption = False,
 ) -> None:
     """Build the engines of a bundle for one backend; what is up to date is kept."""
@@ -66,14 +76,18 @@ def build_engine(
         bundle = Bundle.open(bundle_path(source))
         if output is not None and output.resolve() != bundle.path.resolve():
             raise RequestError(f"--output {output}: {source} is a bundle already, and its engines go into it")
+        if vae is not None or lora:
+            raise RequestError(
+                f"{source} is a bundle already: its VAE and LoRAs were chosen by the export. Name the checkpoint "
+                "instead, and the new bundle with -o BUNDLE"
+            )
     elif output is None:
         raise RequestError(
             f"{source} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE"
         )
     else:
-        bundle = export_checkpoint(
-            source, output, precision, ranges, parity, random_weights, variant, vae_precision, samples
-        )
+        opened = open_checkpoint(source, random_weights, variant, config, tokenizer, prediction_type, vae, lora)
+        bundle = export_checkpoint(opened, output, precision, ranges, parity, vae_precision, samples)
     record = build_with_progress(bundle, backend, ranges, target, force, hoist)
     finish(
         bundle=bundle.path,

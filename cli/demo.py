@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from latentrt.cli.build import build_with_progress, is_bundle
-from latentrt.cli.export import check_export_installed, export_checkpoint
+from latentrt.cli.export import export_checkpoint, open_checkpoint
 from latentrt.cli.home import demo_path
 from latentrt.cli.options import VerboseOption
 from latentrt.cli.output import configure_logging, console, finish, progress_bar
@@ -62,16 +62,14 @@ def demo(
 
 def demo_bundle() -> Bundle:
     """The demo's bundle in latentrt's home, exported if it is not there or was made from something else."""
-    check_export_installed()
-    from latentrt.export.checkpoint import Checkpoint
-
+    checkpoint = open_checkpoint(CHECKPOINT)
     path = demo_path()
     if is_bundle(path):
         found = Bundle.open(path)
-        wanted = Checkpoint.open(CHECKPOINT).weights_sha256()
+        wanted = checkpoint.weights_sha256()
         if found.manifest.provenance.weights_sha256 == wanted and found.manifest.latentrt == version("latentrt"):
             return found
-    return export_checkpoint(CHECKPOINT, path, PRECISION, RANGES, "quick")
+    return export_checkpoint(checkpoint, path, PRECISION, RANGES, "quick")
 
 
 @contextmanager

@@ -38,6 +38,14 @@ class ParityDepth(StrEnum):
     off = "off"
 
 
+class PredictionName(StrEnum):
+    """What a U-Net can predict."""
+
+    epsilon = "epsilon"
+    v_prediction = "v_prediction"
+    sample = "sample"
+
+
 PrecisionOption = Annotated[PrecisionName, typer.Option("--precision", help="Arithmetic of the exported networks.")]
 VaePrecisionOption = Annotated[
     VaePrecisionName,
@@ -58,6 +66,29 @@ SeedOption = Annotated[
 VariantOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--variant", help="Which weight files to read, as in model.VARIANT.safetensors."),
+]
+
+ConfigOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--config", help="For a single file: a folder with its configs, in diffusers format.", metavar="FOLDER"
+    ),
+]
+TokenizerOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--tokenizer", help="For a single file: a folder with CLIP's vocabulary.", metavar="FOLDER"),
+]
+PredictionOption = Annotated[
+    Optional[PredictionName],  # noqa: UP045
+    typer.Option("--prediction-type", help="For a single file that does not say what its U-Net predicts."),
+]
+VaeOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--vae", help="Another VAE: a folder or a .safetensors file, TAESD too.", metavar="PATH"),
+]
+LoraOption = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--lora", help="Add a LoRA to the weights, so strongly (1); repeatable.", metavar="FILE[:WEIGHT]"),
 ]
 
 

@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 from rich.table import Table
 
-from latentrt.cli.export import check_export_installed
+from latentrt.cli.export import open_checkpoint
 from latentrt.cli.home import bundle_path
-from latentrt.cli.options import BackendName, BundleArgument, SeedOption, VariantOption, VerboseOption
+from latentrt.cli.options import (
+    BackendName,
+    BundleArgument,
+    ConfigOption,
+    LoraOption,
+    PredictionOption,
+    SeedOption,
+    TokenizerOption,
+    VaeOption,
+    VariantOption,
+    VerboseOption,
+)
 from latentrt.cli.output import FAILED, configure_logging, console, finish
 from latentrt.runtime.backends import open_backend
 from latentrt.runtime.bundle import Bundle
@@ -24,7 +35,9 @@ if TYPE_CHECKING:
 
 def verify(
     bundle: BundleArgument,
-    reference: Annotated[Path, typer.Option("--reference", help="The checkpoint, in diffusers format.")],
+    reference: Annotated[
+        Path, typer.Option("--reference", help="The checkpoint, with the options it was exported with.")
+    ],
     backend: Annotated[Optional[BackendName], typer.Option("--backend", help="Whose build to verify.")] = None,  # noqa: UP045
     build: Annotated[
         Optional[str],  # noqa: UP045
@@ -32,6 +45,11 @@ def verify(
     ] = None,
     random_weights: SeedOption = None,
     variant: VariantOption = None,
+    config: ConfigOption = None,
+    tokenizer: TokenizerOption = None,
+    prediction_type: PredictionOption = None,
+    vae: VaeOption = None,
+    lora: LoraOption = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="For a component out of tolerance, name the first tensor that departs.")
     ] = False,
@@ -39,11 +57,9 @@ def verify(
 ) -> None:
     """Compare a bundle, or a build in it, with its checkpoint run by torch in fp32; exit 1 outside tolerance."""
     configure_logging(verbose)
-    check_export_installed()
-    from latentrt.export.checkpoint import Checkpoint
+    checkpoint = open_checkpoint(reference, random_weights, variant, config, tokenizer, prediction_type, vae, lora)
     from latentrt.export.verification import verify_facts
 
-    checkpoint = Checkpoint.open(reference, random_weights, variant)
     with Pipeline.load(bundle_path(bundle), backend, build=build) as pipeline:
         differences = verify_facts(pipeline, checkpoint)
         figures = [] if differences else list(_figures(pipeline, checkpoint))

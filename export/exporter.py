@@ -1,7 +1,6 @@
 """From a checkpoint to a bundle: trace every component, compare it with torch, write everything or nothing."""
 
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,7 +20,6 @@ from latentrt.runtime.specs import Precision
 
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 VaePrecision = Literal["auto", "fp16", "fp32", "bf16"]
@@ -66,7 +64,7 @@ def export_bundle(
             falls_back = name in VAE and own == "fp16" and vae_precision == "auto"
             records[name] = exporter.export(spec, own, fallbacks[name] if falls_back else None)
         progress("manifest", len(specs), len(specs))
-        _copy_tokenizers(checkpoint, folder)
+        _write_tokenizers(checkpoint, folder)
         write_record(folder / MANIFEST, _manifest(checkpoint, folder, precision, limits, records))
     return Bundle.open(target)
 
@@ -77,19 +75,14 @@ def component_precisions(precision: Precision, vae_precision: VaePrecision) -> d
     return {name: vae if name in VAE else precision for name in MODULES}
 
 
-def _copy_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
+def _write_tokenizers(checkpoint: Checkpoint, folder: Path) -> None:
     for encoder in checkpoint.model.text_encoders:
-        (folder / encoder.tokenizer).mkdir()
-        for name in TOKENIZER_FILES:
-            file = checkpoint.path / encoder.tokenizer / name
-            if file.is_file():
-                shutil.copyfile(file, folder / encoder.tokenizer / name)
+        checkpoint.write_tokenizer(encoder.tokenizer, folder / encoder.tokenizer)
 
 
 def _manifest(
     checkpoint: Checkpoint, folder: Path, precision: Precision, limits: Limits, records: Mapping[str, ComponentRecord]
 ) -> Manifest:
-    random = checkpoint.random_seed
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return Manifest(
         latentrt=version("latentrt"),
@@ -99,8 +92,7 @@ def _manifest(
         defaults=read_defaults(checkpoint),
         components=dict(records),
         provenance=Provenance(
-            checkpoint=checkpoint.path.name,
-            weights="checkpoint" if random is None else f"random weights, seed {random}",
+            **checkpoint.provenance(),
             weights_sha256=checkpoint.weights_sha256(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             versions={name: version(name) for name in TOOLS},

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentrt.export.sources.vae import VAE_CLASSES, latent_scale
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.manifest import Defaults
 from latentrt.runtime.model import Model, TextEncoder, TimeId
 from latentrt.runtime.samplers import sampler_for
 
 if TYPE_CHECKING:
-    from latentrt.export.checkpoint import Checkpoint, Config
+    from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.sources.source import Config
 
 CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -23,7 +25,8 @@ CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
 }
-"""Folder of each network, the library its class lives in and the class itself, as model_index.json names them."""
+"""Folder of each network, the library its class lives in and the class itself, as model_index.json names them. A VAE
+may also be an AutoencoderTiny."""
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
@@ -109,14 +112,14 @@ def read_model(checkpoint: "Checkpoint") -> Model:
     """
     index = checkpoint.config("", "model_index.json")
     conventions = _conventions(checkpoint.path, index)
-    _check_classes(checkpoint.path, index)
+    _check_classes(checkpoint, index)
     folders = [folder for folder in TOKENIZERS if _has(index, folder)]
     texts = {folder: checkpoint.config(folder) for folder in folders}
     unet, vae = checkpoint.config("unet"), checkpoint.config("vae")
     _check_options(checkpoint.path, {**texts, "unet": unet, "vae": vae}, conventions)
     encoders = tuple(_text_encoder(folder, config, conventions) for folder, config in texts.items())
     time_ids = _time_ids(checkpoint.path, unet, sum(encoder.pooled for encoder in encoders))
-    scale = 2 ** (len(vae["block_out_channels"]) - 1)
+    scale = latent_scale(vae)
     model = Model(
         family=_family(time_ids, texts[folders[0]]),
         text_encoders=encoders,
@@ -164,20 +167,19 @@ def _conventions(path: Path, index: Mapping[str, Any]) -> Conventions:
     raise CheckpointError(f"{path}: a {name}{reason}. latentrt serves checkpoints of {', '.join(PIPELINES)}")
 
 
-def _check_classes(path: Path, index: Mapping[str, Any]) -> None:
+def _check_classes(checkpoint: "Checkpoint", index: Mapping[str, Any]) -> None:
     """Every part that is there, and every one that must be, is of the class that latentrt serves."""
     needed = {"unet", "vae", *(folder for folder in TOKENIZERS if _has(index, folder))}
     if not needed & TOKENIZERS.keys():
         needed.add("text_encoder")
     for folder, (library, name) in CLASSES.items():
         found = tuple(index.get(folder) or ("nothing", "nothing"))
-        if folder in needed and found != (library, name):
-            raise CheckpointError(f"{path}: {folder} is {found[1]} of {found[0]}; latentrt serves {name}")
+        names = VAE_CLASSES if folder == "vae" else (name,)
+        if folder in needed and found not in {(library, served) for served in names}:
+            served = " and ".join(names)
+            raise CheckpointError(f"{checkpoint.path}: {folder} is {found[1]} of {found[0]}; latentrt serves {served}")
     for folder in needed & TOKENIZERS.keys():
-        tokenizer = path / TOKENIZERS[folder]
-        present = {file.name for file in tokenizer.glob("*.*")}
-        if not ("tokenizer.json" in present or {"vocab.json", "merges.txt"} <= present):
-            raise CheckpointError(f"{tokenizer}: needs tokenizer.json, or vocab.json and merges.txt")
+        checkpoint.source.tokenizer(TOKENIZERS[folder])
 
 
 def _check_options(path: Path, configs: Mapping[str, Mapping[str, Any]], conventions: Conventions) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor, nn
 
@@ -75,10 +76,19 @@ def decode(network: Any, latent: Tensor) -> Tensor:
     return image
 
 
+def encoded(network: Any, image: Tensor) -> Tensor:
+    """(images, 3, 8h, 8w) -> what the encoder computes: mean and log variance side by side, or TAESD's latents."""
+    values: Tensor = network.encoder(image)
+    return network.quant_conv(values) if getattr(network, "quant_conv", None) is not None else values
+
+
 def moments(network: Any, image: Tensor) -> Tensor:
     """(images, 3, 8h, 8w) -> mean and log variance side by side, (images, 2 * 4, h, w)."""
-    values: Tensor = network.encoder(image)
-    return values if network.quant_conv is None else network.quant_conv(values)
+    values = encoded(network, image)
+    if isinstance(network, diffusers.AutoencoderTiny):
+        # It has no distribution: its latents are the mean, with as little variance as the ports can say.
+        return torch.cat([values, torch.full_like(values, LOGVAR_RANGE[0])], dim=1)
+    return values
 
 
 class VaeDecoder(nn.Module):

@@ -1,18 +1,19 @@
-"""Networks with made-up weights: size and speed can be tried without a download."""
+"""Networks without weights, and with made-up ones: size and speed can be tried without a download."""
 
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 
-def random_network(kind: Any, config: dict[str, Any], dtype: torch.dtype, seed: int) -> nn.Module:
+def random_network(kind: Any, config: Mapping[str, Any], dtype: torch.dtype, seed: int) -> nn.Module:
     """A network of a diffusers or transformers class, in evaluation mode; memory peaks at the weights in `dtype`.
 
     Each tensor depends on its name and the seed alone, so the same seed gives the same network in any precision.
     """
-    network = _uninitialised(kind, config, dtype)
+    network = empty_network(kind, config, dtype)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
@@ -20,17 +21,24 @@ def random_network(kind: Any, config: dict[str, Any], dtype: torch.dtype, seed: 
     return network.eval()
 
 
-def _uninitialised(kind: Any, config: dict[str, Any], dtype: torch.dtype) -> nn.Module:
-    def build() -> nn.Module:
-        is_diffusers = hasattr(kind, "load_config")
-        network: nn.Module = kind.from_config(config) if is_diffusers else kind(kind.config_class(**config))
-        return network
-
-    with torch.device("meta"):
-        shapes = build()
+def empty_network(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
+    """A network whose weights are to be written; memory peaks at the weights in `dtype`."""
+    shapes = meta_network(kind, config)
     if any(True for _ in shapes.buffers()):
-        return nn.Module.to(build(), dtype)  # buffers hold values that only the constructor knows
+        return nn.Module.to(_construct(kind, config), dtype)  # buffers hold values that only the constructor knows
     return nn.Module.to(shapes, dtype).to_empty(device="cpu")
+
+
+def meta_network(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    """A network of shapes only."""
+    with torch.device("meta"):
+        return _construct(kind, config)
+
+
+def _construct(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    is_diffusers = hasattr(kind, "load_config")
+    network: nn.Module = kind.from_config(config) if is_diffusers else kind(kind.config_class(**config))
+    return network
 
 
 def _fill(name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:

@@ -8,7 +8,6 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.modules import MODULES, wrap
 from latentrt.export.samples import MAX_TIMESTEP, sample_inputs
 from latentrt.runtime.specs import TOKENS_PER_CHUNK, ComponentSpec
-from latentrt.runtime.tokenizer import Tokenizer
 
 PROMPTS = (
     "",
@@ -28,7 +27,7 @@ LATENTS = 32
 def text_sample(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
     """Inputs of a text encoder: `PROMPTS` as its tokenizer gives them, the first chunk of each, no layer skipped."""
     encoder = next(one for one in checkpoint.model.text_encoders if one.component == component)
-    tokenizer = Tokenizer.load(checkpoint.path / encoder.tokenizer)
+    tokenizer = checkpoint.tokenizer(encoder.tokenizer)
     ids = torch.from_numpy(np.concatenate([tokenizer.chunks(prompt)[:1] for prompt in PROMPTS]))
     return {"input_ids": ids, "clip_skip": torch.zeros(len(ids), dtype=torch.int64)}
 

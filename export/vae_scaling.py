@@ -16,7 +16,7 @@ from torch import Tensor
 
 from latentrt.export.fp16 import Scaling, difference, settle
 from latentrt.export.islands import LIMIT, Islands
-from latentrt.export.modules import decode, moments
+from latentrt.export.modules import decode, encoded
 from latentrt.export.ranges import Ranges, measure
 from latentrt.export.vae_signals import UNSCALED, Projection, Signals, vae_signals
 from latentrt.runtime.errors import ParityError
@@ -31,7 +31,7 @@ WINDOW = 8
 WEIGHT_SAMPLE = 4096
 """Weights of a layer that are looked at."""
 
-RUN = {"vae_decoder": decode, "vae_encoder": moments}
+RUN = {"vae_decoder": decode, "vae_encoder": encoded}
 
 
 def fit_vae_to_fp16(network: Any, component: str, samples: list[Tensor]) -> tuple[NumericsRecord, Islands]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
+import diffusers
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
 from diffusers.models.resnet import ResnetBlock2D
@@ -125,13 +126,20 @@ def _unknown(name: str, block: nn.Module) -> CheckpointError:
 
 
 def vae_signals(network: Any, component: str) -> Signals:
-    """The signals of an AutoencoderKL's decoder or encoder.
+    """The signals of a VAE's decoder or encoder.
+
+    An AutoencoderTiny has no norms, so nothing gives a scale back: all that it computes is one unscaled signal.
 
     Raises:
         CheckpointError: it holds a block of another kind than Stable Diffusion's VAEs do.
     """
     signals = Signals(network)
     half = "decoder" if component == "vae_decoder" else "encoder"
+    if isinstance(network, diffusers.AutoencoderTiny):
+        for name, module in network.get_submodule(half).named_modules(prefix=half):
+            if isinstance(module, nn.Conv2d):
+                signals.project(name, UNSCALED, UNSCALED)
+        return signals
     stream = UNSCALED
     if half == "decoder" and network.post_quant_conv is not None:
         stream = signals.project("post_quant_conv", stream)

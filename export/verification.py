@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -69,7 +71,7 @@ def verify_facts(pipeline: Pipeline, checkpoint: Checkpoint) -> list[str]:
     ]
     for encoder in checkpoint.model.text_encoders:
         ours = Tokenizer.load(pipeline.bundle.path / encoder.tokenizer)
-        theirs = Tokenizer.load(checkpoint.path / encoder.tokenizer)
+        theirs = checkpoint.tokenizer(encoder.tokenizer)
         for text in TEXTS:
             if not np.array_equal(ours.chunks(text), theirs.chunks(text)):
                 differences.append(
@@ -188,9 +190,10 @@ def diffusers_pipeline(checkpoint: Checkpoint) -> Any:
     schedule = dict(model.scheduler)
     parts: dict[str, Any] = {"scheduler": getattr(diffusers, schedule["_class_name"]).from_config(schedule)}
     parts |= {folder: checkpoint.network(folder, torch.float32) for folder in checkpoint.folders}
-    for encoder in model.text_encoders:
-        folder = checkpoint.path / encoder.tokenizer
-        parts[encoder.tokenizer] = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    with TemporaryDirectory() as folder:
+        for name in (encoder.tokenizer for encoder in model.text_encoders):
+            checkpoint.write_tokenizer(name, Path(folder) / name)
+            parts[name] = CLIPTokenizer.from_pretrained(Path(folder) / name, local_files_only=True)
     if model.time_ids:
         absent = dict.fromkeys(("text_encoder", "tokenizer"))
         parts = absent | parts | {"force_zeros_for_empty_prompt": model.zero_negative, "add_watermarker": False}

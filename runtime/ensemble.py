@@ -25,7 +25,7 @@ REFINER_ONLY = frozenset({"aesthetic_score", "negative_aesthetic_score"})
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """A base and a refiner whose VAEs are the same. As a context manager it closes both.
+    """A base and a refiner with one latent space. As a context manager it closes both.
 
     Raises:
         RequestError: the two models' latents do not mean the same pictures.
@@ -35,19 +35,14 @@ class Ensemble:
     refiner: Pipeline
 
     def __post_init__(self) -> None:
-        base, refiner = (one.bundle.manifest for one in (self.base, self.refiner))
+        base, refiner = (one.bundle.manifest.model for one in (self.base, self.refiner))
         for fact in SHARED_FACTS:
-            ours, theirs = getattr(base.model, fact), getattr(refiner.model, fact)
+            ours, theirs = getattr(base, fact), getattr(refiner, fact)
             if ours != theirs:
                 raise RequestError(
                     f"refiner {self.refiner.bundle.path}: its VAE has {fact} {theirs}, the base's {ours}, so it would "
                     "not understand the base's latents. Use a refiner of the same family"
                 )
-        if base.provenance.vae_sha256 != refiner.provenance.vae_sha256:
-            raise RequestError(
-                f"refiner {self.refiner.bundle.path}: its VAE has other weights than the base's, so it would not "
-                "understand the base's latents. Export both with the same VAE (--vae)"
-            )
 
     def generate(
         self,

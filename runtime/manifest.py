@@ -71,6 +71,14 @@ class ComponentRecord(Record):
     """Of components whose values were measured, and made to fit, for fp16."""
 
 
+class LoraRecord(Record):
+    """A LoRA that was added to the weights, so strongly."""
+
+    file: str
+    sha256: str
+    weight: float
+
+
 class Provenance(Record):
     """Where the bundle comes from."""
 
@@ -78,6 +86,10 @@ class Provenance(Record):
     weights: str
     """`checkpoint`, or `random weights, seed N`."""
     weights_sha256: str
+    """Changes with any weight of the checkpoint, its LoRAs and its VAE."""
+    vae: str = ""
+    """Class of the VAE, and whose it is."""
+    loras: tuple[LoraRecord, ...] = ()
     created: str
     versions: dict[str, str]
 

@@ -1,4 +1,4 @@
-"""Tiny VAEs whose values leave fp16's range, and how they are run."""
+"""Tiny VAEs, some with values that leave fp16's range, and how they are run."""
 
 import copy
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from checkpoints import randomise
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, AutoencoderTiny
 from families import family_configs
 from torch import Tensor
 
@@ -24,6 +24,16 @@ def tiny_vae(**changes: Any) -> AutoencoderKL:
     vae = AutoencoderKL(**family_configs("sdxl")["vae"] | changes).eval()
     randomise(vae, 4, torch.float32)
     return vae
+
+
+def tiny_taesd() -> AutoencoderTiny:
+    """TAESD's structure, eight pixels per latent; pictures that use most of 0 … 255."""
+    channels = {f"{half}_block_out_channels": (8, 8, 8, 8) for half in ("encoder", "decoder")}
+    network = AutoencoderTiny(**channels, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))
+    randomise(network, 6, torch.float32)
+    with torch.no_grad():
+        network.decoder.layers[-1].bias.add_(0.5)
+    return network
 
 
 def run(vae: AutoencoderKL, component: str, inputs: list[Tensor], dtype: torch.dtype = torch.float32) -> Tensor:

@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 """Every folder of the source tree that is a package."""
 
-DATA = ("demo/checkpoint/**/*", "*/py.typed")
+DATA = ("demo/checkpoint/**/*", "export/sources/configs/*.json", "*/py.typed")
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*", "build", "dist")
 
 
@@ -76,6 +76,7 @@ def test_what_must_be_there_is_there(names):
     wanted += ["demo/checkpoint/model_index.json", "demo/checkpoint/unet/config.json", "engine/build.py"]
     wanted += ["engine/passes/hoist.py"]
     wanted += ["demo/checkpoint/tokenizer/vocab.json", "demo/checkpoint/tokenizer_2/merges.txt"]
+    wanted += ["export/sources/single_file.py", "export/sources/configs/sdxl.json"]
     assert [name for name in wanted if f"latentrt/{name.removeprefix('latentrt/')}" not in names] == []
 
 

@@ -1,0 +1,59 @@
+"""What a checkpoint is read from: a folder, one file, another VAE, LoRAs; one interface for all of them.
+
+- `Folder`: a folder in diffusers format; its names for networks and configs are everyone's.
+- `SingleFile`: one .safetensors file in an original layout, with configs that ship here.
+- `OtherVae`: another source whose VAE is replaced, by one from a folder or a `VaeFile`.
+- `WithLoras`: another source with LoRAs added to its weights.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentrt.export.sources.folder import Folder
+from latentrt.export.sources.lora import LoraFile, WithLoras
+from latentrt.export.sources.single_file import SingleFile
+from latentrt.export.sources.source import Source
+from latentrt.export.sources.vae import OtherVae
+from latentrt.export.sources.weight_file import WeightFile
+from latentrt.runtime.errors import CheckpointError, RequestError
+
+
+def open_source(
+    path: Path,
+    random_seed: int | None = None,
+    variant: str | None = None,
+    *,
+    config: Path | None = None,
+    tokenizer: Path | None = None,
+    prediction_type: str | None = None,
+    vae: Path | None = None,
+    loras: Sequence[LoraFile] = (),
+) -> Source:
+    """What a checkpoint is read from. `config`, `tokenizer` and `prediction_type` are for single files.
+
+    Raises:
+        CheckpointError: not a checkpoint, VAE or LoRA.
+        RequestError: an option that this kind of checkpoint does not take.
+    """
+    source: Source
+    if path.is_file():
+        if random_seed is not None or variant is not None:
+            raise RequestError(f"{path}: --random-weights and --variant are for folders in diffusers format, not files")
+        folder = None if config is None else Folder(config.resolve())
+        source = SingleFile(WeightFile.open(path.resolve()), folder, tokenizer, prediction_type)
+    else:
+        _check_folder(path, {"--config": config, "--tokenizer": tokenizer, "--prediction-type": prediction_type})
+        source = Folder(path.resolve(), random_seed, variant)
+    if vae is not None:
+        source = OtherVae(source, vae, random_seed, variant)
+    return WithLoras(source, loras) if loras else source
+
+
+def _check_folder(path: Path, options: dict[str, object]) -> None:
+    if not (path / "model_index.json").is_file():
+        raise CheckpointError(
+            f"{path}: not a checkpoint, it has no model_index.json. latentrt reads folders in diffusers format, and "
+            "single .safetensors files in the original layouts"
+        )
+    if given := [name for name, value in options.items() if value is not None]:
+        raise RequestError(f"{path}: {' and '.join(given)}: for single files; this folder has its own configs")

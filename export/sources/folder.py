@@ -1,0 +1,119 @@
+"""A folder in diffusers format, the form in which checkpoints are published with their configs."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+
+from latentrt.export.random_weights import random_network
+from latentrt.export.sources.source import Classes, Config, Source
+from latentrt.export.sources.tokenizers import TOKENIZER_FILES
+from latentrt.export.sources.weight_file import PICKLES, refuse_keys, sha256
+from latentrt.runtime.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Folder(Source):
+    """`random_seed`: only configs and tokenizers are read, weights are made up. `variant`: which weights to read."""
+
+    path: Path
+    random_seed: int | None = None
+    variant: str | None = None
+
+    def config(self, folder: str, name: str = "config.json") -> Config:
+        """A JSON file of the folder."""
+        file = self.path / folder / name
+        try:
+            return Config(file, json.loads(file.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise CheckpointError(f"{file}: missing. The checkpoint is incomplete; download it again") from None
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{file}: not valid JSON ({error}). Download the checkpoint again") from error
+
+    def tokenizer(self, folder: str) -> dict[str, bytes]:
+        """The tokenizer's files as they are."""
+        files = {name: self.path / folder / name for name in TOKENIZER_FILES}
+        found = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
+        if not ("tokenizer.json" in found or {"vocab.json", "merges.txt"} <= found.keys()):
+            raise CheckpointError(f"{self.path / folder}: needs tokenizer.json, or vocab.json and merges.txt")
+        return found
+
+    def check(self, classes: Classes) -> None:
+        """Find every weight file."""
+        if self.random_seed is None:
+            for folder in classes:
+                self.weight_files(folder)
+
+    def weight_files(self, folder: str) -> list[Path]:
+        """The safetensors files of one network, all of them present.
+
+        Raises:
+            CheckpointError: one is missing, or there are only pickles.
+        """
+        stem = "model" if folder.startswith("text_encoder") else "diffusion_pytorch_model"
+        variants = [self.variant] if self.variant else ["", "fp16"]
+        for variant in variants:
+            suffix = f".{variant}" if variant else ""
+            single = self.path / folder / f"{stem}{suffix}.safetensors"
+            index = self.path / folder / f"{stem}.safetensors.index{suffix}.json"
+            if single.is_file():
+                return [single]
+            if index.is_file():
+                return self._shards(index)
+        wanted = " or ".join(f"{stem}{'.' + v if v else ''}.safetensors" for v in variants)
+        pickles = [file.name for file in (self.path / folder).glob("*") if file.suffix.lower() in PICKLES]
+        if pickles:
+            raise CheckpointError(
+                f"{self.path / folder}: only {pickles[0]}, a pickle, which can run any code when read. "
+                f"Convert it to safetensors ({wanted})"
+            )
+        raise CheckpointError(f"{self.path / folder}: {wanted} is missing. Download the checkpoint again")
+
+    def _shards(self, index: Path) -> list[Path]:
+        names = sorted(set(self.config(index.parent.name, index.name)["weight_map"].values()))
+        for name in names:
+            if not (index.parent / name).is_file():
+                raise CheckpointError(f"{index.parent / name}: missing, but {index.name} names it. Download it again")
+        return [index.parent / name for name in names]
+
+    def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
+        """One network as its library loads it, or with made-up weights."""
+        if self.random_seed is not None:
+            return random_network(kind, self.config(folder), dtype, self.random_seed)
+        try:
+            network, report = kind.from_pretrained(
+                self.path / folder,
+                torch_dtype=dtype,
+                variant=self._variant_found(folder),
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # or transformers' error names no tensor; ours does
+            )
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{self.path / folder}: the weights do not load as {kind.__name__}: {error}"
+            ) from error
+        refuse_keys(self.path / folder, report)
+        return cast(torch.nn.Module, network).eval()
+
+    def _variant_found(self, folder: str) -> str | None:
+        return "fp16" if ".fp16" in self.weight_files(folder)[0].name else self.variant
+
+    def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
+        """Hashes of every config and weight file; with random weights, of the configs and the seed."""
+        if self.random_seed is not None:
+            yield f"random seed {self.random_seed}".encode()
+        for folder in folders:
+            yield sha256(self.path / folder / "config.json")
+            if self.random_seed is None:
+                yield from map(sha256, self.weight_files(folder))
+
+    def provenance(self) -> dict[str, Any]:
+        """The folder's name and the random seed."""
+        made_up = f"random weights, seed {self.random_seed}"
+        return {"checkpoint": self.path.name, "weights": "checkpoint" if self.random_seed is None else made_up}

@@ -1,0 +1,200 @@
+"""LoRAs, added to a checkpoint's weights: W + weight · alpha / rank · up · down (Hu et al. 2021, arXiv:2106.09685)."""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentrt.export.sources.lora_keys import Layer, layers, other_kind, read_key
+from latentrt.export.sources.source import Classes, Overlay, Source
+from latentrt.export.sources.weight_file import WeightFile, sha256, some
+from latentrt.runtime.errors import CheckpointError, RequestError
+
+DIFFUSERS_METADATA = "lora_adapter_metadata"
+"""Header field in which diffusers keeps ranks and alphas, for its files hold no alpha beside the matrices."""
+
+FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "the SDXL refiner"}
+"""Width of the text that a U-Net's cross-attention takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoraFile:
+    """A LoRA and how strongly it is added."""
+
+    path: Path
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "LoraFile":
+        """From `FILE` or `FILE:WEIGHT`.
+
+        Raises:
+            RequestError: the weight is not a finite number.
+        """
+        head, colon, tail = text.rpartition(":")
+        if not colon or Path(text).is_file():
+            return cls(Path(text))
+        try:
+            weight = float(tail)
+        except ValueError:
+            weight = math.nan
+        if not math.isfinite(weight):
+            raise RequestError(f"--lora {text}: weight {tail!r} is not a number. Write FILE:WEIGHT, such as {head}:0.8")
+        return cls(Path(head), weight)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """An opened LoRA: the keys of its two matrices and its alpha by network and layer."""
+
+    file: WeightFile
+    weight: float
+    parts: Mapping[tuple[str, str], Mapping[str, str]]
+    """(network, flattened layer): part ("down", "up", "alpha") to key."""
+
+    @classmethod
+    def open(cls, lora: LoraFile) -> "Lora":
+        """Read the header.
+
+        Raises:
+            CheckpointError: not a readable file, not a LoRA, or of a kind that latentrt does not add.
+        """
+        file = WeightFile.open(lora.path)
+        if kind := other_kind(list(file.shapes)):
+            raise CheckpointError(f"{lora.path}: {kind}; latentrt adds plain LoRAs. Merge it into the checkpoint first")
+        keys = {key: read for key in file.shapes if (read := read_key(key)) is not None}
+        unread = sorted(file.shapes.keys() - keys.keys())
+        if not keys:
+            raise CheckpointError(
+                f"{lora.path}: holds no LoRA, its first key is {next(iter(file.shapes), 'none')}. "
+                "A LoRA has keys that end in lora_down.weight, lora_A.weight or lora.down.weight"
+            )
+        if unread:
+            raise CheckpointError(f"{lora.path}: {len(unread)} keys are no LoRA's: {some(unread)}")
+        parts: dict[tuple[str, str], dict[str, str]] = {}
+        for key, read in keys.items():
+            parts.setdefault((read.folder, read.layer), {})[read.part] = key
+        for (folder, layer), found in parts.items():
+            if not {"down", "up"} <= found.keys():
+                raise CheckpointError(
+                    f"{lora.path}: {folder}, {layer}: holds {' and '.join(sorted(found))} only. Download it again"
+                )
+            down, up = (file.shapes[found[part]] for part in ("down", "up"))
+            if len(down) < 2 or len(up) < 2:
+                raise CheckpointError(
+                    f"{lora.path}: {folder}, {layer}: its matrices have the shapes {down} and {up}. Download it again"
+                )
+        opened = cls(file, lora.weight, parts)
+        opened._read_metadata()
+        return opened
+
+    def _read_metadata(self) -> dict[str, Any]:
+        """What diffusers wrote into the header: `unet.lora_alpha`, `unet.alpha_pattern`, ..."""
+        try:
+            found = json.loads(self.file.metadata.get(DIFFUSERS_METADATA, "{}"))
+        except ValueError as error:
+            raise CheckpointError(f"{self.file.path}: {DIFFUSERS_METADATA} is not JSON ({error})") from error
+        for option in ("use_dora", "use_rslora"):
+            if any(value and key.endswith(option) for key, value in found.items()):
+                raise CheckpointError(f"{self.file.path}: {option}; latentrt adds plain LoRAs, scaled by alpha / rank")
+        return dict(found)
+
+    def check(self, known: Mapping[str, Mapping[str, Layer]], text_width: int) -> None:
+        """Raise `CheckpointError` where a layer is not in the networks, or has another shape there."""
+        self._check_family(text_width)
+        unmatched = sorted(f"{folder}.{layer}" for folder, layer in self.parts if layer not in known.get(folder, {}))
+        if unmatched:
+            raise CheckpointError(
+                f"{self.file.path}: {len(unmatched)} of its {len(self.parts)} layers are not in this checkpoint: "
+                f"{some(unmatched)}. The LoRA was made for another family of models"
+            )
+        for (folder, layer), keys in self.parts.items():
+            shape = known[folder][layer].shape
+            down, up = (self.file.shapes[keys[part]] for part in ("down", "up"))
+            if (up[0], math.prod(down[1:])) != (shape[0], math.prod(shape[1:])) or math.prod(up[1:]) != down[0]:
+                raise CheckpointError(
+                    f"{self.file.path}: {folder}.{layer}: up {up} times down {down} does not give the layer's "
+                    f"{shape}. The LoRA was made for another model"
+                )
+
+    def _check_family(self, text_width: int) -> None:
+        for (folder, layer), keys in self.parts.items():
+            width = self.file.shapes[keys["down"]][1]
+            if folder == "unet" and layer.endswith(("attn2_to_k", "attn2_to_v")) and width != text_width:
+                made_for, is_for = (f"{FAMILIES.get(w, 'a model')} (text {w} wide)" for w in (width, text_width))
+                raise CheckpointError(
+                    f"{self.file.path}: made for {made_for}, this checkpoint is {is_for}. "
+                    "Take a LoRA made for this family"
+                )
+
+    def deltas(self, folder: str, known: Mapping[str, Layer]) -> Iterator[tuple[str, Tensor]]:
+        """For each layer of a network, its name and what is to be added to its weight, in float32."""
+        mine = {layer: keys for (where, layer), keys in self.parts.items() if where == folder}
+        for layer, keys in mine.items():
+            found = {part: tensor.float() for part, tensor in zip(keys, self._tensors(keys), strict=True)}
+            down, up = found["down"].flatten(1), found["up"].flatten(1)
+            rank = down.shape[0]
+            alpha = found["alpha"].item() if "alpha" in found else self._alpha(folder, known[layer].name, rank)
+            yield known[layer].name, (self.weight * alpha / rank) * (up @ down).reshape(known[layer].shape)
+
+    def _tensors(self, keys: Mapping[str, str]) -> Iterator[Tensor]:
+        for _, tensor in self.file.tensors(list(keys.values())):
+            yield tensor
+
+    def _alpha(self, folder: str, name: str, rank: int) -> float:
+        """The header's alpha; the rank where it says nothing."""
+        metadata = self._read_metadata()
+        for pattern, alpha in (metadata.get(f"{folder}.alpha_pattern") or {}).items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", name):
+                return float(alpha)
+        return float(metadata.get(f"{folder}.lora_alpha", rank))
+
+
+class WithLoras(Overlay):
+    """A checkpoint with LoRAs added to its weights, in float32 and in an order that is always the same."""
+
+    def __init__(self, base: Source, files: Iterable[LoraFile]):
+        super().__init__(base)
+        hashed = [(sha256(lora.file.path).hex(), lora.weight, lora) for lora in map(Lora.open, files)]
+        self.loras = sorted(hashed, key=lambda entry: entry[:2])
+
+    def check(self, classes: Classes) -> None:
+        """The base's, and that every key of the LoRAs has its layer."""
+        self.base.check(classes)
+        networks = {folder: kind for folder, kind in classes.items() if folder != "vae"}
+        known = {folder: layers(folder, kind, self.config(folder)) for folder, kind in networks.items()}
+        for _, _, lora in self.loras:
+            lora.check(known, self.config("unet")["cross_attention_dim"])
+
+    def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
+        """The base's network with every LoRA in it."""
+        mine = [lora for _, weight, lora in self.loras if weight and any(where == folder for where, _ in lora.parts)]
+        if not mine:
+            return self.base.network(folder, kind, dtype)
+        network = self.base.network(folder, kind, torch.float32)
+        known = layers(folder, kind, self.config(folder))
+        with torch.no_grad():
+            for lora in mine:
+                for name, delta in lora.deltas(folder, known):
+                    network.get_submodule(name).get_parameter("weight").add_(delta)
+        # Not diffusers' own `to`, which warns about keeping modules in float32.
+        return torch.nn.Module.to(network, dtype)
+
+    def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
+        """The base's, and each LoRA's hash and weight."""
+        yield from self.base.identity(folders)
+        for digest, weight, _ in self.loras:
+            yield f"LoRA {digest} {weight!r}".encode()
+
+    def provenance(self) -> dict[str, Any]:
+        """The base's, and each LoRA's file, hash and weight."""
+        loras = [
+            {"file": lora.file.path.name, "sha256": digest, "weight": weight} for digest, weight, lora in self.loras
+        ]
+        return self.base.provenance() | {"loras": loras}

@@ -1,0 +1,115 @@
+"""The names that LoRA files give to a network's layers, and the networks' own names for them.
+
+All formats in use name a layer by its path, with dots or underscores, in diffusers' names or the original ones:
+
+    unet.down_blocks.1.attentions.0.proj_in.lora_A.weight                   diffusers, PEFT
+    unet.down_blocks.1.attentions.0...attn1.processor.to_q_lora.down.weight diffusers before PEFT
+    text_encoder.text_model.encoder.layers.0...q_proj.lora_linear_layer.up.weight
+    lora_unet_down_blocks_1_attentions_0_proj_in.lora_down.weight           kohya, diffusers' blocks
+    lora_unet_input_blocks_4_1_proj_in.lora_down.weight                     kohya, original blocks
+    lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha
+
+So a key is a network, a flattened path and a part: `lora_unet_`, `input_blocks_4_1_proj_in`, `down`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from latentrt.export.random_weights import meta_network
+from latentrt.export.sources.places import Shape, unet_module
+
+Part = Literal["down", "up", "alpha"]
+
+NETWORKS = {
+    "lora_unet_": "unet",
+    "unet.": "unet",
+    "diffusion_model.": "unet",
+    "base_model.model.": "unet",
+    "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder",
+    "text_encoder.": "text_encoder",
+    "lora_te2_": "text_encoder_2",
+    "text_encoder_2.": "text_encoder_2",
+}
+"""What a key begins with, and the network it is of; without any of these, as diffusers once wrote, the U-Net."""
+
+PARTS = re.compile(
+    r"(?P<layer>.+?)(?:"
+    r"\.lora_(?P<peft>[AB])(?:\.default)?\.weight"
+    r"|(?:\.lora_|\.lora\.|_lora\.|\.lora_linear_layer\.)(?P<kohya>down|up)\.weight"
+    r"|(?:_lora|\.lora|\.lora_linear_layer)?\.(?P<alpha>alpha))"
+)
+
+OTHER_KINDS = {
+    r"\.hada_w\d": "LoHa",
+    r"\.lokr_w\d": "LoKr",
+    r"\.dora_scale$|\.lora_magnitude_vector": "DoRA",
+    r"\.lora_mid\.": "a Tucker-decomposed LoRA",
+    r"\.oft_": "OFT",
+    r"\.on_input$": "(IA)³",
+    r"\.lora_B\.bias$": "a LoRA with biases",
+    r"\.diff(_b)?$": "a full difference of weights",
+}
+"""Pattern of a key, and the kind of adapter it belongs to: none of them is the plain product of two matrices."""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What a key says; `layer` is a flattened path."""
+
+    folder: str
+    layer: str
+    part: Part
+
+
+def read_key(key: str) -> Key | None:
+    """A LoRA's key, or None for another one."""
+    match = PARTS.fullmatch(key)
+    if match is None:
+        return None
+    prefix = next((prefix for prefix in NETWORKS if key.startswith(prefix)), "")
+    layer = match["layer"].removeprefix(prefix).replace(".processor", "")
+    return Key(NETWORKS.get(prefix, "unet"), flat(layer), _part(match))
+
+
+def _part(match: re.Match[str]) -> Part:
+    if match["alpha"]:
+        return "alpha"
+    return "down" if match["peft"] == "A" or match["kohya"] == "down" else "up"
+
+
+def flat(name: str) -> str:
+    """A path as kohya writes it; transformers names CLIP's layers with and without `text_model`."""
+    return name.replace(".", "_").removeprefix("text_model_")
+
+
+def other_kind(keys: list[str]) -> str | None:
+    """The kind of an adapter that is no LoRA, or no plain one."""
+    return next((kind for part, kind in OTHER_KINDS.items() if any(re.search(part, key) for key in keys)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear layer of a network: its name and its weight's shape."""
+
+    name: str
+    shape: Shape
+
+
+def layers(folder: str, kind: Any, config: Mapping[str, Any]) -> dict[str, Layer]:
+    """Every layer of a network that a LoRA can change, by each flattened name that files give it."""
+    found: dict[str, Layer] = {}
+    for name, module in meta_network(kind, config).named_modules():
+        if not isinstance(module, nn.Linear | nn.Conv2d):
+            continue
+        names = {name, name.removesuffix(".to_out.0") + ".to_out" if name.endswith(".to_out.0") else name}
+        if folder == "unet":
+            names.add(unet_module(name, config))
+        else:
+            names |= {re.sub(r"\.([qkv])_proj$", r".to_\1", name), re.sub(r"\.out_proj$", ".to_out", name)}
+        found |= dict.fromkeys(map(flat, names), Layer(name, tuple(module.weight.shape)))
+    return found

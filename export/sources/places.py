@@ -1,0 +1,134 @@
+"""Where the original layouts of Stable Diffusion keep each tensor of the diffusers and transformers networks.
+
+The original U-Net counts its blocks through (`input_blocks.4.1` is the first attention of the second resolution), the
+original autoencoder counts the decoder's resolutions from the output on, OpenCLIP keeps queries, keys and values in one
+matrix. diffusers' own converters go from these names to its own and pass by what they do not know; here every tensor of
+a network has exactly one place, so that what is missing or left over shows, and LoRAs can be read by either name.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+UNET_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OPEN_CLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+OPEN_CLIP_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A key of a file. `third`: which third of its rows (queries, keys, values); `transposed`: the other way round."""
+
+    key: str
+    third: int | None = None
+    transposed: bool = False
+
+    def fits(self, stored: Shape, shape: Shape) -> bool:
+        """Whether a stored tensor holds one of this shape; a 1×1 convolution is a linear layer's matrix."""
+        if self.transposed:
+            stored = stored[::-1]
+        if self.third is not None:
+            stored = (stored[0] // 3, *stored[1:])
+        return stored == shape or (stored[:2] == shape[:2] and set(stored[2:] + shape[2:]) <= {1})
+
+    def read(self, stored: Tensor, shape: Shape) -> Tensor:
+        """The network's tensor out of the stored one."""
+        if self.transposed:
+            stored = stored.T
+        if self.third is not None:
+            stored = stored.chunk(3)[self.third]
+        return stored.reshape(shape)
+
+
+def unet_module(name: str, config: Mapping[str, Any]) -> str:
+    """The original name of a U-Net's module; a name that the original layout lacks stays as it is."""
+    if name in UNET_ENDS:
+        return UNET_ENDS[name]
+    match = re.fullmatch(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(\w+)\.(\d+)(?:\.(.+))?", name)
+    if match is None:
+        return name
+    path, block, kind, index = match[1], int(match[2] or 0), match[3], int(match[4])
+    inner = RESNET.get(match[5], match[5]) if kind == "resnets" else match[5]
+    layers = config["layers_per_block"]
+    if path == "mid":
+        place = f"middle_block.{2 * index if kind == 'resnets' else 1}"
+    elif kind == "downsamplers":
+        return f"input_blocks.{(block + 1) * (layers + 1)}.0.op"
+    elif kind == "upsamplers":
+        attends = "CrossAttn" in config["up_block_types"][block]
+        place = f"output_blocks.{block * (layers + 1) + layers}.{2 if attends else 1}"
+    else:
+        number = block * (layers + 1) + index + (path == "down")
+        place = f"{'in' if path == 'down' else 'out'}put_blocks.{number}.{0 if kind == 'resnets' else 1}"
+    return f"{place}.{inner}"
+
+
+def unet_place(name: str, config: Mapping[str, Any]) -> Place:
+    """Where the original layout keeps one tensor of a U-Net."""
+    module, _, parameter = name.rpartition(".")
+    # Norms and linear layers inside a transformer keep their names behind the transformer's.
+    return Place(f"{unet_module(module, config)}.{parameter}")
+
+
+def vae_place(name: str, config: Mapping[str, Any]) -> Place:
+    """Where the original layout keeps one tensor of an AutoencoderKL."""
+    name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+    last = len(config["block_out_channels"]) - 1
+    if match := re.fullmatch(r"encoder\.down_blocks\.(\d+)\.(.+)", name):
+        name = f"encoder.down.{match[1]}.{match[2]}"
+    elif match := re.fullmatch(r"decoder\.up_blocks\.(\d+)\.(.+)", name):
+        name = f"decoder.up.{last - int(match[1])}.{match[2]}"
+    elif match := re.fullmatch(r"(\w+)\.mid_block\.resnets\.(\d+)\.(.+)", name):
+        name = f"{match[1]}.mid.block_{int(match[2]) + 1}.{match[3]}"
+    elif match := re.fullmatch(r"(\w+)\.mid_block\.attentions\.0\.(.+)\.(\w+)", name):
+        name = f"{match[1]}.mid.attn_1.{VAE_ATTENTION[match[2]]}.{match[3]}"
+    return Place(re.sub(r"(up|down)samplers\.0", r"\1sample", name).replace(".resnets.", ".block."))
+
+
+def clip_place(name: str) -> Place:
+    """Where the original layout keeps one tensor of a CLIP text encoder: under transformers' name."""
+    return Place(f"text_model.{name.removeprefix('text_model.')}")
+
+
+def open_clip_place(name: str) -> Place:
+    """Where OpenCLIP keeps one tensor of a text encoder."""
+    name = name.removeprefix("text_model.")
+    if name == "text_projection.weight":
+        return Place("text_projection", transposed=True)
+    if name in OPEN_CLIP:
+        return Place(OPEN_CLIP[name])
+    match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+    if match is None:
+        return Place(name)
+    layer, module, parameter = match.groups()
+    if attention := re.fullmatch(r"self_attn\.([qkv])_proj", module):
+        return Place(f"transformer.resblocks.{layer}.attn.in_proj_{parameter}", third="qkv".index(attention[1]))
+    module = OPEN_CLIP_LAYER.get(module, module.replace("self_attn", "attn"))
+    return Place(f"transformer.resblocks.{layer}.{module}.{parameter}")

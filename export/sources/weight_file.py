@@ -1,0 +1,121 @@
+"""One safetensors file: what it holds, read before any weight; and networks filled from it by name."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from latentrt.export.random_weights import empty_network, meta_network
+from latentrt.export.sources.places import Place, Shape
+from latentrt.runtime.errors import CheckpointError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+NAMED = 12
+"""How many keys an error names."""
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """`shapes` of every tensor by key; `metadata` as the header states it."""
+
+    path: Path
+    shapes: Mapping[str, Shape]
+    metadata: Mapping[str, str]
+
+    @classmethod
+    def open(cls, path: Path) -> "WeightFile":
+        """Read the header.
+
+        Raises:
+            CheckpointError: the file is missing, a pickle, or no safetensors file.
+        """
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such file. Give the path of a .safetensors file")
+        if path.suffix.lower() in PICKLES:
+            raise CheckpointError(
+                f"{path}: a pickle, which can run any code when read. Convert it to safetensors, or download that form"
+            )
+        try:
+            with safe_open(path, framework="pt") as file:
+                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+                return cls(path, shapes, file.metadata() or {})
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path}: not a readable safetensors file ({error}). Download it again, or convert it"
+            ) from error
+
+    def tensors(self, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
+        """These tensors, one after the other, in the file's own dtypes."""
+        with safe_open(self.path, framework="pt") as file:
+            for key in keys:
+                yield key, file.get_tensor(key)
+
+
+def sha256(file: Path) -> bytes:
+    """A file's hash."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
+
+
+Naming = Callable[[str], Place]
+"""Name of a network's tensor -> where a file keeps it."""
+
+
+def check_places(file: WeightFile, kind: Any, config: Mapping[str, Any], naming: Naming) -> set[str]:
+    """The keys of a file that hold exactly this network.
+
+    Raises:
+        CheckpointError: keys are missing, or tensors have other shapes.
+    """
+    state = meta_network(kind, config).state_dict()
+    places = [(naming(name), tuple(value.shape)) for name, value in state.items()]
+    missing = {place.key for place, _ in places if place.key not in file.shapes}
+    mismatched = {
+        (place.key, file.shapes[place.key], shape)
+        for place, shape in places
+        if place.key in file.shapes and not place.fits(file.shapes[place.key], shape)
+    }
+    refuse_keys(file.path, {"missing_keys": missing, "mismatched_keys": mismatched})
+    return {place.key for place, _ in places}
+
+
+def filled_network(
+    file: WeightFile, kind: Any, config: Mapping[str, Any], naming: Naming, dtype: torch.dtype
+) -> nn.Module:
+    """A network with the weights that a file keeps in these places; `check_places` first."""
+    network = empty_network(kind, config, dtype)
+    wanted: dict[str, list[tuple[Tensor, Place]]] = {}
+    for name, tensor in network.state_dict().items():
+        place = naming(name)
+        wanted.setdefault(place.key, []).append((tensor, place))
+    with torch.no_grad():
+        for key, stored in file.tensors(sorted(wanted)):
+            for tensor, place in wanted[key]:
+                tensor.copy_(place.read(stored, tuple(tensor.shape)))
+    return network.eval()
+
+
+def refuse_keys(where: Path, report: Mapping[str, Any]) -> None:
+    """Refuse a network with made-up tensors: the libraries only warn."""
+    harmless = "position_ids"
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        # Mismatched ones come as (name, shape in the file, shape in the network).
+        names = (entry if isinstance(entry, str) else " ".join(map(str, entry)) for entry in report.get(kind, ()))
+        keys = sorted(name for name in names if harmless not in name)
+        if keys:
+            raise CheckpointError(
+                f"{where}: {len(keys)} {kind.replace('_', ' ')} in the weights, first {keys[0]}. "
+                "The weights belong to another config"
+            )
+
+
+def some(keys: list[str]) -> str:
+    """The first keys of a list, and how many there are."""
+    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    return ", ".join(keys[:NAMED]) + more
