@@ -22,7 +22,8 @@ from torch import nn
 from latentrt.engine.base import Job
 from latentrt.engine.tensorrt import TensorRTBuilder
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.exporter import VAE, component_precisions
+from latentrt.export.component import VAE
+from latentrt.export.exporter import component_precisions
 from latentrt.export.modules import MODULES
 from latentrt.export.trace import save, trace
 from latentrt.export.vae_samples import vae_samples
@@ -51,7 +52,8 @@ def measure(checkpoint: Checkpoint, component: str, exponent: int) -> dict[str, 
     network = checkpoint.network("vae", torch.float32)
     signals = vae_signals(network, component)
     fold(signals, {name: exponent for name in signals.writers if name and not name.endswith((".to_q", ".to_k"))})
-    seconds, started, processor = {}, time.perf_counter(), time.process_time()
+    seconds: dict[str, float] = {}
+    started, processor = time.perf_counter(), time.process_time()
     samples = vae_samples(network, component, checkpoint.model.native_size)
     record = fit_to_fp16(network, component, samples)
     seconds |= {"fit": time.perf_counter() - started, "fit, processor": time.process_time() - processor}
