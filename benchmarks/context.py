@@ -1,6 +1,5 @@
 """What a running scenario shares with the suite: options, where to write, and workers that end with their scenario."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,21 +14,23 @@ from latentrt.benchmarks.results import Failure, NotRun, Peaks, Record
 from latentrt.benchmarks.scenarios import Scenario
 from latentrt.runtime.errors import BenchmarkError
 
-logger = logging.getLogger(__name__)
-
 PICTURES = "pictures"
 LOGS = "logs"
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user asked for. `threads`: cores that every contender may use. `peers`: those that take part."""
+    """What the user asked for. `threads`: cores that every contender may use. `peers`: those that take part.
+
+    `rehearse`: the scenarios are GPU scenarios in small; only the command that repeats them depends on it.
+    """
 
     out: Path
     threads: int
     peers: tuple[str, ...]
     peer_pythons: Mapping[str, Path] = field(default_factory=dict)
     rounds: int | None = None
+    rehearse: bool = False
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from latentrt.runtime.errors import BenchmarkError
+from latentrt.runtime.specs import Axis
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -148,11 +149,7 @@ def _bare(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
     for value in bare.graph.input:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
-                if dim.dim_param not in sizes:
-                    raise BenchmarkError(
-                        f"{value.name}: no size given for its axis {dim.dim_param}; have {dict(sizes)}"
-                    )
-                dim.dim_value = sizes[dim.dim_param]
+                dim.dim_value = _axis_size(value.name, dim.dim_param, sizes)
     del bare.graph.value_info[:]
     for value in bare.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -161,6 +158,13 @@ def _bare(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
             node.op_type = "Identity"
             del node.input[1:], node.attribute[:]
     return bare
+
+
+def _axis_size(name: str, axis: str, sizes: Mapping[str, int]) -> int:
+    try:
+        return Axis.parse(axis).size(sizes)
+    except KeyError:
+        raise BenchmarkError(f"{name}: no size given for its axis {axis}; have {dict(sizes)}") from None
 
 
 def _tables(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, int]]:

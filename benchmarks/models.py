@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -12,9 +12,9 @@ from pathlib import Path
 
 from latentrt import engine, export, runtime
 from latentrt.benchmarks import CONFIGS
-from latentrt.benchmarks.scenarios import Scenario
+from latentrt.benchmarks.scenarios import SIZES, SUITES, Scenario
 from latentrt.demo import CHECKPOINT
-from latentrt.runtime.bundle import MANIFEST, Bundle, replacing_folder
+from latentrt.runtime.bundle import MANIFEST, replacing_folder
 from latentrt.runtime.cache import cache_folder, locked
 from latentrt.runtime.errors import BenchmarkError
 from latentrt.runtime.model import Limits
@@ -39,17 +39,22 @@ class BenchmarkModel:
 
 
 def find_model(name: str) -> BenchmarkModel:
-    """The demo, or a folder of `configs/`.
+    """The demo, a folder of `configs/`, or the path of a checkpoint in diffusers format.
 
     Raises:
         BenchmarkError: there is no such model.
     """
     if name == "demo":
         return BenchmarkModel(name, CHECKPOINT, True)
+    path = Path(name)
+    if path.is_absolute() and (path / INDEX).is_file():
+        return BenchmarkModel(path.name, path, True)
     folder = CONFIGS / name
     if not (folder / INDEX).is_file():
         known = sorted(path.parent.name for path in CONFIGS.glob(f"*/{INDEX}"))
-        raise BenchmarkError(f"model {name}: unknown. The models are demo, {', '.join(known)}")
+        raise BenchmarkError(
+            f"model {name}: unknown. The models are demo, {', '.join(known)}, or the folder of a checkpoint"
+        )
     return BenchmarkModel(name, folder, False)
 
 
@@ -93,8 +98,9 @@ def _write_weights(folder: Path) -> None:
 
 
 def request_limits(scenario: Scenario) -> dict[str, str]:
-    """The ranges of the bundle that a scenario needs: its model's usual requests, wide enough for every point."""
-    sizes = scenario.point_sizes()
+    """The ranges of the bundle that a scenario needs, the same for all scenarios of its model: one export for all."""
+    known = [one for suite in SUITES.values() for one in suite if one.model == scenario.model]
+    sizes = {name: [size for one in (scenario, *known) for size in one.point_sizes()[name]] for name in SIZES}
     usual = Limits.around(_native_size(find_model(scenario.model).folder))
     width, height = (_widened(usual.bounds(name), sizes[name]) for name in ("width", "height"))
     images = _widened((1, 1, 8), sizes["images"])
@@ -134,7 +140,7 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _widened(bounds: tuple[int, int, int], values: tuple[int, ...]) -> str:
+def _widened(bounds: tuple[int, int, int], values: Sequence[int]) -> str:
     low, opt, high = bounds
     return f"{min(low, *values)}:{opt}:{max(high, *values)}"
 
@@ -145,25 +151,27 @@ def _native_size(folder: Path) -> int:
 
 
 def export_model(name: str, precision: str, limits: Mapping[str, str]) -> Path:
-    """The model's bundle for a range of requests; exported once per weights, ranges and version of latentrt's code."""
+    """The model's bundle for a range of requests, exported where it is not there yet."""
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.exporter import export_bundle
 
-    checkpoint = Checkpoint.open(write_checkpoint(name))
-    code = [Path(next(iter(package.__path__))) for package in (runtime, export, engine)]
-    key = _digest(code, checkpoint.weights_sha256(), precision, json.dumps(dict(limits)), version("latentrt"))
-    target = benchmark_home() / f"{name}-{precision}-{key}"
+    target = bundle_folder(name, precision, limits)
     with locked(target.with_suffix(".lock"), f"{target} is being made", wait=True):
         if not (target / MANIFEST).is_file():
+            checkpoint = Checkpoint.open(write_checkpoint(name))
             # The suite compares pictures with diffusers itself.
             export_bundle(checkpoint, target, precision=precision, limits=Limits(**limits), depth="off")  # type: ignore[arg-type]
     return target
 
 
-def component_onnx(bundle: Path) -> dict[str, Path]:
-    """The exported ONNX file of every component."""
-    opened = Bundle.open(bundle)
-    return {name: opened.onnx(name) for name in opened.manifest.components}
+def bundle_folder(name: str, precision: str, limits: Mapping[str, str]) -> Path:
+    """Where a model's bundle is kept: one per weights, precision, ranges and state of latentrt's code."""
+    from latentrt.export.checkpoint import Checkpoint
+
+    weights = Checkpoint.open(write_checkpoint(name)).weights_sha256()
+    code = [Path(next(iter(package.__path__))) for package in (runtime, export, engine)]
+    key = _digest(code, weights, precision, json.dumps(dict(limits)), version("latentrt"))
+    return benchmark_home() / f"{find_model(name).name}-{precision}-{key}"
 
 
 def _digest(folders: list[Path], *texts: str) -> str:

@@ -212,7 +212,7 @@ def parse(lines: Iterable[str], file: Path) -> Iterator[Record]:
 
 
 def _record(kind: type[Record], values: dict[str, Any]) -> Record:
-    """A record of plain JSON values; lists become tuples, inner records their classes."""
+    """A record of plain JSON values."""
     if unknown := values.keys() - {entry.name for entry in fields(kind)}:
         raise TypeError(f"unknown fields {', '.join(sorted(unknown))}")
     if "point" in values:
@@ -221,4 +221,11 @@ def _record(kind: type[Record], values: dict[str, Any]) -> Record:
         values["samples"] = tuple(Sample(**sample) for sample in values["samples"])
     if values.get("difference"):
         values["difference"] = Difference(**values["difference"])
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    return kind(**{name: _frozen(value) for name, value in values.items()})
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, however deep."""
+    if isinstance(value, dict):
+        return {name: _frozen(inner) for name, inner in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

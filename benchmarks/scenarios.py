@@ -14,6 +14,10 @@ Axis = Literal["", "steps", "images", "size"]
 """What grows from point to point."""
 
 
+SIZES = ("width", "height", "images")
+"""Of a point, what engines are built for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """One request: pixels, U-Net evaluations, pictures in the batch."""
@@ -26,7 +30,7 @@ class Point:
 
     def __str__(self) -> str:
         batch = f", {self.images} pictures" if self.images > 1 else ""
-        return f"{self.width}×{self.height}, {self.steps} steps{batch}"
+        return f"{self.width}×{self.height}, {self.steps} step{'s' if self.steps > 1 else ''}{batch}"
 
     def along(self, axis: Axis) -> int:
         """Its place on a scaling curve."""
@@ -52,7 +56,7 @@ class Scenario:
 
     def point_sizes(self) -> dict[str, tuple[int, ...]]:
         """Every width, height and batch size that the points ask for."""
-        return {name: tuple(getattr(point, name) for point in self.points) for name in ("width", "height", "images")}
+        return {name: tuple(getattr(point, name) for point in self.points) for name in SIZES}
 
 
 EVERYONE = ("latentrt", "diffusers", "diffusers-compile", "optimum")

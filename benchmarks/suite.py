@@ -4,6 +4,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from latentrt.benchmarks import builds, environment, host_work, pictures
 from latentrt.benchmarks.context import PICTURES, Context, Options
@@ -70,7 +71,9 @@ def scenario_command(scenario: Scenario, options: Options) -> str:
     """What to type to run one scenario again."""
     peers = ",".join(options.peers) or "none"
     words = ["latentrt", "bench", "--scenario", scenario.name, "--peers", peers, "--threads", str(options.threads)]
-    return shlex.join([*words, "--rounds", str(scenario.rounds)])
+    words += ["--rounds", str(scenario.rounds)]
+    words += ["--model", scenario.model] if Path(scenario.model).is_absolute() else []
+    return shlex.join([*words, *(["--rehearse"] if options.rehearse else [])])
 
 
 def check_gpu(scenarios: Iterable[Scenario]) -> None:

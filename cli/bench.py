@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -31,6 +32,10 @@ def bench(
     scenario: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time
         typer.Option("--scenario", metavar="NAME", help="Only this scenario; may be given several times."),
+    ] = None,
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--model", metavar="CHECKPOINT", help="A checkpoint of yours, in place of the scenarios' own."),
     ] = None,
     peers: Annotated[
         Optional[str],  # noqa: UP045
@@ -71,6 +76,8 @@ def bench(
     from latentrt.benchmarks.suite import run_suite
 
     scenarios = chosen_scenarios(scenario or (), quick, gpu, rehearse)
+    if model is not None:
+        scenarios = tuple(replace(one, model=str(model.absolute())) for one in scenarios)
     if list_only:
         list_scenarios(scenarios if scenario or quick or gpu else None)
         return
@@ -83,6 +90,7 @@ def bench(
         peers=chosen_peers(peers),
         peer_pythons=parse_pythons(peer_python or ()),
         rounds=rounds,
+        rehearse=rehearse,
     )
     if install_peers:
         say(f"installing optimum-onnx: {install_optimum()}")

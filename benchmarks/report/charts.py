@@ -41,7 +41,7 @@ STYLE: dict[str, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
-WIDTH = 8.6
+WIDTH = 10.4
 """Inches; the page scales charts to its own width."""
 
 
@@ -173,7 +173,7 @@ def roofline(entries: Sequence[Entry], works: Sequence[StageWork], peaks: Peaks,
         if work.stage in entry.stages
     ]
     with mpl.rc_context(STYLE):
-        figure, (axes,) = _figure(4.0)
+        figure, (axes,) = _figure(4.2)
         ridge = top / bandwidth
         low = min(ridge, *(x for x, *_ in reached)) / 3
         high = max(ridge, *(x for x, *_ in reached)) * 3
@@ -185,15 +185,17 @@ def roofline(entries: Sequence[Entry], works: Sequence[StageWork], peaks: Peaks,
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.set_xlim(low, high)
-        axes.set_ylim(min(y for _, y, *_ in reached) / 3, top * 2.2)
-        axes.text(high * 0.94, top * 1.12, f"{top:.3g} TFLOP/s measured, {precision}", ha="right", color=FAINT)
+        axes.set_ylim(min(y for _, y, *_ in reached) / 3, top * 2.6)
+        axes.text(high * 0.94, top * 1.25, f"{top:.3g} TFLOP/s measured, {precision}", ha="right", color=FAINT)
+        for direction in (axes.xaxis, axes.yaxis):
+            direction.set_major_formatter(lambda value, _place: f"{value:g}")
         axes.set_xlabel(f"operations per byte that must move ({peaks.gigabytes:.3g} GB/s measured)")
         axes.set_ylabel("TFLOP/s reached")
         for name, shade in shades.items():
             axes.scatter([], [], 64, color=shade, label=label(name))
         for stage in dict.fromkeys(stage for _, _, stage, _ in reached):
             axes.scatter([], [], 50, color="none", edgecolor=INK, marker=STAGE_MARKERS[stage], label=stage)
-        figure.legend(loc="outside upper left", ncols=4)
+        figure.legend(loc="outside upper right", ncols=len(shades) + len(STAGES))
         return _svg(figure, "operations per second of every stage under the machine's roof")
 
 

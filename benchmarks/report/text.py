@@ -58,7 +58,7 @@ def times_ours(entry: Entry) -> str:
     if entry.row.contender == OURS or entry.times_ours is None:
         return "1" if entry.row.contender == OURS else "–"
     ratio = entry.times_ours
-    return f"{ratio.median:.2f}× ({ratio.least:.2f} to {ratio.most:.2f})"
+    return f"{ratio.median:.2f}× ({ratio.least:.2f} – {ratio.most:.2f})"
 
 
 def cells(entry: Entry) -> tuple[str, ...]:
@@ -67,7 +67,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
     return (
         entry.label,
         seconds(summary.median),
-        f"{seconds(summary.lower)} to {seconds(summary.upper)}",
+        f"{seconds(summary.lower)} – {seconds(summary.upper)}",
         times_ours(entry),
         percent(entry.share_of_floor),
         seconds(row.first),
