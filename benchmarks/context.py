@@ -77,7 +77,7 @@ class Context:
                 self.write(NotRun(scenario.name, name, f"does not run on {scenario.device}"))
             elif missing := self._missing(contender):
                 if contender.is_peer:
-                    self.fail(scenario, name, BenchmarkError(missing))
+                    self.fail(scenario, name, BenchmarkError(f"{name}: {missing}"))
                 else:
                     self.write(NotRun(scenario.name, name, missing))
             else:
@@ -90,7 +90,7 @@ class Context:
             if contender.own_environment:
                 peer_python(contender, self.options.peer_pythons)
         except BenchmarkError as error:
-            return str(error)
+            return str(error).removeprefix(f"{contender.name}: ")
         return ""
 
     def fail(self, scenario: Scenario, contender: str, error: Exception, log: str = "") -> None:

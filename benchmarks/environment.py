@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.benchmarks.results import Environment
+from latentrt.runtime.backends.onnxruntime import usable_cores
 
 PACKAGES = (
     "latentrt",
@@ -60,11 +61,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load_before": None if load is None else round(load, 2),
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[dict[str, str]]:

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -70,10 +70,10 @@ def bench(
     check_installed()
     from latentrt.benchmarks.contenders import chosen_peers
     from latentrt.benchmarks.context import Options
-    from latentrt.benchmarks.environment import usable_cores
     from latentrt.benchmarks.peers import install_optimum, parse_pythons
     from latentrt.benchmarks.results import read
     from latentrt.benchmarks.suite import run_suite
+    from latentrt.runtime.backends.onnxruntime import usable_cores
 
     scenarios = chosen_scenarios(scenario or (), quick, gpu, rehearse)
     if model is not None:
@@ -106,10 +106,13 @@ def say(text: str) -> None:
 def check_installed() -> None:
     """Raise `BackendError` where the bench extra is not there."""
     check_export_installed()
-    if find_spec("matplotlib") is None:
+    try:
+        import_module("matplotlib")
+    except ImportError as error:
         raise BackendError(
-            "the report needs matplotlib, which is not installed. Install it with: pip install 'latentrt[bench]'"
-        )
+            f"the report needs matplotlib, which is not installed ({error}). "
+            "Install it with: pip install 'latentrt[bench]'"
+        ) from error
 
 
 def chosen_scenarios(names: list[str] | tuple[()], quick: bool, gpu: bool, rehearse: bool) -> "tuple[Scenario, ...]":

@@ -2,6 +2,7 @@
 
 import io
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -43,6 +44,11 @@ STYLE: dict[str, Any] = {
 }
 WIDTH = 10.4
 """Inches; the page scales charts to its own width."""
+
+
+def plain(value: float, _place: object) -> str:
+    """Ticks of logarithmic axes without powers."""
+    return f"{value:g}"
 
 
 def colours(contenders: Iterable[str], ours: Iterable[bool]) -> dict[str, str]:
@@ -188,7 +194,7 @@ def roofline(entries: Sequence[Entry], works: Sequence[StageWork], peaks: Peaks,
         axes.set_ylim(min(y for _, y, *_ in reached) / 3, top * 2.6)
         axes.text(high * 0.94, top * 1.25, f"{top:.3g} TFLOP/s measured, {precision}", ha="right", color=FAINT)
         for direction in (axes.xaxis, axes.yaxis):
-            direction.set_major_formatter(lambda value, _place: f"{value:g}")
+            direction.set_major_formatter(plain)
         axes.set_xlabel(f"operations per byte that must move ({peaks.gigabytes:.3g} GB/s measured)")
         axes.set_ylabel("TFLOP/s reached")
         for name, shade in shades.items():
@@ -223,13 +229,14 @@ def host_bars(rows: Sequence[HostRow]) -> str:
     """The host's time per step on a logarithmic scale."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure(0.6 * len(rows) + 0.9)
-        medians = [sorted(row.per_step)[len(row.per_step) // 2] for row in rows]
+        medians = [statistics.median(row.per_step) for row in rows]
         shades = colours([row.contender for row in rows], [row.contender.startswith("latentrt") for row in rows])
         for place, (row, median) in enumerate(zip(rows, medians, strict=True)):
             axes.barh(place, median * 1e6, 0.58, color=shades[row.contender])
             axes.text(median * 1.1e6, place, seconds(median), va="center", fontweight="bold")
         axes.set_xscale("log")
         axes.set_xlim(min(medians) * 1e6 / 5, max(medians) * 1e6 * 4)
+        axes.xaxis.set_major_formatter(plain)
         axes.set_yticks(range(len(rows)), [label(row.contender) for row in rows])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")

@@ -1,5 +1,6 @@
 """ONNX Runtime: engines with I/O bound to preallocated buffers, on the CPU or, by the same code, on CUDA."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ class OnnxRuntimeBackend:
         """Start a session over an exported or an optimised ONNX file."""
         options = self.library.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
+        if self.kind == "cpu" and usable_cores() < (os.cpu_count() or 1):
+            options.intra_op_num_threads = usable_cores()
         if path.parent.parent.name == "builds":  # what build-engine wrote is optimised already
             options.graph_optimization_level = self.library.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -77,6 +80,11 @@ class OnnxRuntimeBackend:
         if self.stream is not None:
             self.stream.close()
             self.stream = None
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; ONNX Runtime counts all, and its threads then wait for each other."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class OnnxRuntimeEngine:

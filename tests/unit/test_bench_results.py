@@ -8,10 +8,11 @@ from bench_results import POINT, records, write_run
 from PIL import Image
 
 from latentrt.benchmarks.difference import compare_files
-from latentrt.benchmarks.environment import commit, describe, usable_cores
+from latentrt.benchmarks.environment import commit, describe
 from latentrt.benchmarks.report.figures import entries, headlines, points
 from latentrt.benchmarks.results import RECORDS, RESULTS, read
 from latentrt.benchmarks.summary import ratios, summarise
+from latentrt.runtime.backends.onnxruntime import usable_cores
 from latentrt.runtime.errors import BenchmarkError
 
 
