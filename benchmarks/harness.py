@@ -8,7 +8,7 @@ from typing import Any
 
 from latentrt.benchmarks.difference import compare_files
 from latentrt.benchmarks.process import Worker
-from latentrt.benchmarks.results import Difference, Failure, Row, Sample
+from latentrt.benchmarks.results import Failure, Row, Sample
 from latentrt.benchmarks.scenarios import Point, Scenario
 from latentrt.runtime.errors import BenchmarkError
 
@@ -83,8 +83,11 @@ class Round:
         point = f"{self.point.width}x{self.point.height}-{self.point.steps}-{self.point.images}"
         return self.folder / f"{self.scenario.name}-{point}-{contender}{self.task.suffix}"
 
-    def measure(self, entrants: Sequence[Entrant], reference: Path | None) -> list[Row]:
-        """Warm every contender up, then ask them in turns, each round beginning with another one."""
+    def measure(self, entrants: Sequence[Entrant], reference: Path) -> list[Row]:
+        """Warm every contender up, then ask them in turns, each round beginning with another one.
+
+        `reference`: the picture to compare with; nothing is compared where it could not be drawn.
+        """
         measured: dict[str, Measured] = {}
         for entrant in entrants:
             with self._dropping(entrant, measured):
@@ -113,7 +116,7 @@ class Round:
             measured.pop(entrant.name, None)
             self.failed(Failure(self.scenario.name, entrant.name, str(error), entrant.worker.log.name))
 
-    def _row(self, entrant: Entrant, measured: Measured, reference: Path | None) -> Row:
+    def _row(self, entrant: Entrant, measured: Measured, reference: Path) -> Row:
         last = measured.samples[-1]
         return Row(
             scenario=self.scenario.name,
@@ -126,14 +129,10 @@ class Round:
             memory_run=last["memory"],
             memory_device=last["memory_device"],
             picture=self.file(entrant.name).name,
-            difference=self._difference(entrant.name, reference),
+            difference=compare_files(self.file(entrant.name), reference) if reference.is_file() else None,
             versions=entrant.loaded["versions"],
             notes=tuple(entrant.loaded["notes"]),
         )
-
-    def _difference(self, contender: str, reference: Path | None) -> Difference | None:
-        found = self.file(contender)
-        return None if reference is None else compare_files(found, reference)
 
 
 def rotated(entrants: Sequence[Entrant], number: int) -> list[Entrant]:

@@ -11,7 +11,6 @@ from latentrt.benchmarks.harness import Entrant, Round, Task, picture_task
 from latentrt.benchmarks.models import benchmark_home
 from latentrt.benchmarks.peers import peer_python
 from latentrt.benchmarks.process import Worker
-from latentrt.benchmarks.results import Failure
 from latentrt.benchmarks.roofline import component_sizes, stage_work
 from latentrt.benchmarks.scenarios import Point, Scenario
 from latentrt.runtime.bundle import Bundle
@@ -117,26 +116,34 @@ def _references(
     contenders: list[Contender],
     tasks: dict[Point, Task],
     files: dict[str, str],
-) -> dict[Point, Path | None]:
-    """The reference's picture of every point, drawn before the race by a worker that then ends."""
+) -> dict[Point, Path]:
+    """Where the reference's picture of every point is, or will be.
+
+    Where diffusers takes part in float32 on the CPU, it is its own picture; else a worker draws it before the race, and
+    then ends.
+    """
+    folder = context.options.out / PICTURES
     diffusers = CONTENDERS["diffusers"]
-    inputs = {
-        "device": scenario.device,
-        "threads": context.options.threads,
-        "precision": "fp32",
-        "sampler": scenario.sampler,
-        "component": scenario.component,
-        **files,
-    }
-    context.say(f"{scenario.name}: the reference, diffusers in fp32")
-    found: dict[Point, Path | None] = dict.fromkeys(tasks)
-    with context.worker(scenario.name, REFERENCE, diffusers.worker) as worker:
-        try:
-            worker.call("load", **inputs)
-            for point, task in tasks.items():
-                file = Round(scenario, point, task, context.options.out / PICTURES, context.write).file(REFERENCE)
-                task.run(worker, file)
-                found[point] = file
-        except BenchmarkError as error:
-            context.write(Failure(scenario.name, REFERENCE, str(error), worker.log.name))
-    return found
+    takes_part = diffusers in contenders and (scenario.precision, scenario.device) == ("fp32", "cpu")
+    drawn_by = diffusers.name if takes_part else REFERENCE
+    drawn = {point: Round(scenario, point, task, folder, context.write).file(drawn_by) for point, task in tasks.items()}
+    for file in drawn.values():
+        file.unlink(missing_ok=True)  # an earlier run's
+    if not takes_part:
+        context.say(f"{scenario.name}: the reference, diffusers in fp32")
+        inputs = {
+            "device": scenario.device,
+            "threads": context.options.threads,
+            "precision": "fp32",
+            "sampler": scenario.sampler,
+            "component": scenario.component,
+            **files,
+        }
+        with context.worker(scenario.name, REFERENCE, diffusers.worker) as worker:
+            try:
+                worker.call("load", **inputs)
+                for point, task in tasks.items():
+                    task.run(worker, drawn[point])
+            except BenchmarkError as error:
+                context.fail(scenario, REFERENCE, error, worker.log.name)
+    return drawn

@@ -124,7 +124,7 @@ QUICK = (
         "A small SDXL with random weights, a few steps: who is how fast?",
         "sdxl-50m",
         (_square(256, 4),),
-        EVERYONE,
+        ("latentrt", "diffusers", "optimum"),
         rounds=3,
     ),
     *_scaling("demo", 96, 4, (64, 96, 128, 160), prefix="demo-quick", rounds=2, most=(1, 5, 20)),

@@ -55,7 +55,7 @@ def _comparison(results: Results, found: Finished, point: Point, folder: Path) -
     yield charts.comparison(ranked)
     yield _entry_table(ranked)
     if len(ranked[0].stages) > 1:
-        yield markup.heading("Where the time goes") + charts.stages(ranked, works)
+        yield markup.heading("Where the time goes") + charts.stages(ranked, works) + _stage_table(ranked)
     yield from _physics(results, found, ranked, works)
     shown = [markup.picture(folder / PICTURES / (entry.row.picture or ""), entry.label) for entry in ranked]
     if any(shown):
@@ -65,6 +65,29 @@ def _comparison(results: Results, found: Finished, point: Point, folder: Path) -
 def _entry_table(ranked: list[Entry]) -> str:
     lines = text.without_empty_columns(text.HEADER, [text.cells(entry) for entry in ranked])
     return markup.table(lines, [entry.is_ours for entry in ranked])
+
+
+def _stage_table(ranked: list[Entry]) -> str:
+    """Median seconds of every stage, what lies between them, and the host's time from step to step.
+
+    On a GPU the host runs ahead: while its step is shorter than the device's, the device never waits for it.
+    """
+    names = list(ranked[0].stages)
+    lines = []
+    for entry in ranked:
+        host = [sample.step for sample in entry.row.samples if sample.step is not None]
+        between = summarise([sample.wall - sum(sample.stages.values()) for sample in entry.row.samples]).median
+        lines.append(
+            (
+                entry.label,
+                *(text.seconds(entry.stages[name]) for name in names),
+                text.seconds(max(between, 0.0)),
+                text.seconds(entry.stages.get("denoise", 0.0) / entry.row.point.steps),
+                text.seconds(summarise(host).median) if host else text.NOTHING,
+            )
+        )
+    header = ("contender", *names, "outside the stages", "denoise per step", "host, step to step")
+    return markup.table(text.without_empty_columns(header, lines), [entry.is_ours for entry in ranked])
 
 
 def _physics(results: Results, found: Finished, ranked: list[Entry], works: list[StageWork]) -> Iterator[str]:
@@ -125,7 +148,7 @@ def _builds(results: Results, found: Finished, folder: Path) -> Iterator[str]:
 
 def _component(row: BuildRow, name: str) -> str:
     if name not in row.components:
-        return "–"
+        return text.NOTHING
     seconds, size = row.components[name]
     return f"{text.seconds(seconds)}, {text.size(size)}"
 

@@ -19,6 +19,9 @@ HEADER = (
     "PSNR",
 )
 
+NOTHING = "–"
+"""Where there is no figure."""
+
 
 def seconds(value: float) -> str:
     """Three digits with the unit that fits: 12.3 s, 45.6 ms, 78.9 µs."""
@@ -35,28 +38,28 @@ def _digits(value: float) -> str:
 def size(value: float | None) -> str:
     """Bytes with the unit that fits; a dash where there is no figure."""
     if value is None:
-        return "–"
+        return NOTHING
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
 
 
 def percent(value: float | None) -> str:
     """A share; a dash where there is no figure."""
-    return "–" if value is None else f"{100 * value:.0f} %"
+    return NOTHING if value is None else f"{100 * value:.0f} %"
 
 
 def difference(found: Difference | None) -> tuple[str, str]:
     """(largest and mean, PSNR)."""
     if found is None:
-        return "–", "–"
+        return NOTHING, NOTHING
     if found.unit != "levels":
-        return f"{found.max:.1e}, {found.mean:.1e} (relative)", "–"
+        return f"{found.max:.1e}, {found.mean:.1e} (relative)", NOTHING
     return f"{found.max:.0f}, {found.mean:.3f} of 255", "identical" if found.psnr is None else f"{found.psnr:.0f} dB"
 
 
 def times_ours(entry: Entry) -> str:
     """How many times latentrt's seconds a contender takes, with the extremes of the rounds."""
     if entry.row.contender == OURS or entry.times_ours is None:
-        return "1" if entry.row.contender == OURS else "–"
+        return "1" if entry.row.contender == OURS else NOTHING
     ratio = entry.times_ours
     return f"{ratio.median:.2f}× ({ratio.least:.2f} – {ratio.most:.2f})"
 
@@ -80,7 +83,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
 
 def without_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Header and rows, less the columns in which nobody has a figure."""
-    kept = [index for index in range(len(header)) if any(row[index] != "–" for row in rows)]
+    kept = [index for index in range(len(header)) if any(row[index] != NOTHING for row in rows)]
     return [[line[index] for index in kept] for line in (header, *rows)]
 
 

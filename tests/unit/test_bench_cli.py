@@ -10,7 +10,7 @@ from command_line import run_main
 
 from latentrt.benchmarks.models import bundle_folder, request_limits
 from latentrt.benchmarks.report.markdown import BEGIN, END
-from latentrt.benchmarks.results import Failure, Row, StageWork, read
+from latentrt.benchmarks.results import BuildRow, Failure, Finished, HostRow, Row, StageWork, read
 from latentrt.benchmarks.scenarios import SUITES, named
 
 
@@ -121,3 +121,25 @@ def test_a_race_of_two_from_end_to_end(capsys, monkeypatch, tmp_path, sdxl_check
         "latentrt",
         "diffusers",
     }
+
+
+@pytest.mark.slow
+def test_the_gpu_suite_in_small_on_the_cpu(capsys, monkeypatch, tmp_path):
+    """Every kind of scenario of the GPU suite by the same code, on the demo checkpoint."""
+    monkeypatch.setenv("LATENTRT_HOME", str(tmp_path / "home"))
+    names = ("sdxl-base", "sdxl-base-images", "sdxl-base-build", "sdxl-vae", "sdxl-refiner-unet", "sd15", "host-gpu")
+    chosen = [word for name in names for word in ("--scenario", name)]
+    run = run_main(capsys, "bench", "--gpu", "--rehearse", *chosen, "--peers", "diffusers", "-o", tmp_path / "out")
+    assert run.exit == 0, run.stderr
+    results = read(tmp_path / "out")
+    assert [found.scenario for found in results.of(Finished)] == list(names)
+    assert all("--rehearse" in found.command for found in results.of(Finished))
+    for name in names:
+        if name not in ("sdxl-base-build", "host-gpu"):
+            assert {found.contender for found in results.of(Row, name)} == {"latentrt", "diffusers"}
+    relative = [found.difference.mean for found in results.of(Row, "sdxl-refiner-unet")]
+    assert max(relative) < 1e-4
+    assert {found.contender for found in results.of(BuildRow)} >= {"latentrt", "latentrt-tensorrt-rtx"}
+    ours, theirs = (sorted(found.per_step)[0] for found in results.of(HostRow))
+    assert ours < 100e-6
+    assert ours < theirs

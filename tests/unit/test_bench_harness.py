@@ -121,7 +121,7 @@ def race(tmp_path, **fails_at):
     ]
     point = SCENARIO.points[0]
     racing = Round(SCENARIO, point, picture_task(SCENARIO, point), tmp_path, failures.append)
-    return racing.measure(entrants, None), order, failures
+    return racing.measure(entrants, tmp_path / "none.png"), order, failures
 
 
 def test_rounds_are_interleaved_and_each_begins_with_another(tmp_path):
