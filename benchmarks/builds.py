@@ -33,5 +33,6 @@ def run(scenario: Scenario, context: Context) -> None:
                 bytes=total,
                 memory=built["memory"],
                 components=components,
+                layers=built["layers"],
             )
         )

@@ -12,6 +12,7 @@ from latentrt.benchmarks.peers import peer_python
 from latentrt.benchmarks.process import Worker
 from latentrt.benchmarks.results import Failure, NotRun, Peaks, Record
 from latentrt.benchmarks.scenarios import Scenario
+from latentrt.runtime.backends.targets import runnable_targets
 from latentrt.runtime.errors import BenchmarkError
 
 PICTURES = "pictures"
@@ -75,6 +76,8 @@ class Context:
                 self.write(NotRun(scenario.name, name, f"not asked for; ask with --peers {name}"))
             elif scenario.device not in contender.devices and not building:
                 self.write(NotRun(scenario.name, name, f"does not run on {scenario.device}"))
+            elif scenario.device == "cuda" and not building and not _has_engines(contender):
+                self.write(NotRun(scenario.name, name, f"{contender.backend} has no engines for this GPU"))
             elif missing := self._missing(contender):
                 if contender.is_peer:
                     self.fail(scenario, name, BenchmarkError(f"{name}: {missing}"))
@@ -119,6 +122,11 @@ class Context:
             limits = static_limits(scenario)
             path = static_copy(path, limits)
         answer: dict[str, Any] = prepare.call(
-            "build", bundle=str(path), backend=contender.backend, limits=limits, force=force
+            "build", bundle=str(path), backend=contender.backend, device=scenario.device, limits=limits, force=force
         )
         return answer | {"path": str(path), "limits": limits}
+
+
+def _has_engines(contender: Contender) -> bool:
+    """Whether the first GPU runs a contender's engines: TensorRT-RTX has none for data-centre cards."""
+    return contender.is_peer or bool(runnable_targets(contender.backend, "cuda:0"))

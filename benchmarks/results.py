@@ -107,7 +107,7 @@ class Row(Record):
 
 @dataclass(frozen=True, slots=True)
 class BuildRow(Record):
-    """Engines built anew. `components`: name to seconds and bytes."""
+    """Engines built anew. `components`: seconds and bytes of each; `layers`: of each, counted by type and dtype."""
 
     KIND = "build"
     scenario: str
@@ -117,6 +117,7 @@ class BuildRow(Record):
     bytes: int
     memory: int | None
     components: Mapping[str, tuple[float, int]]
+    layers: Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ def records() -> tuple[Record, ...]:
             10**7,
             None,
             {"unet": (3.0, 10**7)},
+            {"unet": {"Conv float16": 4, "Add float16": 9}},
         ),
         finished("forms", "build"),
         HostRow("host", "latentrt", (50e-6, 60e-6, 70e-6), (20, 120)),

@@ -21,6 +21,9 @@ from latentrt.benchmarks.results import (
 from latentrt.benchmarks.scenarios import Point
 from latentrt.benchmarks.summary import summarise
 
+PRODUCTS = ("Attention", "ATTENTION_INPUT", "Conv", "CONVOLUTION", "Gemm", "MatMul", "MATRIX_MULTIPLY")
+"""Layer types that hold the work, as ONNX and TensorRT call them."""
+
 WORK_HEADER = ("stage", "runs", "operations", "least traffic", "traffic unfused", "floor")
 
 
@@ -144,6 +147,20 @@ def _builds(results: Results, found: Finished, folder: Path) -> Iterator[str]:
         for row in rows
     ]
     yield markup.table([header, *lines])
+    inside = [
+        (label(row.contender), name, _products(layers))
+        for row in rows
+        for name, layers in row.layers.items()
+        if _products(layers)
+    ]
+    yield markup.folded(
+        "precision of every product, read back", markup.table([("form", "component", "layers"), *inside])
+    )
+
+
+def _products(layers: Mapping[str, int]) -> str:
+    """The layers that hold the work, with their dtypes."""
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(layers.items()) if kind.startswith(PRODUCTS))
 
 
 def _component(row: BuildRow, name: str) -> str:

@@ -9,8 +9,15 @@ import numpy as np
 from latentrt.benchmarks.models import export_model, write_checkpoint
 from latentrt.benchmarks.workers.measure import peak_memory, restrict_threads
 from latentrt.engine.build import build_engines
+from latentrt.runtime.backends.targets import default_target, runnable_targets
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.model import Limits
+
+
+def build_target(backend: str, device: str) -> str:
+    """What this machine's device runs; the backend's default where it runs none, or where there is no GPU."""
+    own = runnable_targets(backend, "cuda:0") if device == "cuda" else ()
+    return own[0] if own else default_target(backend)
 
 
 class Prepare:
@@ -30,17 +37,20 @@ class Prepare:
         path = export_model(model, precision, limits)
         return {"path": str(path), "seconds": time.perf_counter() - started, "memory": peak_memory()}
 
-    def build(self, *, bundle: str, backend: str, limits: dict[str, str], force: bool = False) -> dict[str, Any]:
-        """The engines of a bundle; `force` builds them anew."""
+    def build(
+        self, *, bundle: str, backend: str, device: str, limits: dict[str, str], force: bool = False
+    ) -> dict[str, Any]:
+        """The engines of a bundle for this machine's device; `force` builds them anew."""
         opened = Bundle.open(Path(bundle))
         started = time.perf_counter()
-        record = build_engines(opened, backend, Limits(**limits), force=force)
+        record = build_engines(opened, backend, Limits(**limits), target=build_target(backend, device), force=force)
         seconds = time.perf_counter() - started
         components = {
             name: (engine.seconds, sum(file.size for file in engine.files.values()))
             for name, engine in record.engines.items()
         }
-        return {"seconds": seconds, "components": components, "memory": peak_memory()}
+        layers = {name: dict(engine.layers) for name, engine in record.engines.items()}
+        return {"seconds": seconds, "components": components, "layers": layers, "memory": peak_memory()}
 
     def component_inputs(self, *, bundle: str, component: str, sizes: dict[str, int], file: str) -> str:
         """Write sample inputs of one component to an `.npz` file; returns the name of its first output."""

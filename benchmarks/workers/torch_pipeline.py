@@ -97,6 +97,8 @@ class Diffusers:
 
         if device == "cpu":
             torch.set_num_threads(threads or torch.get_num_threads())
+        elif precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # the reference rounds nothing away
         self.device = device
         self.free_before = self._free()
         self.clock = self._clock()

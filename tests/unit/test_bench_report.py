@@ -77,6 +77,7 @@ def test_figures_failures_and_who_did_not_run_are_told(page):
         "3 ms",
         "70 dB",
         "channels-last",
+        "4 Conv float16",
         "latentrt bench --quick",
     ):
         assert said in words, said
