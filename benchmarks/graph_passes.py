@@ -69,7 +69,7 @@ def merge_projections(model: ir.Model) -> None:
         widths = ir.tensor(np.array([weight.shape[1] for weight in weights], np.int64))
         split = ir.Value(name=f"{value.name}_widths", const_value=widths)
         for new in (joined, split):
-            new.dtype, new.shape = new.const_value.dtype, new.const_value.shape  # type: ignore[union-attr]
+            new.dtype, new.shape = new.const_value.dtype, new.const_value.shape  # type: ignore[union-attr, assignment]
             model.graph.register_initializer(new)
         product = ir.node("MatMul", [value, joined], name=f"{value.name}_product")
         parts = ir.node("Split", [product.outputs[0], split], {"axis": -1}, num_outputs=len(nodes))

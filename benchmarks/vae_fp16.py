@@ -22,7 +22,8 @@ from torch import nn
 from latentrt.engine.base import Job
 from latentrt.engine.tensorrt import TensorRTBuilder
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.exporter import VAE, component_precisions
+from latentrt.export.component import VAE
+from latentrt.export.exporter import component_precisions
 from latentrt.export.islands import frame, to_fp16
 from latentrt.export.modules import wrap
 from latentrt.export.trace import TORCH_DTYPES, save, trace
@@ -52,7 +53,8 @@ def measure(checkpoint: Checkpoint, component: str, exponent: int) -> dict[str, 
     network = checkpoint.network("vae", torch.float32)
     signals = vae_signals(network, component)
     fold(signals, {name: exponent for name in signals.writers if name and not name.endswith((".to_q", ".to_k"))})
-    seconds, started, processor = {}, time.perf_counter(), time.process_time()
+    seconds: dict[str, float] = {}
+    started, processor = time.perf_counter(), time.process_time()
     samples = vae_samples(network, component, checkpoint.model.native_size)
     record, islands = fit_vae_to_fp16(network, component, samples)
     seconds |= {"fit": time.perf_counter() - started, "fit, processor": time.process_time() - processor}

@@ -2,6 +2,7 @@
 
 import typer
 
+from latentrt.cli.bench import bench
 from latentrt.cli.build import build_engine as build_engine_command
 from latentrt.cli.demo import demo
 from latentrt.cli.doctor import doctor
@@ -28,6 +29,7 @@ def application() -> typer.Typer:
         ("inspect", inspect),
         ("verify", verify),
         ("doctor", doctor),
+        ("bench", bench),
         ("demo", demo),
     ):
         app.command(name)(command)

@@ -11,6 +11,7 @@ Errors form one tree under `LatentRTError`.
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import (
     BackendError,
+    BenchmarkError,
     BuildError,
     BundleError,
     CheckpointError,
@@ -26,6 +27,7 @@ from latentrt.runtime.request import MicroConditioning, Request
 
 __all__ = [
     "BackendError",
+    "BenchmarkError",
     "BuildError",
     "Bundle",
     "BundleError",

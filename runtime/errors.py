@@ -9,7 +9,8 @@
     ├── StaleBuildError    an engine exists, but was built for something else
     ├── BackendError       a backend is unknown, not installed, or failed
     ├── ParityError        a component's outputs differ from torch by more than the tolerance
-    └── NumericsError      a tensor holds NaN or infinity
+    ├── NumericsError      a tensor holds NaN or infinity
+    └── BenchmarkError     a benchmark cannot be run or read, or one of its scenarios failed
 
 A message reads: subject, what was received, what is allowed, what to do. The command line prints it without a traceback
 and exits with 1.
@@ -17,6 +18,7 @@ and exits with 1.
 
 __all__ = [
     "BackendError",
+    "BenchmarkError",
     "BuildError",
     "BundleError",
     "CheckpointError",
@@ -67,3 +69,7 @@ class ParityError(LatentRTError):
 
 class NumericsError(LatentRTError):
     """A tensor holds NaN or infinity."""
+
+
+class BenchmarkError(LatentRTError):
+    """A benchmark cannot be run or read, or one of its scenarios failed."""

@@ -133,7 +133,8 @@ class Pipeline:
         timings: dict[str, float] = {}
         with self._stage(timings, "text"):
             conditioning = self._prompts.encode(request, tokens)
-        with self._stage(timings, "encode"):
+        has_pixels = request.source is not None and request.source.pixels is not None
+        with self._stage(timings, "encode" if has_pixels else "denoise"):
             pictures = start_pictures(request, conditioning, table, self.bundle.manifest.model, self._vae.encode)
         return Drawing(request, pictures, timings)
 

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ class OnnxRuntimeBackend:
     def _session(self, path: Path, providers: list[Any]) -> Any:
         options = self.library.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
+        if self.kind == "cpu" and usable_cores() < (os.cpu_count() or 1):
+            options.intra_op_num_threads = usable_cores()
         if path.parent.parent.name == "builds":  # what build-engine wrote is optimised already
             options.graph_optimization_level = self.library.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
@@ -128,6 +131,11 @@ class OnnxRuntimeBackend:
 
 def _nothing() -> None:
     """There is nothing to wait for."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; ONNX Runtime counts all, and its threads then wait for each other."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class OnnxRuntimeEngine:

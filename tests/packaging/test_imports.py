@@ -63,11 +63,21 @@ def test_reading_and_judging_scenes_needs_no_torch():
     assert (done.stdout, done.stderr) == ("imported all\n", "")
 
 
+def test_a_peers_worker_needs_nothing_of_latentrts_own_environment():
+    """It may run beside older libraries: what it imports at the start is the standard library and numpy."""
+    names = [
+        f"latentrt.benchmarks.workers.{name}" for name in ("serve", "measure", "torch_pipeline", "optimum_pipeline")
+    ]
+    code = f"import importlib\nfor name in {names!r}:\n    importlib.import_module(name)\nprint('imported all')"
+    done = run_blocked((*ALL, "typer", "rich", "pydantic", "tokenizers", "matplotlib"), code)
+    assert (done.stdout, done.stderr) == ("imported all\n", "")
+
+
 def command_line(*arguments):
     return f"import sys; from latentrt.cli.main import main; sys.argv = ['latentrt', *{arguments!r}]; main()"
 
 
-@pytest.mark.parametrize("command", [(), ("export",), ("build-engine",), ("generate",), ("demo",)])
+@pytest.mark.parametrize("command", [(), ("export",), ("build-engine",), ("generate",), ("demo",), ("bench",)])
 def test_help_needs_no_extra(command):
     done = run_blocked(ALL, command_line(*command, "--help"))
     assert (done.returncode, done.stderr) == (0, "")
@@ -89,6 +99,8 @@ def test_doctor_needs_no_extra(tmp_path):
         (("torch",), ("export", "x", "-o", "y"), "BackendError: exporting needs torch and diffusers"),
         (("diffusers",), ("export", "x", "-o", "y"), "pip install 'latentrt[export]'"),
         (TORCH, ("demo",), "BackendError: exporting needs torch and diffusers"),
+        (TORCH, ("bench", "--quick"), "BackendError: exporting needs torch and diffusers"),
+        (("matplotlib",), ("bench", "--quick"), "pip install 'latentrt[bench]'"),
         (ALL, ("generate", "{bundle}", "a cat"), "BackendError: no backend is installed"),
         (("onnxruntime",), ("build-engine", "{bundle}", "--backend", "onnxruntime"), "pip install 'latentrt[cpu]'"),
         (

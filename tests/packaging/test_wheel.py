@@ -16,7 +16,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 """Every folder of the source tree that is a package."""
 
-DATA = ("demo/checkpoint/**/*", "export/sources/configs/*.json", "*/py.typed")
+DATA = (
+    "demo/checkpoint/**/*",
+    "export/sources/configs/*.json",
+    "benchmarks/configs/**/*",
+    "benchmarks/report/style.css",
+    "*/py.typed",
+)
 IGNORED = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*", "build", "dist")
 
 
@@ -56,7 +62,7 @@ def test_it_is_for_every_platform(wheel):
 
 
 def test_every_package_folder_is_mapped():
-    assert {"runtime", "engine", "export", "cli", "demo"} <= set(FOLDERS)
+    assert {"runtime", "engine", "export", "cli", "demo", "benchmarks"} <= set(FOLDERS)
     assert "tests" not in FOLDERS
     assert {"latentrt.engine.passes", "latentrt.runtime.samplers"} <= set(PROJECT["tool"]["setuptools"]["packages"])
     mapping = PROJECT["tool"]["setuptools"]["package-dir"]
@@ -71,12 +77,14 @@ def test_the_exact_files(names):
 
 def test_what_must_be_there_is_there(names):
     """Not derived from the source tree, lest both be empty."""
-    wanted = [f"latentrt/{folder}/py.typed" for folder in ("runtime", "engine", "export", "cli", "demo")]
+    wanted = [f"latentrt/{folder}/py.typed" for folder in ("runtime", "engine", "export", "cli", "demo", "benchmarks")]
     wanted += ["runtime/backends/onnxruntime.py", "runtime/samplers/euler.py", "cli/main.py", "export/exporter.py"]
     wanted += ["demo/checkpoint/model_index.json", "demo/checkpoint/unet/config.json", "engine/build.py"]
     wanted += ["engine/passes/hoist.py"]
     wanted += ["demo/checkpoint/tokenizer/vocab.json", "demo/checkpoint/tokenizer_2/merges.txt"]
     wanted += ["export/sources/single_file.py", "export/sources/configs/sdxl.json"]
+    wanted += ["benchmarks/suite.py", "benchmarks/workers/serve.py", "benchmarks/report/style.css"]
+    wanted += ["benchmarks/configs/sdxl-50m/unet/config.json", "benchmarks/configs/sdxl-base/tokenizer_2/merges.txt"]
     assert [name for name in wanted if f"latentrt/{name.removeprefix('latentrt/')}" not in names] == []
 
 
@@ -106,7 +114,7 @@ def test_metadata(wheel):
     metadata = Parser().parsestr(read(wheel, "METADATA"))
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = {"cpu", "cuda", "tensorrt", "tensorrt-rtx", "export", "test", "dev"}
+    extras = {"cpu", "cuda", "tensorrt", "tensorrt-rtx", "export", "bench", "test", "dev"}
     assert extras <= set(metadata.get_all("Provides-Extra"))
     assert "# latentrt" in metadata.get_payload()
 

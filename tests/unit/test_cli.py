@@ -23,7 +23,7 @@ from latentrt.runtime.cache import cache_folder
 from latentrt.runtime.errors import LatentRTError
 from latentrt.runtime.pipeline import Result
 
-COMMANDS = ("export", "build-engine", "generate", "inspect", "doctor", "demo")
+COMMANDS = ("export", "build-engine", "generate", "inspect", "doctor", "bench", "demo")
 SCRIPTS = Path(sys.executable).parent
 
 

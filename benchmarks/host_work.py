@@ -1,0 +1,163 @@
+"""The host's own work per step: the real pipelines with networks that take no time.
+
+A request of few steps and one of many are timed; the difference over the difference of the steps is what a step costs
+the host, whatever happens before and after the loop, and however the loop is built.
+"""
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentrt.benchmarks.context import Context
+from latentrt.benchmarks.harness import NEGATIVE, PROMPT, SEED
+from latentrt.benchmarks.models import write_checkpoint
+from latentrt.benchmarks.results import HostRow
+from latentrt.benchmarks.scenarios import Point, Scenario
+from latentrt.benchmarks.workers.measure import restrict_threads
+from latentrt.runtime import Pipeline
+from latentrt.runtime.backends import Buffer
+from latentrt.runtime.backends.host import HostBuffer
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.errors import BenchmarkError
+from latentrt.runtime.selection import select
+from latentrt.runtime.specs import ComponentSpec, Port
+
+NOT_FAILED = -1
+"""What the sampler's `next_failed` says of a sound picture."""
+
+
+class IdleEngine:
+    """An engine of any component that does nothing."""
+
+    def __init__(self, spec: ComponentSpec):
+        self.spec = spec
+
+    def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> "IdleBinding":
+        """Zeros in host memory; the sampler's verdict says that nothing failed."""
+        buffers = {port.name: shared.get(port.name) or _zeros(port, sizes) for port in self.spec.ports}
+        if failed := buffers.get("next_failed"):
+            failed.write(np.full(failed.shape, NOT_FAILED, failed.dtype))
+        return IdleBinding(buffers)
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdleBinding:
+    """Buffers, and a run that does nothing."""
+
+    buffers: Mapping[str, Buffer]
+
+    def run(self) -> None:
+        """Nothing."""
+
+
+def _zeros(port: Port, sizes: Mapping[str, int]) -> Buffer:
+    return HostBuffer(port.shape(sizes), port.numpy_dtype)
+
+
+def idle_pipeline(bundle: Path) -> Pipeline:
+    """Latentrt's pipeline over engines that do nothing."""
+    opened = Bundle.open(bundle)
+    selection = select(opened, "onnxruntime", "cpu")
+    specs = opened.manifest.specs(selection.limits)
+    return Pipeline(opened, selection, selection.open(), {name: IdleEngine(spec) for name, spec in specs.items()})
+
+
+def idle_diffusers(checkpoint: Path) -> Any:
+    """Diffusers' pipeline with a U-Net that does nothing."""
+    import torch
+
+    from latentrt.benchmarks.workers.torch_pipeline import load_pipeline
+
+    pipeline = load_pipeline(str(checkpoint), "fp32", "euler")
+    pipeline.set_progress_bar_config(disable=True)
+    answers: dict[torch.Size, torch.Tensor] = {}
+
+    def forward(sample: torch.Tensor, *_arguments: Any, **_options: Any) -> tuple[torch.Tensor]:
+        if sample.shape not in answers:
+            answers[sample.shape] = torch.zeros_like(sample)
+        return (answers[sample.shape],)
+
+    pipeline.unet.forward = forward
+    return pipeline
+
+
+class HostWork:
+    """The worker of both: `load` one of them, then time requests."""
+
+    def __init__(self) -> None:
+        self.run: Any = None
+
+    def load(self, *, contender: str, model: str, bundle: str, threads: int) -> dict[str, Any]:
+        """`latentrt` or `diffusers`, with networks that do nothing."""
+        restrict_threads(threads)
+        if contender == "latentrt":
+            ours = idle_pipeline(Path(bundle))
+            self.run = lambda request: ours.generate(PROMPT, negative=NEGATIVE, seed=SEED, **request)
+        else:
+            self.run = self._diffusers(write_checkpoint(model))
+        return {}
+
+    def _diffusers(self, checkpoint: Path) -> Any:
+        import torch
+
+        pipeline = idle_diffusers(checkpoint)
+
+        def run(request: dict[str, Any]) -> Any:
+            return pipeline(
+                prompt=PROMPT,
+                negative_prompt=NEGATIVE,
+                num_inference_steps=request["steps"],
+                guidance_scale=request["guidance"],
+                width=request["width"],
+                height=request["height"],
+                generator=torch.Generator("cpu").manual_seed(SEED),
+            )
+
+        return run
+
+    def seconds(self, *, request: dict[str, Any]) -> float:
+        """One request, timed."""
+        started = time.perf_counter()
+        self.run(request)
+        return time.perf_counter() - started
+
+
+def run(scenario: Scenario, context: Context) -> None:
+    """Time short and long requests of both in turns; the slope is the host's time per step."""
+    short, long = scenario.points
+    names = [contender.name for contender in context.entrants(scenario)]
+    with ExitStack() as stack:
+        prepare = stack.enter_context(context.worker(scenario.name, "prepare", "workers.prepare:Prepare"))
+        bundle = context.bundle(prepare, scenario)["path"]
+        prepare.close()
+        workers = {}
+        for name in names:
+            worker = stack.enter_context(context.worker(scenario.name, name, "host_work:HostWork"))
+            try:
+                inputs = {"model": scenario.model, "bundle": bundle, "threads": context.options.threads}
+                worker.call("load", contender=name, **inputs)
+                for point in (short, long):
+                    worker.call("seconds", request=_request(point))
+            except BenchmarkError as error:
+                context.fail(scenario, name, error, worker.log.name)
+            else:
+                workers[name] = worker
+        figures: dict[str, list[float]] = {name: [] for name in workers}
+        for _ in range(scenario.rounds):
+            for name, worker in workers.items():
+                few, many = (worker.call("seconds", request=_request(point)) for point in (short, long))
+                figures[name].append((many - few) / (long.steps - short.steps))
+    for name, per_step in figures.items():
+        context.write(HostRow(scenario.name, name, tuple(per_step), (short.steps, long.steps)))
+
+
+def _request(point: Point) -> dict[str, Any]:
+    return {name: getattr(point, name) for name in ("steps", "guidance", "width", "height")}

@@ -1,0 +1,183 @@
+"""The models of the benchmarks: checkpoints made on the spot, and their bundles, kept in latentrt's home."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+from latentrt import engine, export, runtime
+from latentrt.benchmarks import CONFIGS
+from latentrt.benchmarks.scenarios import SIZES, SUITES, Scenario
+from latentrt.demo import CHECKPOINT
+from latentrt.runtime.bundle import MANIFEST, replacing_folder
+from latentrt.runtime.cache import cache_folder, locked
+from latentrt.runtime.errors import BenchmarkError
+from latentrt.runtime.model import Limits
+from latentrt.runtime.specs import TOKENS_PER_CHUNK
+
+SEED = 0
+"""Of every made-up weight."""
+
+DIGITS = 12
+"""Of a hash in a folder's name."""
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkModel:
+    """A model: its folder in diffusers format, and whether that holds its weights."""
+
+    name: str
+    folder: Path
+    has_weights: bool
+
+
+def find_model(name: str) -> BenchmarkModel:
+    """The demo, a folder of `configs/`, or the path of a checkpoint in diffusers format.
+
+    Raises:
+        BenchmarkError: there is no such model.
+    """
+    if name == "demo":
+        return BenchmarkModel(name, CHECKPOINT, True)
+    path = Path(name)
+    if path.is_absolute() and (path / INDEX).is_file():
+        return BenchmarkModel(path.name, path, True)
+    folder = CONFIGS / name
+    if not (folder / INDEX).is_file():
+        known = sorted(path.parent.name for path in CONFIGS.glob(f"*/{INDEX}"))
+        raise BenchmarkError(
+            f"model {name}: unknown. The models are demo, {', '.join(known)}, or the folder of a checkpoint"
+        )
+    return BenchmarkModel(name, folder, False)
+
+
+def benchmark_home() -> Path:
+    """Where checkpoints, bundles and peers' environments are kept."""
+    return cache_folder() / "bench"
+
+
+def write_checkpoint(name: str) -> Path:
+    """The checkpoint on disk, with made-up weights where the model has none; made once per configs and seed.
+
+    Weights are stored in half precision, so that every contender, in any precision, starts from the same values.
+    """
+    model = find_model(name)
+    if model.has_weights:
+        return model.folder
+    target = benchmark_home() / f"{name}-{_digest([model.folder], f'seed {SEED}')}" / "checkpoint"
+    with locked(target.parent / ".lock", f"{target} is being made", wait=True):
+        if not (target / INDEX).is_file():
+            with replacing_folder(target) as draft:
+                shutil.copytree(model.folder, draft, dirs_exist_ok=True)
+                _write_weights(draft)
+    return target
+
+
+def _write_weights(folder: Path) -> None:
+    """Fill every network of a folder of configs."""
+    import torch
+
+    from latentrt.export.random_weights import random_network
+
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for part, entry in index.items():
+        config = folder / part / "config.json"
+        if isinstance(entry, list) and config.is_file():
+            library, kind = entry
+            values = json.loads(config.read_text(encoding="utf-8"))
+            network = random_network(getattr(import_module(library), kind), values, torch.float16, SEED)
+            network.save_pretrained(folder / part)  # type: ignore[operator]
+            del network
+
+
+def request_limits(scenario: Scenario) -> dict[str, str]:
+    """The ranges of the bundle that a scenario needs, the same for all scenarios of its model: one export for all."""
+    known = [one for suite in SUITES.values() for one in suite if one.model == scenario.model]
+    sizes = {name: [size for one in (scenario, *known) for size in one.point_sizes()[name]] for name in SIZES}
+    usual = Limits.around(_native_size(find_model(scenario.model).folder))
+    width, height = (_widened(usual.bounds(name), sizes[name]) for name in ("width", "height"))
+    images = _widened((1, 1, 8), sizes["images"])
+    return {"width": width, "height": height, "images": images, "tokens": str(TOKENS_PER_CHUNK), "vae_images": "1"}
+
+
+def static_limits(scenario: Scenario) -> dict[str, str]:
+    """The ranges that hold a scenario's only point and nothing else.
+
+    Raises:
+        BenchmarkError: it has several points of different sizes.
+    """
+    if any(len(set(values)) > 1 for values in scenario.point_sizes().values()):
+        raise BenchmarkError(
+            f"{scenario.name}: engines for one size cannot serve its points. Use contenders for ranges"
+        )
+    sizes = {name: str(values[0]) for name, values in scenario.point_sizes().items()}
+    return sizes | {"tokens": str(TOKENS_PER_CHUNK), "vae_images": "1"}
+
+
+def static_copy(bundle: Path, limits: Mapping[str, str]) -> Path:
+    """A bundle that shares its files with another one, for builds of other ranges."""
+    target = bundle.with_name(f"{bundle.name}-{_digest([], json.dumps(dict(limits)))}")
+    if not (target / MANIFEST).is_file():
+        with replacing_folder(target) as draft:
+            shutil.copytree(
+                bundle, draft, dirs_exist_ok=True, copy_function=_link, ignore=shutil.ignore_patterns("builds")
+            )
+    return target
+
+
+def _link(source: str, target: str) -> None:
+    """One file under two names, or a copy where the system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _widened(bounds: tuple[int, int, int], values: Sequence[int]) -> str:
+    low, opt, high = bounds
+    return f"{min(low, *values)}:{opt}:{max(high, *values)}"
+
+
+def _native_size(folder: Path) -> int:
+    unet, vae = (json.loads((folder / part / "config.json").read_text("utf-8")) for part in ("unet", "vae"))
+    return int(unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def export_model(name: str, precision: str, limits: Mapping[str, str]) -> Path:
+    """The model's bundle for a range of requests, exported where it is not there yet."""
+    from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.exporter import export_bundle
+
+    target = bundle_folder(name, precision, limits)
+    with locked(target.with_suffix(".lock"), f"{target} is being made", wait=True):
+        if not (target / MANIFEST).is_file():
+            checkpoint = Checkpoint.open(write_checkpoint(name))
+            # The suite compares pictures with diffusers itself.
+            export_bundle(checkpoint, target, precision=precision, limits=Limits(**limits), depth="off")  # type: ignore[arg-type]
+    return target
+
+
+def bundle_folder(name: str, precision: str, limits: Mapping[str, str]) -> Path:
+    """Where a model's bundle is kept: one per weights, precision, ranges and state of latentrt's code."""
+    from latentrt.export.checkpoint import Checkpoint
+
+    weights = Checkpoint.open(write_checkpoint(name)).weights_sha256()
+    code = [Path(next(iter(package.__path__))) for package in (runtime, export, engine)]
+    key = _digest(code, weights, precision, json.dumps(dict(limits)), version("latentrt"))
+    return benchmark_home() / f"{find_model(name).name}-{precision}-{key}"
+
+
+def _digest(folders: list[Path], *texts: str) -> str:
+    digest = hashlib.sha256("\n".join(texts).encode())
+    for folder in folders:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file() and file.suffix in (".py", ".json", ".txt"):
+                digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
+    return digest.hexdigest()[:DIGITS]

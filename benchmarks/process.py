@@ -1,0 +1,120 @@
+"""The coordinator's end of a worker: start it, call it, notice when it dies."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from latentrt.benchmarks.workers import serve
+from latentrt.runtime.errors import BenchmarkError
+
+MODULE = serve.__name__
+TAIL_LINES = 15
+PATIENCE = 3600.0
+"""Seconds that one call may take: torch.compile at full size takes many minutes."""
+
+
+class Worker:
+    """One worker process. `name` is for messages; its stderr goes to `log`; `patience`: seconds for one call."""
+
+    def __init__(
+        self,
+        name: str,
+        kind: str,
+        log: Path,
+        *,
+        python: Path | None = None,
+        threads: int = 0,
+        patience: float = PATIENCE,
+    ):
+        self.name = name
+        self.log = log
+        self.patience = patience
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._log: IO[str] = log.open("w", encoding="utf-8")
+        # In another environment latentrt is not installed: the file is started by its path.
+        command = [str(python), str(serve.__file__), kind] if python else [sys.executable, "-m", MODULE, kind]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=worker_environment(threads),
+        )
+        self._answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        stream = self._process.stdout
+        for line in stream or ():
+            self._answers.put(line)
+        self._answers.put("")
+
+    def call(self, call: str, **arguments: Any) -> Any:
+        """Call a method in the worker and wait for what it returns.
+
+        Raises:
+            BenchmarkError: the method failed, the process ended, or there was no answer in time.
+        """
+        stream = self._process.stdin
+        try:
+            if stream is None:
+                raise OSError("no pipe")
+            stream.write(json.dumps({"call": call, "with": arguments}) + "\n")
+            stream.flush()
+            line = self._answers.get(timeout=self.patience)
+        except OSError:
+            line = ""
+        except queue.Empty:
+            self.close(kill=True)
+            raise BenchmarkError(
+                f"{self.name}: {call} gave no answer in {self.patience:.0f} s. See {self.log}"
+            ) from None
+        if not line:
+            raise BenchmarkError(f"{self.name}: {call}: {self._death()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            self._log.write(answer["trace"])
+            self._log.flush()
+            raise BenchmarkError(f"{self.name}: {call}: {answer['error']}")
+        return answer["value"]
+
+    def _death(self) -> str:
+        """Why the process ended, as far as its log tells."""
+        code = self._process.wait()
+        self._log.flush()
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        last = lines[-1] if lines else "it said nothing"
+        return f"the process ended with {code}: {last}. See {self.log}"
+
+    def close(self, kill: bool = False) -> None:
+        """End the process. Closing twice is allowed."""
+        if kill:
+            self._process.kill()
+        if self._process.stdin and not self._process.stdin.closed:
+            try:
+                self._process.stdin.close()
+            except OSError:
+                kill = True
+        try:
+            self._process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+        self._log.close()
+
+
+def worker_environment(threads: int) -> Mapping[str, str]:
+    """The coordinator's own variables, no network, and as many threads as asked."""
+    own = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    if threads:
+        own |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return {**os.environ, **own}

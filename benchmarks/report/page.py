@@ -1,0 +1,85 @@
+"""The report as one HTML page that needs no network: styles, charts and pictures stand inside it."""
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from latentrt.benchmarks.report import markup, text
+from latentrt.benchmarks.report.figures import OURS, entries, headlines, label, points
+from latentrt.benchmarks.report.sections import section
+from latentrt.benchmarks.results import Environment, Failure, Finished, Peaks, Results
+
+PAGE = "report.html"
+CSS = Path(__file__).with_name("style.css")
+
+
+def write_report(results: Results, folder: Path) -> Path:
+    """Write the page into a run's folder, beside its pictures; returns its path."""
+    page = folder / PAGE
+    page.write_text(render(results, folder), encoding="utf-8")
+    return page
+
+
+def render(results: Results, folder: Path) -> str:
+    """The whole page; `folder` holds the run's pictures."""
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>latentrt benchmark</title><style>{CSS.read_text(encoding='utf-8')}</style></head><body><main>",
+        *_top(results),
+        *(section(results, found, folder) for found in results.of(Finished)),
+        *_environment(results),
+        "</main></body></html>",
+    ]
+    return "".join(parts)
+
+
+def _top(results: Results) -> Iterator[str]:
+    """Title, machine, one card per comparison and peer."""
+    yield "<h1>latentrt benchmark</h1>"
+    for environment in results.of(Environment):
+        yield markup.paragraph(
+            f"{text.machine(environment)}. {environment.started}, commit {environment.commit}.", "faint"
+        )
+    failed = sorted({failure.scenario for failure in results.of(Failure)})
+    if failed:
+        yield f'<div class="failed"><b>Failed scenarios:</b> {escape(", ".join(failed))}</div>'
+    cards = [card for found in headlines(results) for card in _cards(results, found)]
+    yield f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _cards(results: Results, found: Finished) -> Iterator[str]:
+    for point in points(results, found.scenario):
+        for entry in entries(results, found.scenario, point):
+            if entry.is_ours or entry.times_ours is None:
+                continue
+            ratio = entry.times_ours.median
+            kind = "card" if ratio >= 1 else "card slower"
+            words = f"{label(OURS)} against {entry.label}: {found.scenario}, {point}"
+            yield f'<div class="{kind}"><b>{ratio:.2f}×</b><span class="faint">{escape(words)}</span></div>'
+
+
+def _environment(results: Results) -> Iterator[str]:
+    """The machine and its peaks, every version, how to read the figures."""
+    yield "<section><h2>Environment and method</h2>"
+    for environment in results.of(Environment):
+        facts = [("machine", ""), *((name, str(value)) for name, value in environment.machine.items())]
+        facts += [("threads per contender", str(environment.threads)), ("commit", environment.commit)]
+        facts += [(f"GPU {name}", value) for gpu in environment.gpus for name, value in gpu.items()]
+        yield markup.table(facts)
+        yield markup.table([("package", "version"), *environment.versions.items()])
+        yield markup.heading("Command") + markup.code(environment.command)
+    for peak in results.of(Peaks):
+        reached = ", ".join(f"{value:.3g} TFLOP/s {name}" for name, value in peak.tflops.items())
+        yield markup.paragraph(f"Peaks measured on {peak.device}: {reached}, {peak.gigabytes:.3g} GB/s. {peak.method}.")
+    yield markup.paragraph(METHOD, "faint")
+    yield "</section>"
+
+
+METHOD = (
+    "Every contender runs in a process of its own and stays warm; rounds ask them in turns, each round beginning with "
+    "another one. Same checkpoint, prompt, seed, sampler and steps. Differences are against diffusers in float32. "
+    "The floor is the work in the ONNX graphs over the machine's measured peaks, stage by stage: the larger of "
+    "arithmetic and unavoidable memory traffic. Host memory is the largest resident set during the timed requests. "
+    "Every sample is in results.jsonl beside this page."
+)

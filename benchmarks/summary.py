@@ -1,0 +1,45 @@
+"""Medians, spread, and ratios of samples that were taken in turns."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentrt.runtime.errors import BenchmarkError
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Seconds: median, quartiles, extremes, and how many samples."""
+
+    median: float
+    lower: float
+    upper: float
+    least: float
+    most: float
+    count: int
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles as a share of the median."""
+        return (self.upper - self.lower) / self.median if self.median else 0.0
+
+
+def summarise(samples: Sequence[float]) -> Summary:
+    """Raises `BenchmarkError` where there is no sample."""
+    if not samples:
+        raise BenchmarkError("no samples: nothing to summarise. Run at least one round")
+    if len(samples) == 1:
+        return Summary(*(samples[0],) * 5, count=1)
+    lower, _, upper = statistics.quantiles(samples, n=4, method="inclusive")
+    return Summary(statistics.median(samples), lower, upper, min(samples), max(samples), len(samples))
+
+
+def ratios(slower: Sequence[float], faster: Sequence[float]) -> tuple[float, ...]:
+    """Round by round, so that what slowed a whole round down cancels out.
+
+    Raises:
+        BenchmarkError: the rounds are not the same.
+    """
+    if len(slower) != len(faster):
+        raise BenchmarkError(f"{len(slower)} and {len(faster)} samples: ratios need the same rounds. Run both again")
+    return tuple(one / other for one, other in zip(slower, faster, strict=True))

@@ -1,0 +1,94 @@
+"""latentrt as a contender: a bundle's pipeline, or one of its engines alone."""
+
+import time
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+
+from latentrt.benchmarks.workers.measure import peak_memory, reset_peak_memory, restrict_threads, step_seconds
+from latentrt.runtime import Pipeline
+from latentrt.runtime.backends import Binding, Engine
+from latentrt.runtime.backends.targets import load_module
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.selection import select
+
+
+class Latentrt:
+    """Draws pictures with `Pipeline.generate`, or runs one component."""
+
+    def __init__(self) -> None:
+        self.pipeline: Pipeline | None = None
+        self.engine: Engine | None = None
+        self.bindings: dict[tuple[tuple[str, int], ...], Binding] = {}
+        self.backend: Any = None
+        self.free_before: int | None = None
+
+    def load(
+        self, *, bundle: str, backend: str, device: str, threads: int, component: str = "", **_others: Any
+    ) -> dict[str, Any]:
+        """Load everything, or one component."""
+        restrict_threads(threads)
+        self.free_before = device_free(device)
+        place = "cpu" if device == "cpu" else "cuda:0"
+        if component:
+            opened = Bundle.open(bundle)
+            selection = select(opened, backend, place)
+            self.backend = selection.open()
+            self.engine = selection.load(self.backend, opened.manifest.specs(selection.limits)[component])
+        else:
+            self.pipeline = Pipeline.load(bundle, backend, place)
+            self.backend = self.pipeline.backend
+        versions = {"latentrt": version("latentrt"), backend: str(load_module(backend).__version__)}
+        return {"versions": versions, "memory": peak_memory(), "notes": []}
+
+    def begin(self) -> None:
+        """The warm-up is over."""
+        reset_peak_memory()
+
+    def sample(self, *, request: dict[str, Any], picture: str | None = None) -> dict[str, Any]:
+        """One request, timed; the last picture of the batch's first prompt goes to `picture`."""
+        if self.pipeline is None:
+            raise RuntimeError("sample before load")
+        times: list[float] = []
+        self.backend.synchronize()
+        started = time.perf_counter()
+        result = self.pipeline.generate(**request, progress=lambda done, total: times.append(time.perf_counter()))
+        wall = time.perf_counter() - started
+        if picture:
+            result.images[0].save(picture)
+        return {"wall": wall, "stages": dict(result.timings), "step": step_seconds(times)} | self._memory()
+
+    def run_component(
+        self, *, inputs: str, sizes: dict[str, int], output: str, result: str | None = None
+    ) -> dict[str, Any]:
+        """One run of the component on the arrays of an `.npz` file; `output` goes to `result`."""
+        if self.engine is None:
+            raise RuntimeError("run_component before load")
+        key = tuple(sorted(sizes.items()))
+        binding = self.bindings.get(key) or self.bindings.setdefault(key, self.engine.bind(sizes))
+        with np.load(inputs, allow_pickle=False) as arrays:
+            for port in self.engine.spec.inputs:
+                binding.buffers[port.name].write(arrays[port.name])
+        self.backend.synchronize()
+        started = time.perf_counter()
+        binding.run()
+        self.backend.synchronize()
+        wall = time.perf_counter() - started
+        if result:
+            np.save(result, binding.buffers[output].numpy())
+        return {"wall": wall, "stages": {"component": wall}, "step": None} | self._memory()
+
+    def _memory(self) -> dict[str, Any]:
+        free = device_free(self.backend.device)
+        held = None if free is None or self.free_before is None else self.free_before - free
+        return {"memory": peak_memory(), "memory_device": held}
+
+
+def device_free(device: str) -> int | None:
+    """Free bytes of the GPU, of all processes together; None on the CPU."""
+    if device == "cpu":
+        return None
+    from latentrt.runtime.backends.cuda import call
+
+    return int(call("cudaMemGetInfo")[0])

@@ -1,0 +1,217 @@
+"""diffusers as a contender: eager, compiled by torch, or through stable-fast."""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentrt.benchmarks.workers.measure import (
+    Clock,
+    HostStamp,
+    TorchStamp,
+    peak_memory,
+    reset_peak_memory,
+    restrict_threads,
+)
+
+SCHEDULERS = {
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "lcm": "LCMScheduler",
+}
+"""latentrt's samplers by diffusers' names."""
+
+FLOAT32_INPUTS = ("timestep", "time_ids")
+"""Inputs that are float32 in every precision."""
+
+
+def watch(pipeline: Any, clock: Clock) -> None:
+    """Let the clock see the end of the text encoding: the pipeline itself tells of steps only."""
+    encode = pipeline.encode_prompt
+
+    def encode_prompt(*arguments: Any, **options: Any) -> Any:
+        result = encode(*arguments, **options)
+        clock.mark("text")
+        return result
+
+    pipeline.encode_prompt = encode_prompt
+
+
+def draw(pipeline: Any, clock: Clock, request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """One request to a diffusers pipeline in latentrt's words; what the clock saw, and the pictures."""
+    import torch
+
+    def stepped(_pipeline: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        clock.step()
+        return values
+
+    generator = torch.Generator("cpu").manual_seed(request["seed"])
+    clock.start()
+    pictures = pipeline(
+        prompt=request["prompt"],
+        negative_prompt=request["negative"],
+        num_inference_steps=request["steps"],
+        guidance_scale=request["guidance"],
+        width=request["width"],
+        height=request["height"],
+        num_images_per_prompt=request["images"],
+        generator=generator,
+        callback_on_step_end=stepped,
+    ).images
+    return clock.stop("decode"), pictures
+
+
+class Diffusers:
+    """A diffusers pipeline, or one of its networks alone."""
+
+    def __init__(self) -> None:
+        self.pipeline: Any = None
+        self.module: Any = None
+        self.clock: Any = None
+        self.device = "cpu"
+        self.free_before: int | None = None
+        self.notes: list[str] = []
+
+    def load(
+        self,
+        *,
+        checkpoint: str,
+        precision: str,
+        device: str,
+        threads: int,
+        sampler: str,
+        component: str = "",
+        compile: bool = False,  # the option's name in the table of contenders
+        stable_fast: bool = False,
+        **_others: Any,
+    ) -> dict[str, Any]:
+        """Load the checkpoint in the scenario's precision."""
+        restrict_threads(threads)
+        import diffusers
+        import torch
+
+        if device == "cpu":
+            torch.set_num_threads(threads or torch.get_num_threads())
+        elif precision == "fp32":
+            torch.backends.cudnn.allow_tf32 = False  # the reference rounds nothing away
+        self.device = device
+        self.free_before = self._free()
+        self.clock = self._clock()
+        pipeline = load_pipeline(checkpoint, precision, sampler).to(device)
+        pipeline.set_progress_bar_config(disable=True)
+        if compile:
+            self.notes.append(compile_networks(pipeline, device))
+        if stable_fast:
+            pipeline = stable_fast_pipeline(pipeline)
+        if component:
+            self.module = component_module(pipeline, component)
+        watch(pipeline, self.clock)
+        self.pipeline = pipeline
+        versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+        return {"versions": versions, "memory": peak_memory(), "notes": self.notes}
+
+    def begin(self) -> None:
+        """The warm-up is over."""
+        reset_peak_memory()
+
+    def sample(self, *, request: dict[str, Any], picture: str | None = None) -> dict[str, Any]:
+        """One request, timed; the first picture goes to `picture`."""
+        timing, pictures = draw(self.pipeline, self.clock, request)
+        if picture:
+            pictures[0].save(picture)
+        return {**timing, **self._memory()}
+
+    def run_component(
+        self, *, inputs: str, sizes: dict[str, int], output: str, result: str | None = None
+    ) -> dict[str, Any]:
+        """One run of the component on the arrays of an `.npz` file; its first output goes to `result`."""
+        import torch
+
+        dtype = next(self.module.parameters()).dtype
+        with np.load(inputs, allow_pickle=False) as arrays, torch.no_grad():
+            values = []
+            for name in inspect.signature(self.module.forward).parameters:
+                tensor = torch.from_numpy(arrays[name]).to(self.device)
+                values.append(tensor if name in FLOAT32_INPUTS else tensor.to(dtype))
+            self.clock.start()
+            found = self.module(*values)
+            timing = self.clock.stop("component")
+        if result:
+            first = found[0] if isinstance(found, tuple) else found
+            np.save(result, first.cpu().numpy())
+        return {**timing, **self._memory()}
+
+    def _clock(self) -> Clock:
+        if self.device == "cpu":
+            return Clock(HostStamp, lambda: None)
+        import torch
+
+        return Clock(TorchStamp, torch.cuda.synchronize)
+
+    def _free(self) -> int | None:
+        if self.device == "cpu":
+            return None
+        import torch
+
+        return int(torch.cuda.mem_get_info()[0])
+
+    def _memory(self) -> dict[str, Any]:
+        free = self._free()
+        held = None if free is None or self.free_before is None else self.free_before - free
+        return {"memory": peak_memory(), "memory_device": held}
+
+
+def load_pipeline(checkpoint: str, precision: str, sampler: str) -> Any:
+    """The checkpoint's own pipeline with the sampler's scheduler."""
+    import diffusers
+    import torch
+
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    kinds = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(Path(checkpoint), **kinds)
+    scheduler = getattr(diffusers, SCHEDULERS[sampler])
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config)
+    return pipeline
+
+
+def compile_networks(pipeline: Any, device: str) -> str:
+    """torch.compile with the settings that were found best; returns them in words."""
+    import torch
+
+    decode = pipeline.vae.decode
+    pipeline.unet.to(memory_format=torch.channels_last)
+    pipeline.vae.to(memory_format=torch.channels_last)
+    if device == "cpu":
+        inductor: Any = importlib.import_module("torch._inductor.config")
+        inductor.freezing = True
+        pipeline.unet = torch.compile(pipeline.unet, fullgraph=True)
+        pipeline.vae.decode = torch.compile(decode, fullgraph=True)
+        return "torch.compile(fullgraph=True), channels-last, freezing"
+    pipeline.unet.fuse_qkv_projections()
+    pipeline.unet = torch.compile(pipeline.unet, mode="max-autotune", fullgraph=True)
+    pipeline.vae.decode = torch.compile(decode, mode="max-autotune", fullgraph=True)
+    return 'torch.compile(mode="max-autotune", fullgraph=True), channels-last, fused q, k and v'
+
+
+def stable_fast_pipeline(pipeline: Any) -> Any:
+    """The pipeline compiled by stable-fast with its recommended settings."""
+    compiler: Any = importlib.import_module("sfast.compilers.diffusion_pipeline_compiler")
+    config = compiler.CompilationConfig.Default()
+    config.enable_cuda_graph = True
+    return compiler.compile(pipeline, config)
+
+
+def component_module(pipeline: Any, component: str) -> Any:
+    """One network of the pipeline behind the ports that latentrt gives it; its VAE in float32 where its config asks."""
+    from latentrt.export.modules import MODULES
+
+    folder, wrapper = MODULES[component]
+    network = getattr(pipeline, folder)
+    if folder == "vae" and network.config.force_upcast:
+        network.float()
+    return wrapper(network).eval()

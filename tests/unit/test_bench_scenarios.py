@@ -1,0 +1,142 @@
+"""The list of scenarios, their rehearsal in small, and what they need."""
+
+from dataclasses import replace
+
+import pytest
+
+from latentrt.benchmarks import CONFIGS
+from latentrt.benchmarks.contenders import CONTENDERS
+from latentrt.benchmarks.context import Context, Options
+from latentrt.benchmarks.models import find_model, request_limits, static_copy, static_limits
+from latentrt.benchmarks.results import Failure, NotRun
+from latentrt.benchmarks.scenarios import CPU, GPU, QUICK, SUITES, Point, named, rehearsed
+from latentrt.benchmarks.suite import RUNNERS, check_gpu, scenario_command
+from latentrt.runtime.errors import BenchmarkError
+from latentrt.runtime.model import Limits
+
+EVERY = [scenario for suite in SUITES.values() for scenario in suite]
+
+
+def test_names_are_told_apart_and_everything_named_is_there():
+    assert len({scenario.name for scenario in EVERY}) == len(EVERY)
+    assert {name for scenario in EVERY for name in scenario.contenders} == set(CONTENDERS)
+    assert {scenario.kind for scenario in EVERY} == set(RUNNERS)
+    assert all(scenario.points and scenario.rounds for scenario in EVERY)
+
+
+def test_the_suites_ask_what_was_promised():
+    (main,) = [scenario for scenario in CPU if scenario.name == "sdxl-50m"]
+    assert (main.points, main.rounds, main.precision) == ((Point(256, 256, 20),), 7, "fp32")
+    assert {"latentrt", "diffusers", "diffusers-compile", "optimum"} <= set(main.contenders)
+    (full,) = [scenario for scenario in GPU if scenario.name == "sdxl-base"]
+    assert (full.points, full.precision, full.device) == ((Point(1024, 1024, 30),), "fp16", "cuda")
+    reach = {
+        scenario.axis: [point.along(scenario.axis) for point in scenario.points] for scenario in GPU if scenario.axis
+    }
+    assert (min(reach["steps"]), max(reach["steps"])) == (1, 50)
+    assert (min(reach["images"]), max(reach["images"])) == (1, 8)
+    assert (min(reach["size"]), max(reach["size"])) == (512, 1536)
+    assert all(scenario.device == "cpu" for scenario in (*CPU, *QUICK))
+
+
+def test_scenarios_by_name():
+    assert named(("sdxl-base", "host"), QUICK) == (GPU[0], CPU[-1])
+    assert named((), QUICK) == QUICK
+    with pytest.raises(BenchmarkError, match=r"--scenario sdxl-9000: unknown. The scenarios are demo-quick, "):
+        named(("sdxl-9000",), QUICK)
+
+
+@pytest.mark.parametrize("scenario", GPU, ids=lambda scenario: scenario.name)
+def test_a_rehearsal_is_the_same_scenario_in_small(scenario):
+    small = rehearsed(scenario)
+    assert (small.device, small.precision, small.model) == ("cpu", "fp32", "demo")
+    assert (small.name, small.contenders, small.kind, small.axis) == (
+        scenario.name,
+        scenario.contenders,
+        scenario.kind,
+        scenario.axis,
+    )
+    limits = Limits(**request_limits(small))
+    for point in small.points:
+        for name in ("width", "height", "images"):
+            low, _, high = limits.bounds(name)
+            assert low <= getattr(point, name) <= high
+            assert getattr(point, name) % limits.STEP[name] == 0
+    assert len(small.points) > 1 or len(scenario.points) == 1
+    check_gpu([small])
+
+
+def test_one_export_serves_every_scenario_of_a_model():
+    for model in ("demo", "sdxl-50m"):
+        assert len({tuple(request_limits(one).items()) for one in EVERY if one.model == model}) == 1
+
+
+def test_engines_for_one_size():
+    assert static_limits(GPU[0]) == {
+        "width": "1024",
+        "height": "1024",
+        "images": "1",
+        "tokens": "77",
+        "vae_images": "1",
+    }
+    sizes = next(scenario for scenario in GPU if scenario.axis == "size")
+    with pytest.raises(BenchmarkError, match=r"sdxl-base-size: engines for one size cannot serve its points"):
+        static_limits(sizes)
+
+
+def test_a_copy_for_other_ranges_shares_the_files(tmp_path):
+    from bundles import write_bundle
+
+    bundle = write_bundle(tmp_path / "bundle").path
+    (bundle / "builds").mkdir()
+    copy = static_copy(bundle, {"width": "64"})
+    assert copy == static_copy(bundle, {"width": "64"}) != static_copy(bundle, {"width": "128"})
+    assert not (copy / "builds").exists()
+    file = "onnx/fp16/unet.onnx"
+    assert (copy / file).read_bytes() == (bundle / file).read_bytes()
+
+
+def test_models():
+    assert find_model("demo").has_weights
+    assert find_model("sdxl-50m").folder == CONFIGS / "sdxl-50m"
+    assert find_model(str(CONFIGS / "sdxl-base")).name == "sdxl-base"
+    with pytest.raises(BenchmarkError, match=r"model sdxl-51m: unknown. The models are demo, .*sdxl-50m, sdxl-base"):
+        find_model("sdxl-51m")
+
+
+def test_without_a_gpu_gpu_scenarios_say_what_they_need(monkeypatch):
+    monkeypatch.setattr("latentrt.benchmarks.suite.device_count", lambda: 0)
+    with pytest.raises(BenchmarkError, match=r"sdxl-base.*need an NVIDIA GPU.*latentrt bench --gpu --rehearse"):
+        check_gpu(GPU)
+    monkeypatch.setattr("latentrt.benchmarks.suite.device_count", lambda: 1)
+    check_gpu(GPU)
+
+
+def test_who_takes_part(tmp_path, monkeypatch):
+    """Not asked for: listed. Asked for and missing: a failure that says how to get it. Ours, not installed: listed."""
+    monkeypatch.setenv("LATENTRT_HOME", str(tmp_path / "home"))
+    written, said = [], []
+    context = Context(Options(tmp_path, 1, ("diffusers", "optimum", "stable-fast")), written.append, said.append)
+    names = ("latentrt", "latentrt-tensorrt", "diffusers", "diffusers-compile", "optimum", "stable-fast")
+    scenario = replace(rehearsed(GPU[0]), contenders=names)
+    assert [one.name for one in context.entrants(scenario)] == ["latentrt", "diffusers"]
+    found = {record.contender: record for record in written}
+    assert found["diffusers-compile"] == NotRun(
+        "sdxl-base", "diffusers-compile", "not asked for; ask with --peers diffusers-compile"
+    )
+    assert found["latentrt-tensorrt"] == NotRun("sdxl-base", "latentrt-tensorrt", "does not run on cpu")
+    assert found["stable-fast"] == NotRun("sdxl-base", "stable-fast", "does not run on cpu")
+    assert isinstance(found["optimum"], Failure)
+    assert "latentrt bench --install-peers" in found["optimum"].message
+    assert len(said) == 1
+
+
+def test_the_command_that_repeats_a_scenario(tmp_path):
+    options = Options(tmp_path, 2, ("diffusers", "optimum"), rehearse=True)
+    assert scenario_command(QUICK[0], options) == (
+        "latentrt bench --scenario demo-quick --peers diffusers,optimum --threads 2 --rounds 7 --rehearse"
+    )
+    own = replace(QUICK[0], model="/models/my own")
+    assert scenario_command(own, Options(tmp_path, 2, ())).endswith(
+        "--peers none --threads 2 --rounds 7 --model '/models/my own'"
+    )
