@@ -23,10 +23,11 @@ from latentrt.engine.base import Job
 from latentrt.engine.tensorrt import TensorRTBuilder
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import VAE, component_precisions
-from latentrt.export.modules import MODULES
-from latentrt.export.trace import save, trace
+from latentrt.export.islands import frame, to_fp16
+from latentrt.export.modules import wrap
+from latentrt.export.trace import TORCH_DTYPES, save, trace
 from latentrt.export.vae_samples import vae_samples
-from latentrt.export.vae_scaling import fit_to_fp16, fold
+from latentrt.export.vae_scaling import fit_vae_to_fp16, fold
 from latentrt.export.vae_signals import vae_signals
 from latentrt.runtime.components import component_specs
 from latentrt.runtime.model import Limits
@@ -53,9 +54,11 @@ def measure(checkpoint: Checkpoint, component: str, exponent: int) -> dict[str, 
     fold(signals, {name: exponent for name in signals.writers if name and not name.endswith((".to_q", ".to_k"))})
     seconds, started, processor = {}, time.perf_counter(), time.process_time()
     samples = vae_samples(network, component, checkpoint.model.native_size)
-    record = fit_to_fp16(network, component, samples)
+    record, islands = fit_vae_to_fp16(network, component, samples)
     seconds |= {"fit": time.perf_counter() - started, "fit, processor": time.process_time() - processor}
-    module = MODULES[component][1](network).half().eval()
+    module = wrap(component, network, checkpoint.model)
+    to_fp16(module)
+    frame(module, islands, [TORCH_DTYPES[port.dtype] for port in spec.outputs])
     share = fp16_share(module, component)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()

@@ -93,7 +93,15 @@ def component_table(manifest: Manifest) -> Table:
 def numerics_table(manifest: Manifest) -> Table:
     """One row per component that was measured for fp16: how large its values are, and what made them fit."""
     table = Table(title="fp16 range", title_justify="left")
-    for column in ("component", "largest", "scaled", "signals scaled by", "float32 islands", "fp16 error"):
+    for column in (
+        "component",
+        "largest",
+        "scaled",
+        "signals scaled by",
+        "islands",
+        "float32 layers",
+        "fp16 error",
+    ):
         table.add_column(column, justify="right" if column in ("largest", "scaled") else "left")
     for name, part in manifest.components.items():
         if part.numerics is None:
@@ -105,6 +113,7 @@ def numerics_table(manifest: Manifest) -> Table:
             f"{found.largest:,.4g}",
             "\n".join(f"{signal} 2^{exponent}" for signal, exponent in found.scales.items()) or "none",
             "\n".join(found.islands) or "none",
+            "\n".join(found.float32_layers) or "none",
             f"{found.relative:.1e} over {found.samples} samples",
         )
     return table

@@ -18,6 +18,7 @@ class PrecisionName(StrEnum):
 
     fp16 = "fp16"
     fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class VaePrecisionName(StrEnum):
@@ -26,6 +27,7 @@ class VaePrecisionName(StrEnum):
     auto = "auto"
     fp16 = "fp16"
     fp32 = "fp32"
+    bf16 = "bf16"
 
 
 class ParityDepth(StrEnum):

@@ -39,6 +39,10 @@ def verify(
         Path, typer.Option("--reference", help="The checkpoint, with the options it was exported with.")
     ],
     backend: Annotated[Optional[BackendName], typer.Option("--backend", help="Whose build to verify.")] = None,  # noqa: UP045
+    build: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--build", help="Which build to verify, by its folder's name under builds/.", metavar="NAME"),
+    ] = None,
     random_weights: SeedOption = None,
     variant: VariantOption = None,
     config: ConfigOption = None,
@@ -56,7 +60,7 @@ def verify(
     checkpoint = open_checkpoint(reference, random_weights, variant, config, tokenizer, prediction_type, vae, lora)
     from latentrt.export.verification import verify_facts
 
-    with Pipeline.load(bundle_path(bundle), backend) as pipeline:
+    with Pipeline.load(bundle_path(bundle), backend, build=build) as pipeline:
         differences = verify_facts(pipeline, checkpoint)
         figures = [] if differences else list(_figures(pipeline, checkpoint))
     for difference in differences:
@@ -101,15 +105,12 @@ def _departures(bundle: Bundle, checkpoint: "Checkpoint", figures: list["Figure"
     for name in dict.fromkeys(figure.component for figure in figures if not figure.passed):
         if name not in MODULES:
             continue
-        numerics = bundle.manifest.components[name].numerics
-        if numerics is not None and numerics.scales:
-            console().print(f"{name}: its tensors are scaled to fit fp16, so only its outputs compare with torch")
-            continue
         spec = bundle.manifest.specs()[name]
         vocabulary = checkpoint.vocabulary(MODULES[name][0])
         inputs = {port: values.numpy() for port, values in sample_inputs(spec, spec.sizes("min"), vocabulary).items()}
-        tolerance = TOLERANCE[bundle.manifest.components[name].precision]
-        departure = first_departure(bundle.onnx(name), spec, checkpoint, inputs, tolerance)
+        part = bundle.manifest.components[name]
+        scales = part.numerics.scales if part.numerics else {}
+        departure = first_departure(bundle.onnx(name), spec, checkpoint, inputs, TOLERANCE[part.precision], scales)
         if departure is not None:
             yield departure
 

@@ -91,7 +91,7 @@ def build_one(
     tracker.begin(spec.name)
     with folder.new_files() as temporary:
         numerics = bundle.manifest.components[spec.name].numerics
-        islands = numerics.float32_layers if numerics else 0
+        islands = len(numerics.float32_layers) if numerics else 0
         job = Job(spec, key.precision, bundle.onnx(spec.name), temporary, folder.stem(key), tracker.phase, islands)
         built = builder.build(job)
         files = folder.adopt(temporary, built.files)

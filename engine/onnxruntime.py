@@ -6,6 +6,7 @@ from typing import Any
 from latentrt.engine import graph as graphs
 from latentrt.engine.base import Built, Job
 from latentrt.engine.checks import check_ports, check_precision
+from latentrt.runtime.backends.onnxruntime import NO_BF16
 from latentrt.runtime.backends.targets import load_module
 from latentrt.runtime.errors import BuildError
 
@@ -36,6 +37,8 @@ class OnnxRuntimeBuilder:
 
     def build(self, job: Job) -> Built:
         """Check one component's graph, optimise it and save what comes out."""
+        if self.device == "cpu" and job.spec.uses("bfloat16"):
+            raise BuildError(f"{job.spec.name}: {NO_BF16}")
         job.report("checking")
         counts = check_graph(job)
         job.report("optimising")

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
-VaePrecision = Literal["auto", "fp16", "fp32"]
+VaePrecision = Literal["auto", "fp16", "fp32", "bf16"]
 """`auto`: the bundle's, and fp32 for a half of the VAE that fp16 does not hold even scaled and with islands."""
 
 Progress = Callable[[str, int, int], None]

@@ -10,10 +10,12 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from latentrt.export.emulation import emulated
 from latentrt.export.samples import sample_inputs
+from latentrt.runtime.backends.bfloat16 import from_bits, to_bits
 from latentrt.runtime.errors import ParityError
 from latentrt.runtime.manifest import ParityRecord
-from latentrt.runtime.specs import TOKENS_PER_CHUNK, ComponentSpec, Precision
+from latentrt.runtime.specs import TOKENS_PER_CHUNK, ComponentSpec, Port, Precision
 
 Depth = Literal["full", "quick", "off"]
 
@@ -23,6 +25,9 @@ TOLERANCE: Mapping[Precision, float] = {
     "bf16": 1e-1,  # 8 bits
 }
 """Largest allowed error of one output: root mean square of the difference over that of the reference."""
+
+
+SESSION_DTYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,21 +82,49 @@ def reference_cases(module: torch.nn.Module, spec: ComponentSpec, vocabulary: in
 def compare(
     file: Path, spec: ComponentSpec, cases: list[Case], vocabulary: int, precision: Precision
 ) -> tuple[ParityRecord, ...]:
-    """Run the ONNX file at every case and measure each output.
+    """Run the ONNX file at every case and measure each output; bf16 files as `latentrt.export.emulation` describes.
 
     Raises:
         ParityError: an output is out of tolerance; names the component, the case, the output and both figures.
     """
     if not cases:
         return ()
+    if precision == "bf16":
+        with emulated(file) as copy:
+            return _compare(open_session(copy, optimise=False), spec, cases, vocabulary, precision)
+    return _compare(open_session(file), spec, cases, vocabulary, precision)
+
+
+def open_session(file: Path, optimise: bool = True) -> onnxruntime.InferenceSession:
+    """A session on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+def rounded(values: NDArray[Any], port: Port) -> NDArray[Any]:
+    """Values in a port's dtype; as float32 numbers where that is bfloat16, which numpy lacks."""
+    return from_bits(to_bits(values)) if port.dtype == "bfloat16" else values.astype(port.numpy_dtype)
+
+
+def feed(session: onnxruntime.InferenceSession, spec: ComponentSpec, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs rounded as the ports of the spec are, in the dtypes that the session takes."""
+    return {
+        port.name: rounded(np.asarray(inputs[port.name]), port).astype(SESSION_DTYPES[value.type])
+        for port, value in zip(spec.inputs, session.get_inputs(), strict=True)
+    }
+
+
+def _compare(
+    session: onnxruntime.InferenceSession, spec: ComponentSpec, cases: list[Case], vocabulary: int, precision: Precision
+) -> tuple[ParityRecord, ...]:
     records = []
     for case in cases:
         inputs = sample_inputs(spec, case.sizes, vocabulary)
-        feed = {port.name: inputs[port.name].numpy().astype(port.numpy_dtype) for port in spec.inputs}
-        for port, found, wanted in zip(spec.outputs, session.run(None, feed), case.outputs, strict=True):
+        outputs = session.run(None, feed(session, spec, inputs))
+        for port, found, wanted in zip(spec.outputs, outputs, case.outputs, strict=True):
             record = _measure(case, port.name, found, wanted)
             if not record.relative <= TOLERANCE[precision]:
                 raise ParityError(

@@ -1,52 +1,94 @@
-"""How large a network's values grow: the largest absolute output of its modules over samples, in float32."""
+"""How large a network's values grow: the largest absolute value that enters and leaves each module, in float32."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from transformers.models.clip.modeling_clip import CLIPAttention
 
 from latentrt.runtime.errors import NumericsError
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Any], Any]
+"""Runs a network over one sample, a tensor or several."""
+
+
+class AttentionNames(NamedTuple):
+    """What a kind of attention calls its projections of queries, keys and values, and its number of heads."""
+
+    projections: tuple[str, str, str]
+    heads: str
+
+
+ATTENTIONS: Mapping[type[nn.Module], AttentionNames] = {
+    Attention: AttentionNames(("to_q", "to_k", "to_v"), "heads"),
+    CLIPAttention: AttentionNames(("q_proj", "k_proj", "v_proj"), "num_heads"),
+}
 
 
 def logits_name(attention: str) -> str:
-    """Under which name the ranges hold the largest softmax input of an attention."""
+    """Under which name a record of ranges holds the largest softmax input of an attention."""
     return f"{attention}.logits"
 
 
-def measure(
-    network: nn.Module, modules: Iterable[str], attentions: Sequence[str], run: Run, samples: Iterable[Tensor]
-) -> tuple[dict[str, float], list[Tensor]]:
-    """Run every sample; returns each module's largest absolute output by name, and the network's outputs.
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Largest absolute values by module name, in the order in which modules finish.
 
-    The products of queries and keys count too, as `logits_name` of their attention: no module's output shows them.
+    `inputs` and `outputs` count floating tensors. `logits`: products of queries and keys before any mask, scaled as the
+    softmax takes them; no module's output shows them.
+    """
+
+    inputs: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, float] = field(default_factory=dict)
+    logits: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def named(self) -> Mapping[str, float]:
+        """Outputs by module and logits by `logits_name`."""
+        return self.outputs | {logits_name(name): largest for name, largest in self.logits.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A network's ranges over samples, and all its outputs there, one after the other."""
+
+    ranges: Ranges
+    outputs: list[Tensor]
+
+
+def measure(network: nn.Module, run: Run, samples: Sequence[Any]) -> Measured:
+    """Run every sample and watch every module that takes part.
+
+    Costs the evaluations and a pass over every tensor; no copy of the weights.
 
     Raises:
         NumericsError: a value is not finite even in float32.
     """
-    ranges: dict[str, float] = {}
-    with torch.no_grad(), _watched(network, modules, attentions, ranges):
-        outputs = [run(sample) for sample in samples]
-    for name, largest in ranges.items():
-        if not largest < float("inf"):
-            raise NumericsError(
-                f"{name}: gives values that are not finite in float32 already, so no precision can hold them. "
-                "The weights are damaged; download the checkpoint again"
-            )
-    return ranges, outputs
+    ranges = Ranges()
+    with torch.no_grad(), _watched(network, ranges):
+        outputs = [tensor for sample in samples for tensor in floats(run(sample))]
+    return Measured(ranges, outputs)
+
+
+def floats(values: Any) -> list[Tensor]:
+    """The floating tensors of any nest of tuples, dicts and model outputs."""
+    return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 @contextmanager
-def _watched(
-    network: nn.Module, modules: Iterable[str], attentions: Sequence[str], ranges: dict[str, float]
-) -> Iterator[None]:
+def _watched(network: nn.Module, ranges: Ranges) -> Iterator[None]:
     """Hooks that keep `ranges` up to date while the block runs."""
-    hooks = [network.get_submodule(name).register_forward_hook(_watch(name, ranges)) for name in modules]
-    for name in attentions:
-        hooks += _watch_logits(network.get_submodule(name), logits_name(name), ranges)
+    hooks = []
+    for name, module in network.named_modules():
+        hooks.append(module.register_forward_hook(_watch(name, ranges), with_kwargs=True))
+        if type(module) in ATTENTIONS:
+            hooks += _watch_logits(module, name, ranges)
     try:
         yield
     finally:
@@ -54,31 +96,45 @@ def _watched(
             hook.remove()
 
 
-def _watch(name: str, ranges: dict[str, float]) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        _note(ranges, name, output)
+def _watch(name: str, ranges: Ranges) -> Callable[..., None]:
+    def hook(_module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
+        _note(ranges.inputs, name, floats((inputs, named)))
+        _note(ranges.outputs, name, floats(output))
 
     return hook
 
 
-def _note(ranges: dict[str, float], name: str, values: Tensor) -> None:
-    """Not `max`, which would drop a NaN."""
-    largest = values.abs().amax().item()
-    ranges[name] = largest if not largest <= ranges.get(name, 0.0) else ranges.get(name, 0.0)
+def _note(ranges: dict[str, float], name: str, tensors: list[Tensor]) -> None:
+    bounds = [bound.item() for values in tensors for bound in values.aminmax()]
+    if not all(map(math.isfinite, bounds)):
+        raise NumericsError(
+            f"{name}: gives values that are not finite in float32 already, so no precision can hold them. "
+            "The weights are damaged; download the checkpoint again"
+        )
+    ranges[name] = max(map(abs, [ranges.get(name, 0.0), *bounds]))
 
 
-def _watch_logits(attention: Any, name: str, ranges: dict[str, float]) -> list[Any]:
+def _watch_logits(attention: Any, name: str, ranges: Ranges) -> list[Any]:
     """Hooks on the projections of queries and keys, whose product they form, image by image and head by head."""
+    names = ATTENTIONS[type(attention)]
+    to_query, to_key, _ = names.projections
+    heads: int = getattr(attention, names.heads)
     kept: dict[str, Tensor] = {}
 
-    def query_hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        kept["query"] = output
-
-    def key_hook(_module: nn.Module, _inputs: Any, key: Tensor) -> None:
-        width = key.shape[-1] // attention.heads
-        for one_query, one_key in zip(kept.pop("query"), key, strict=True):
-            for head in range(attention.heads):
+    def product(projected: str, output: Tensor) -> None:
+        kept[projected] = output
+        if len(kept) < 2:
+            return
+        queries, keys = kept.pop(to_query), kept.pop(to_key)
+        width = keys.shape[-1] // heads
+        for query, key in zip(queries, keys, strict=True):
+            for head in range(heads):
                 part = slice(head * width, (head + 1) * width)
-                _note(ranges, name, one_query[:, part] @ one_key[:, part].T * width**-0.5)
+                _note(ranges.logits, name, [query[:, part] @ key[:, part].T * width**-0.5])
 
-    return [attention.to_q.register_forward_hook(query_hook), attention.to_k.register_forward_hook(key_hook)]
+    def watch(projected: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: product(projected, output)
+
+    return [
+        attention.get_submodule(projected).register_forward_hook(watch(projected)) for projected in (to_query, to_key)
+    ]

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import get_args
 
 import onnx
 import onnx_ir as ir
@@ -12,7 +13,7 @@ import torch
 
 from latentrt.export.samples import sample_inputs
 from latentrt.runtime.errors import CheckpointError
-from latentrt.runtime.specs import ComponentSpec, Port
+from latentrt.runtime.specs import ComponentSpec, DType, Port
 
 OPSET = 23
 """The first opset with Attention; GroupNormalization has been there since 21."""
@@ -24,7 +25,7 @@ EXTERNAL_BYTES = 2**31 - 2**24
 # latents take the path on which upsampling meets the skip connection's size, which then serves even sizes too.
 EXAMPLE_SIZES = {"vae_images": 2, "rows": 2, "texts": 2, "tokens": 154, "latent_height": 17, "latent_width": 27}
 
-TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32, "bfloat16": torch.bfloat16, "int64": torch.int64}
+TORCH_DTYPES = {name: getattr(torch, name) for name in get_args(DType)}
 
 
 def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.Model:

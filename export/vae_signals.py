@@ -40,11 +40,10 @@ class Projection:
 
 @dataclass(frozen=True, slots=True)
 class Norm:
-    """A group norm, the signal that it reads, and the projections behind it: what they read cannot be scaled."""
+    """A group norm and the signal that it reads."""
 
     module: str
     source: str
-    readers: tuple[str, ...]
 
 
 @dataclass
@@ -57,12 +56,6 @@ class Signals:
     attentions: list[str] = field(default_factory=list)
     writers: dict[str, list[str]] = field(default_factory=dict)
 
-    @property
-    def modules(self) -> list[str]:
-        """Every module whose output says something about ranges."""
-        found = [name for names in self.writers.values() for name in names] + [norm.module for norm in self.norms]
-        return list(dict.fromkeys(found))
-
     def project(self, module: str, source: str, target: str | None = None) -> str:
         """Add a projection, by default one that begins a signal; returns the signal that it writes."""
         target = module if target is None else target
@@ -70,18 +63,18 @@ class Signals:
         self.writers.setdefault(target, []).append(module)
         return target
 
-    def normalise(self, module: str, source: str, *readers: str) -> None:
-        """Add a norm."""
-        self.norms.append(Norm(module, source, readers))
+    def normalise(self, module: str, source: str) -> None:
+        """Add a norm; what it writes cannot be scaled."""
+        self.norms.append(Norm(module, source))
 
     def residual_block(self, name: str, stream: str) -> str:
         """norm1, conv1, norm2, conv2, added to the stream or to a shortcut's projection of it."""
         block: Any = self.network.get_submodule(name)
         if not isinstance(block, ResnetBlock2D) or block.time_emb_proj is not None:
             raise _unknown(name, block)
-        self.normalise(f"{name}.norm1", stream, f"{name}.conv1")
+        self.normalise(f"{name}.norm1", stream)
         inner = self.project(f"{name}.conv1", UNSCALED)
-        self.normalise(f"{name}.norm2", inner, f"{name}.conv2")
+        self.normalise(f"{name}.norm2", inner)
         if block.conv_shortcut is not None:
             stream = self.project(f"{name}.conv_shortcut", stream)
         self.project(f"{name}.conv2", UNSCALED, stream)
@@ -93,7 +86,7 @@ class Signals:
         block: Any = self.network.get_submodule(name)
         if not isinstance(block, Attention) or block.group_norm is None or block.spatial_norm is not None:
             raise _unknown(name, block)
-        self.normalise(f"{name}.group_norm", stream, *(f"{name}.to_{part}" for part in "qkv"))
+        self.normalise(f"{name}.group_norm", stream)
         for part in "qkv":
             self.project(f"{name}.to_{part}", UNSCALED)
         self.project(f"{name}.to_out.0", f"{name}.to_v", stream)
@@ -153,7 +146,7 @@ def vae_signals(network: Any, component: str) -> Signals:
     stream = signals.project(f"{half}.conv_in", stream)
     for block in _blocks(network, half):
         stream = signals.stage(block, stream)
-    signals.normalise(f"{half}.conv_norm_out", stream, f"{half}.conv_out")
+    signals.normalise(f"{half}.conv_norm_out", stream)
     if half == "encoder" and network.quant_conv is not None:
         signals.project("quant_conv", signals.project("encoder.conv_out", UNSCALED), UNSCALED)
     else:

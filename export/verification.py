@@ -121,7 +121,7 @@ def _reference(checkpoint: Checkpoint, spec: ComponentSpec) -> Iterator[tuple[pa
 def sampler_inputs(spec: ComponentSpec, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
     """Random tables and states with valid steps and rows, rounded to the dtypes of the ports."""
     random = np.random.default_rng(0)
-    inputs = {port.name: random.standard_normal(port.shape(sizes)).astype(port.numpy_dtype) for port in spec.inputs}
+    inputs = {port.name: parity.rounded(random.standard_normal(port.shape(sizes)), port) for port in spec.inputs}
     inputs["step"] = random.integers(0, sizes["steps"], sizes["images"])
     inputs["failed"] = np.full(sizes["images"], -1)
     inputs["row_image"] = np.arange(sizes["rows"]) % sizes["images"]

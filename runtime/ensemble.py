@@ -3,12 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Unpack
+from typing import Unpack, cast
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.loop import StepProgress
 from latentrt.runtime.pipeline import Pipeline, Result
 from latentrt.runtime.settings import Settings
+
+STRENGTH = 0.3
+"""Of the refiner's pass over finished latents, where none is given: it changes details only."""
 
 HANDOVER = 0.8
 """The share of the denoising that the base does; the refiner was trained on the last 200 of 1,000 timesteps."""
@@ -67,33 +70,30 @@ class Ensemble:
                 f"handover {handover!r}: must lie between 0 and 1; the refiner was trained for 0.8 and up"
             )
         ours, theirs = _split(settings)
-        first = self.base.generate(prompt, progress=progress, **{**ours, "denoising_end": handover, "decode": False})
-        same = _as_drawn(first)
-        second = self.refiner.generate(
-            prompt, progress=progress, **{**theirs, **same, "latents": first.latents, "denoising_start": handover}
-        )
-        return _joined(first, second)
+        ours |= {"denoising_end": handover, "decode": False}
+        first = self.base.generate(prompt, progress=progress, **ours)
+        theirs |= {**_as_drawn(first), "latents": first.latents, "denoising_start": handover}
+        return _joined(first, self.refiner.generate(prompt, progress=progress, **theirs))
 
     def refine(
         self,
         prompt: str | Sequence[str],
         *,
-        strength: float = 0.3,
         progress: StepProgress | None = None,
         **settings: Unpack[Settings],
     ) -> Result:
-        """Two passes: the base finishes its latents, and the refiner runs image to image on them at a low strength.
+        """Two passes: the base finishes its latents, and the refiner runs image to image on them.
+
+        `strength` is the refiner's, 0.3 where it is not given.
 
         Raises:
             RequestError: as of `Pipeline.generate`.
         """
         ours, theirs = _split(settings)
         first = self.base.generate(prompt, progress=progress, **{**ours, "decode": False})
-        same = _as_drawn(first)
-        second = self.refiner.generate(
-            prompt, progress=progress, **{**theirs, **same, "latents": first.latents, "strength": strength}
-        )
-        return _joined(first, second)
+        strength = settings.get("strength")
+        theirs |= {**_as_drawn(first), "latents": first.latents, "strength": STRENGTH if strength is None else strength}
+        return _joined(first, self.refiner.generate(prompt, progress=progress, **theirs))
 
     def close(self) -> None:
         """Close both pipelines."""
@@ -113,7 +113,7 @@ def _split(settings: Settings) -> tuple[Settings, Settings]:
     """What the base is told, and what the refiner is told."""
     ours = {name: value for name, value in settings.items() if name not in REFINER_ONLY}
     theirs = {name: value for name, value in settings.items() if name not in BASE_ONLY}
-    return ours, theirs  # type: ignore[return-value]
+    return cast(Settings, ours), cast(Settings, theirs)
 
 
 def _as_drawn(first: Result) -> Settings:

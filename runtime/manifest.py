@@ -39,15 +39,17 @@ class NumericsRecord(Record):
 
     samples: int
     ranges: dict[str, float]
-    """Largest absolute output of each module in float32, before anything was scaled."""
+    """Largest absolute output of modules in float32, before anything was scaled: the largest ones of the network.
+
+    `<attention>.logits`: the products of queries and keys."""
     scales: dict[str, int]
     """Signal: the exponent of the power of two that it was multiplied by. Others keep their scale."""
     largest: float
     """Largest absolute value after scaling, outside the islands."""
     islands: tuple[str, ...]
-    """Modules that run in float32."""
-    float32_layers: int
-    """Convolutions, matrix products and attentions in the islands: as many may be float32 in an engine's network."""
+    """Modules that run in float32, but for layers in them that fit."""
+    float32_layers: tuple[str, ...]
+    """Convolutions, linear layers and attentions that run in float32: as many may do so in an engine's network."""
     folding_error: float
     """What scaling changed in float32, relative; 0 for identical bits."""
     relative: float
@@ -66,7 +68,7 @@ class ComponentRecord(Record):
     nodes: int
     parity: tuple[ParityRecord, ...] = ()
     numerics: NumericsRecord | None = None
-    """Of components whose values were measured and, where needed, scaled for fp16."""
+    """Of components whose values were measured, and made to fit, for fp16."""
 
 
 class LoraRecord(Record):
@@ -87,6 +89,8 @@ class Provenance(Record):
     """Changes with any weight of the checkpoint, its LoRAs and its VAE."""
     vae: str = ""
     """Class of the VAE, and whose it is."""
+    vae_sha256: str = ""
+    """Of the VAE's tensors in float32: equal for the same VAE in another file or folder."""
     loras: tuple[LoraRecord, ...] = ()
     created: str
     versions: dict[str, str]

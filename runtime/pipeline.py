@@ -62,11 +62,18 @@ class Pipeline:
         ScheduleConfig.from_diffusers(model.scheduler)  # a schedule that cannot be followed is an error now
 
     @classmethod
-    def load(cls, bundle: str | Path | Bundle, backend: str | None = None, device: str | None = None) -> "Pipeline":
+    def load(
+        cls,
+        bundle: str | Path | Bundle,
+        backend: str | None = None,
+        device: str | None = None,
+        *,
+        build: str | None = None,
+    ) -> "Pipeline":
         """Load every component for text to image; what else a request needs is loaded with the first one that does.
 
-        `backend`: `onnxruntime`, `tensorrt` or `tensorrt-rtx`; `device`: `cpu` or `cuda:<index>`. What is not named is
-        chosen from the builds in the bundle and what is installed.
+        `backend`: `onnxruntime`, `tensorrt` or `tensorrt-rtx`; `device`: `cpu` or `cuda:<index>`; `build`: a folder's
+        name under `builds/`. What is not named is chosen from the builds in the bundle and what is installed.
 
         Raises:
             BundleError: the bundle is damaged, or lacks the build that was asked for.
@@ -74,7 +81,7 @@ class Pipeline:
             BackendError: the backend is not installed, or the device is not there.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        selection = select(bundle, backend, device)
+        selection = select(bundle, backend, device, build)
         opened = selection.open()
         engines: dict[str, Engine] = {}
         try:

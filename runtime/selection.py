@@ -34,15 +34,19 @@ class Selection:
         return self.files[component]
 
 
-def select(bundle: Bundle, backend: str | None = None, device: str | None = None) -> Selection:
+def select(
+    bundle: Bundle, backend: str | None = None, device: str | None = None, build: str | None = None
+) -> Selection:
     """Choose the best build for this machine, or the ONNX files where ONNX Runtime may run them.
 
     Raises:
         BackendError: a named backend is not installed, or none is; no such device.
-        BundleError: a named TensorRT backend has no build here.
+        BundleError: a named TensorRT backend has no build here; `build` is not here, or for another machine.
         StaleBuildError: the build that would be used is not what it should be.
     """
     _check_names(backend, device)
+    if build is not None:
+        return _named_build(bundle, build, backend, device)
     for name in [backend] if backend else _usable_backends(bundle):
         for place in [device] if device else _devices(name):
             chosen = _build(bundle, name, place)
@@ -86,6 +90,25 @@ def _build(bundle: Bundle, backend: str, device: str) -> Selection | None:
     build = min(builds, key=lambda build: targets.index(build.target))
     bundle.check_build(build, **identity(backend, build.target))
     return Selection(backend, device, build.limits, _engine_files(bundle, build))
+
+
+def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | None) -> Selection:
+    """The build of this name, checked, on the first device that runs it."""
+    builds = bundle.builds()
+    if name not in builds:
+        raise BundleError(f"{bundle.path}: no build is called {name!r}; it has {', '.join(builds) or 'none'}")
+    build = builds[name]
+    if backend not in (None, build.backend):
+        raise BundleError(f"{bundle.path}: the build {name} is for {build.backend}, not for {backend}. Name only one")
+    load_module(build.backend)
+    for place in [device] if device else _devices(build.backend):
+        if build.target in runnable_targets(build.backend, place):
+            bundle.check_build(build, **identity(build.backend, build.target))
+            return Selection(build.backend, place, build.limits, _engine_files(bundle, build))
+    raise BundleError(
+        f"{bundle.path}: the build {name} is for {build.target}, which this machine is not. Build one for it with: "
+        f"{bundle.build_command(build.backend, build.limits)}"
+    )
 
 
 def _engine_files(bundle: Bundle, build: BuildRecord) -> dict[str, Path]:

@@ -126,6 +126,10 @@ class ComponentSpec:
         """Inputs, then outputs."""
         return self.inputs + self.outputs
 
+    def uses(self, dtype: DType) -> bool:
+        """Whether a port has this dtype."""
+        return any(port.dtype == dtype for port in self.ports)
+
     def sizes(self, which: Literal["min", "opt", "max"]) -> dict[str, int]:
         """Every dim at its minimum, optimum or maximum."""
         return {name: getattr(dim, which) for name, dim in self.dims.items()}

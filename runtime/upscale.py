@@ -13,18 +13,21 @@ from latentrt.runtime.settings import Settings
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "nearest"]
 
+STRENGTH = 0.5
+
 
 def generate_large(
     pipeline: Pipeline,
     prompt: str | Sequence[str],
     *,
     scale: float = 2.0,
-    strength: float = 0.5,
     resample: Filter = "lanczos",
     progress: StepProgress | None = None,
     **settings: Unpack[Settings],
 ) -> Result:
-    """Draw at `width` x `height`, enlarge the pictures by `scale`, and run image to image on them at `strength`.
+    """Draw at `width` x `height`, enlarge the pictures by `scale`, and run image to image on them.
+
+    `strength` is the second pass's, 0.5 where it is not given.
 
     The composition is that of the small size, which the model was trained for; the details are drawn at the large one.
     `timings` has the seconds of both passes, the first one's as `small <stage>`.
@@ -34,6 +37,7 @@ def generate_large(
     """
     if not scale > 1:
         raise RequestError(f"scale {scale!r}: must be above 1; it enlarges the picture before it is drawn again")
+    strength = settings.pop("strength", None) or STRENGTH
     small = pipeline.request(prompt, **settings)
     width, height = (round(length * scale / 8) * 8 for length in (small.width, small.height))
     large = replace(small, width=width, height=height)
@@ -41,8 +45,8 @@ def generate_large(
     first = pipeline.run(small, progress)
     filter_ = Image.Resampling[resample.upper()]
     enlarged = [image.resize((width, height), filter_) for image in first.images]
-    again: Settings = {**settings, "seed": small.seeds, "width": None, "height": None}
-    second = pipeline.generate(prompt, progress=progress, **{**again, "image": enlarged, "strength": strength})
-    return replace(
-        second, timings={**{f"small {stage}": time for stage, time in first.timings.items()}, **second.timings}
-    )
+    again = settings.copy()
+    again |= {"seed": small.seeds, "width": None, "height": None, "image": enlarged, "strength": strength}
+    second = pipeline.generate(prompt, progress=progress, **again)
+    earlier = {f"small {stage}": seconds for stage, seconds in first.timings.items()}
+    return replace(second, timings=earlier | dict(second.timings))

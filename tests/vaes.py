@@ -11,8 +11,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from families import family_configs
 from torch import Tensor
 
+from latentrt.export.islands import to_fp16
 from latentrt.export.vae_samples import vae_samples
-from latentrt.export.vae_scaling import fit_to_fp16
+from latentrt.export.vae_scaling import fit_vae_to_fp16
 from latentrt.runtime.manifest import NumericsRecord
 
 HALVES = ("vae_decoder", "vae_encoder")
@@ -46,12 +47,14 @@ def run(vae: AutoencoderKL, component: str, inputs: list[Tensor], dtype: torch.d
 
 def fit(vae: AutoencoderKL, component: str) -> NumericsRecord:
     """What the export does, over samples of 64 pixels."""
-    return fit_to_fp16(vae, component, vae_samples(vae, component, 64))
+    return fit_vae_to_fp16(vae, component, vae_samples(vae, component, 64))[0]
 
 
 def half(vae: AutoencoderKL) -> AutoencoderKL:
     """A copy in fp16, float32 islands excepted."""
-    return torch.nn.Module.to(copy.deepcopy(vae), torch.float16)
+    vae = copy.deepcopy(vae)
+    to_fp16(vae)
+    return vae
 
 
 def inputs(component: str) -> list[Tensor]:

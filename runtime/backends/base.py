@@ -27,7 +27,10 @@ class Buffer(Protocol):
         """Address in the device's address space; it never changes during the buffer's life."""
 
     def write(self, values: NDArray[Any]) -> None:
-        """Enqueue a copy of `values` (same shape, converted to the buffer's dtype) into the buffer."""
+        """Enqueue a copy of `values` (same shape, converted to the buffer's dtype) into the buffer.
+
+        Into bfloat16 numbers are rounded to the nearest, ties to even; uint16 are taken as its bits.
+        """
 
     def copy_from(self, other: "Buffer") -> None:
         """Enqueue a copy of another buffer of the same device, shape and dtype."""
@@ -39,7 +42,7 @@ class Buffer(Protocol):
         """
 
     def numpy(self) -> NDArray[Any]:
-        """A copy on the host, after all work enqueued so far."""
+        """A copy on the host, after all work enqueued so far; float32 where the buffer holds bfloat16."""
 
     def __dlpack__(self, **kwargs: Any) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...

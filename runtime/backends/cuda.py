@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from latentrt.runtime.backends.base import Buffer
+from latentrt.runtime.backends.bfloat16 import RAW, as_numbers, to_bits
 from latentrt.runtime.backends.dlpack import CUDA_DEVICE, make_capsule
 from latentrt.runtime.errors import BackendError
 
@@ -174,7 +175,8 @@ class DeviceBuffer:
         if values.shape != self.shape:
             raise BackendError(f"a buffer of shape {list(self.shape)} cannot take values of shape {list(values.shape)}")
         # CUDA has read pageable memory when the call returns; a private copy makes that true of pinned memory as well.
-        source = np.array(values, dtype=self.dtype, order="C", copy=True)
+        converted = to_bits(values) if self.dtype == RAW else values
+        source = np.array(converted, dtype=self.dtype, order="C", copy=True)
         self.stream.keep(source)
         self._copy(self.pointer, source.ctypes.data, "cudaMemcpyHostToDevice")
 
@@ -201,11 +203,11 @@ class DeviceBuffer:
         return values
 
     def numpy(self) -> NDArray[Any]:
-        """A copy on the host, after all work enqueued so far."""
+        """A copy on the host, after all work enqueued so far; float32 where the buffer holds bfloat16."""
         values = np.empty(self.shape, self.dtype)
         self._copy(values.ctypes.data, self.pointer, "cudaMemcpyDeviceToHost")
         self.stream.synchronize()
-        return values
+        return as_numbers(values)
 
     def _copy(self, target: int, source: int, kind: str) -> None:
         kinds = bindings().cudaMemcpyKind

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.backends.base import Buffer
+from latentrt.runtime.backends.bfloat16 import RAW, as_numbers, to_bits
 
 
 class HostBuffer:
@@ -32,7 +33,7 @@ class HostBuffer:
 
     def write(self, values: NDArray[Any]) -> None:
         """Copy `values` in, converted to the buffer's dtype."""
-        np.copyto(self.array, values, casting="same_kind")
+        np.copyto(self.array, to_bits(values) if self.dtype == RAW else values, casting="same_kind")
 
     def copy_from(self, other: Buffer) -> None:
         """Copy another buffer in."""
@@ -45,8 +46,8 @@ class HostBuffer:
         return lambda: values
 
     def numpy(self) -> NDArray[Any]:
-        """A copy."""
-        return self.array.copy()
+        """A copy; float32 where the buffer holds bfloat16."""
+        return as_numbers(self.array.copy())
 
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self.array.__dlpack__(**kwargs)

@@ -25,6 +25,11 @@ CAPTURED_BINDINGS = 16
 NO_GRAPH = -1
 """The graph number with which ONNX Runtime captures nothing."""
 
+NO_BF16 = (
+    "it is bf16, and ONNX Runtime has no bf16 convolution, matmul or attention for CPUs. Export with --precision fp32 "
+    "or fp16, or build it for a GPU: build-engine BUNDLE --backend tensorrt"
+)
+
 
 class OnnxRuntimeBackend:
     """ONNX Runtime on one device. On CUDA all work goes to one stream of the backend's own."""
@@ -54,7 +59,13 @@ class OnnxRuntimeBackend:
             self.stream.activate()
 
     def load(self, spec: ComponentSpec, path: Path) -> "OnnxRuntimeEngine":
-        """Start a session over an exported or an optimised ONNX file; on CUDA one that captures graphs, if it can."""
+        """Start a session over an exported or an optimised ONNX file; on CUDA one that captures graphs, if it can.
+
+        Raises:
+            BackendError: ONNX Runtime cannot load it, or not on this device.
+        """
+        if self.kind == "cpu" and spec.uses("bfloat16"):
+            raise BackendError(f"{spec.name}: {NO_BF16}")
         self.activate()
         if self.kind == "cpu":
             return OnnxRuntimeEngine(self, spec, self._session(path, ["CPUExecutionProvider"]))

@@ -90,3 +90,37 @@ def test_files_are_few_enough_for_a_repository() -> None:
     files = [path for path in Path(CHECKPOINT).rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 16_000_000
     assert json.loads((CHECKPOINT / "model_index.json").read_text())["_class_name"] == "StableDiffusionXLPipeline"
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    folder = tmp_path_factory.mktemp("demo") / "fp16"
+    bundle = export_bundle(Checkpoint.open(CHECKPOINT), folder, precision="fp16", depth="off")
+    with Pipeline.load(bundle, "onnxruntime", "cpu") as pipe:
+        yield pipe
+
+
+def compare_with_fp16(pipeline: Pipeline, half: Pipeline, count: int, steps: int) -> tuple[float, float]:
+    """The largest difference of a score, in points, and the smallest peak signal-to-noise ratio, in decibels."""
+    scenes = held_out_scenes(count)
+    (wanted, right), (found, drawn) = (evaluate(latentrt_draw(one, steps=steps), scenes) for one in (pipeline, half))
+    before, after = shares(wanted), shares(found)
+    errors = [np.square(one.astype(float) - other).mean() for one, other in zip(right, drawn, strict=True)]
+    return 100 * max(abs(after[name] - before[name]) for name in before), 10 * np.log10(255**2 / max(errors))
+
+
+@pytest.mark.slow
+def test_fp16_draws_the_same_pictures(pipeline: Pipeline, half: Pipeline) -> None:
+    components = half.bundle.manifest.components.values()
+    assert {part.precision for part in components} == {"fp16"}
+    assert not any(part.numerics.islands for part in components if part.numerics)
+    points, decibels = compare_with_fp16(pipeline, half, 4, STEPS)
+    assert points == 0
+    assert decibels >= 40
+
+
+@pytest.mark.slow
+def test_fp16_scores_as_fp32_does_over_all_captions(pipeline: Pipeline, half: Pipeline) -> None:
+    points, decibels = compare_with_fp16(pipeline, half, 200, 20)
+    assert points <= 1
+    assert decibels >= 40

@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from checkpoints import write_sdxl
+from component_bundles import component_bundle
 from diffusers import AutoencoderKL
 from typer.testing import CliRunner
 from vaes import HALVES, SPIKES, blow_up, fit, half, inputs, relative, run, spike, tiny_vae
@@ -21,15 +22,16 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import component_precisions
 from latentrt.export.islands import LIMIT
+from latentrt.export.layers import first_departure
 from latentrt.export.modules import MODULES
 from latentrt.export.ranges import measure
+from latentrt.export.samples import sample_inputs
 from latentrt.export.trace import save, trace
 from latentrt.export.vae_scaling import choose_exponents, fold
 from latentrt.export.vae_signals import vae_signals
-from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, write_record
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.components import component_specs
 from latentrt.runtime.errors import ParityError
-from latentrt.runtime.manifest import Defaults, Manifest, Provenance
 from latentrt.runtime.model import Limits
 
 LEVELS = {
@@ -61,7 +63,7 @@ def blown(component: str, levels: str) -> AutoencoderKL:
 def test_a_healthy_vae_is_left_as_it_is(component):
     healthy, fitted = tiny_vae(), tiny_vae()
     record = fit(fitted, component)
-    assert (record.scales, record.islands, record.float32_layers, record.folding_error) == ({}, (), 0, 0.0)
+    assert (record.scales, record.islands, record.float32_layers, record.folding_error) == ({}, (), (), 0.0)
     assert record.largest == max(record.ranges.values()) < 100
     for (name, wanted), found in zip(
         half(healthy).state_dict().items(), half(fitted).state_dict().values(), strict=True
@@ -95,7 +97,7 @@ def test_the_scaled_float32_network_gives_the_same_bits(component, levels):
     signals = vae_signals(scaled, component)
     fold(signals, choose_exponents(signals, ranges(scaled, component)))
     assert torch.equal(run(scaled, component, samples), run(vae, component, samples))
-    assert max(ranges(scaled, component).values()) <= LIMIT
+    assert max(ranges(scaled, component).named.values()) <= LIMIT
 
 
 @pytest.mark.slow
@@ -114,8 +116,7 @@ def test_the_scaled_float32_graph_gives_the_same_bits(component, tmp_path):
 
 
 def ranges(vae, component):
-    signals = vae_signals(vae, component)
-    return measure(vae, signals.modules, signals.attentions, lambda x: run(vae, component, [x]), inputs(component))[0]
+    return measure(vae, lambda sample: run(vae, component, [sample]), inputs(component)).ranges
 
 
 @pytest.mark.parametrize("component", HALVES)
@@ -124,8 +125,8 @@ def test_a_spike_inside_a_normalised_branch_becomes_an_island(component):
     wanted = run(vae, component, samples)
     assert not run(half(vae), component, samples, torch.float16).isfinite().all()
     record = fit(vae, component)
-    assert record.islands == (f"{SPIKES[component]}.norm2", f"{SPIKES[component]}.conv2")
-    assert (record.float32_layers, record.scales) == (1, {})
+    assert record.islands == (SPIKES[component],)
+    assert (record.float32_layers, record.scales) == ((f"{SPIKES[component]}.conv2",), {})
     assert relative(run(half(vae), component, samples, torch.float16), wanted) < 5e-3
 
 
@@ -138,7 +139,8 @@ def test_attention_whose_logits_overflow_becomes_an_island(component):
         vae.get_submodule(f"{name}.to_k").bias.add_(8000.0)
     wanted = run(vae, component, samples)
     record = fit(vae, component)
-    assert (record.islands, record.float32_layers) == ((name,), 5)
+    assert record.islands == (name,)
+    assert set(record.float32_layers) == {f"{name}{part}" for part in ("", ".to_q", ".to_k", ".to_v")}
     assert record.ranges[f"{name}.logits"] > LIMIT
     assert relative(run(half(vae), component, samples, torch.float16), wanted) < 5e-3
 
@@ -167,23 +169,8 @@ def vae_specs(checkpoint: Checkpoint, precision: str):
 
 
 def vae_bundle(folder: Path, vae: AutoencoderKL, names: tuple[str, ...]) -> Bundle:
-    """A bundle with nothing but halves of a VAE in fp16, compared with torch at small sizes."""
-    checkpoint, target = write_checkpoint(folder / "checkpoint", vae), folder / "bundle"
-    specs = vae_specs(checkpoint, "fp16")
-    exporter = ComponentExporter(checkpoint, target, "fp16", "quick")
-    records = {name: exporter.export(specs[name], "fp16") for name in names}
-    manifest = Manifest(
-        latentrt="0",
-        precision="fp16",
-        model=checkpoint.model,
-        limits=Limits.around(128),
-        defaults=Defaults(sampler="euler", steps=4, guidance=1.0),
-        components=records,
-        provenance=Provenance(checkpoint="none", weights="random", weights_sha256="0" * 64, created="", versions={}),
-        files={file: describe_file(target / file) for record in records.values() for file in record.files},
-    )
-    write_record(target / MANIFEST, manifest)
-    return Bundle.open(target)
+    """A bundle with nothing but halves of a VAE in fp16."""
+    return component_bundle(folder / "bundle", write_checkpoint(folder / "checkpoint", vae), names)
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +242,23 @@ def test_the_vae_has_the_precision_that_was_asked_for(bundle, asked, vae):
     found = component_precisions(bundle, asked)
     assert {found[name] for name in HALVES} == {vae}
     assert {found[name] for name in found.keys() - set(HALVES)} == {bundle}
+
+
+@pytest.mark.slow
+def test_layers_compares_scaled_tensors_with_a_reference_scaled_alike(blown_bundle, tmp_path):
+    checkpoint = Checkpoint.open(blown_bundle.path.parent / "checkpoint")
+    spec = blown_bundle.manifest.specs()["vae_decoder"]
+    scales = blown_bundle.manifest.components["vae_decoder"].numerics.scales
+    sample = {"latent": sample_inputs(spec, spec.sizes("min"), 0)["latent"].numpy()}
+    file, spoilt = blown_bundle.onnx("vae_decoder"), tmp_path / "vae_decoder.onnx"
+    assert first_departure(file, spec, checkpoint, sample, 3e-2, scales) is None
+    model = onnx.load(file)
+    name = "network.decoder.up_blocks.1.resnets.0.conv2.weight"
+    (weight,) = (one for one in model.graph.initializer if one.name == name)
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float16(1.1), name))
+    onnx.save(model, spoilt)
+    departure = first_departure(spoilt, spec, checkpoint, sample, 3e-2, scales)
+    (node,) = (node for node in model.graph.node if departure.tensor in node.output)
+    assert (node.op_type, node.input[1], departure.compared > 50) == ("Conv", name, True)
+    unscaled = first_departure(file, spec, checkpoint, sample, 3e-2)
+    assert unscaled.compared < departure.compared

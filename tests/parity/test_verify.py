@@ -11,7 +11,9 @@ import pytest
 from typer.testing import CliRunner
 
 from latentrt.cli.main import application
-from latentrt.runtime.bundle import MANIFEST, describe_file
+from latentrt.engine.build import build_engines
+from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file
+from latentrt.runtime.errors import BundleError
 
 
 def verify(bundle: Path, checkpoint: Path, *options: str) -> tuple[int, dict]:
@@ -69,6 +71,18 @@ def test_a_sound_bundle_passes(bundle: Path, sdxl_checkpoint: Path) -> None:
     picture = result["figures"][-1]
     assert picture["max_abs"] <= 2
     assert picture["psnr"] > 50
+
+
+@pytest.mark.slow
+def test_a_build_is_verified_by_its_name(bundle: Path, sdxl_checkpoint: Path) -> None:
+    name = build_engines(Bundle.open(bundle), "onnxruntime").name
+    code, result = verify(bundle, sdxl_checkpoint, "--build", name)
+    assert (code, result["passed"]) == (0, True)
+
+
+def test_a_build_that_is_not_there(bundle: Path, sdxl_checkpoint: Path) -> None:
+    with pytest.raises(BundleError, match="no build is called 'mine'; it has none"):
+        verify(bundle, sdxl_checkpoint, "--build", "mine")
 
 
 def test_one_changed_weight_is_found_in_its_component(bundle: Path, sdxl_checkpoint: Path) -> None:

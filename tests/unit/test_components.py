@@ -3,7 +3,7 @@
 import pytest
 from bundles import LIMITS, PRECISIONS, SDXL
 
-from latentrt.runtime.components import MAX_HISTORY, MAX_STEPS, component_specs, request_dims
+from latentrt.runtime.components import MAX_HISTORY, MAX_NOISES, MAX_STEPS, component_specs, request_dims
 from latentrt.runtime.model import Limits
 from latentrt.runtime.specs import Dim
 
@@ -118,7 +118,7 @@ def test_dims_of_requests():
         "latent_width": "64:128:192",
         "steps": f"1:30:{MAX_STEPS}",
         "history": f"2:2:{MAX_HISTORY}",
-        "noises": f"1:1:{MAX_STEPS}",
+        "noises": f"1:1:{MAX_NOISES}",
     }
     assert all(name == dim.name for name, dim in dims.items())
 

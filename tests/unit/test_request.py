@@ -30,7 +30,8 @@ def request(**changes):
         "height": 1024,
         "sampler": "euler",
     }
-    return Request(**(values | changes))
+    values |= changes
+    return Request(**(values | {"guidance": (values["guidance"],) * len(values["prompts"])}))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import logging
 import re
 import sys
 
+import onnxruntime
 import pytest
 from bundles import edit_json, write_build, write_bundle
 
@@ -228,3 +229,33 @@ def test_limits_that_are_the_bundles_own_are_not_repeated_in_the_command(bundle)
 def test_a_path_with_spaces_is_quoted_in_the_command(tmp_path):
     bundle = write_bundle(tmp_path / "my bundle", Limits.around(512))
     assert bundle.build_command("tensorrt", bundle.manifest.limits).startswith(f"build-engine '{bundle.path}' ")
+
+
+def test_a_build_can_be_named(bundle):
+    build = write_build(bundle, "onnxruntime", cpu_target())
+    selection = select(bundle, build=build.name)
+    assert selection == select(bundle, "onnxruntime", build=build.name) == select(bundle)
+    assert selection.file("unet").parent.name == build.name
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "message"),
+    [
+        ("mine", None, r"no build is called 'mine'; it has onnxruntime-fp16-cpu-riscv64-base$"),
+        (
+            "onnxruntime-fp16-cpu-riscv64-base",
+            "tensorrt-rtx",
+            r"is for onnxruntime, not for tensorrt-rtx\. Name only one$",
+        ),
+        (
+            "onnxruntime-fp16-cpu-riscv64-base",
+            None,
+            r"is for cpu-riscv64-base, which this machine is not\. Build one for it with: build-engine .*my-bundle",
+        ),
+    ],
+)
+def test_a_named_build_that_is_not_there_or_not_for_this(bundle, monkeypatch, name, backend, message):
+    monkeypatch.setattr("latentrt.runtime.selection.load_module", lambda backend: onnxruntime)
+    write_build(bundle, "onnxruntime", OTHER_TARGET)
+    with pytest.raises(BundleError, match=message):
+        select(bundle, backend, build=name)

@@ -13,9 +13,8 @@ from latentrt.engine.checks import Layer, check_precision
 from latentrt.export import vae_scaling
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import component_precisions
-from latentrt.export.islands import Float32
 from latentrt.export.vae_samples import synthetic_images, vae_samples
-from latentrt.export.vae_scaling import fit_to_fp16
+from latentrt.export.vae_scaling import fit_vae_to_fp16
 from latentrt.export.vae_signals import vae_signals
 from latentrt.runtime.components import component_specs
 from latentrt.runtime.errors import CheckpointError, NumericsError, ParityError, PrecisionError, RequestError
@@ -63,7 +62,7 @@ def test_values_that_are_not_finite_in_float32():
         vae.decoder.mid_block.resnets[0].conv1.weight[0, 0, 0, 0] = torch.nan
     message = r"^decoder\.mid_block\.resnets\.0\.conv1: gives values that are not finite in float32 already, .* again$"
     with pytest.raises(NumericsError, match=message):
-        fit_to_fp16(vae, "vae_decoder", inputs("vae_decoder"))
+        fit_vae_to_fp16(vae, "vae_decoder", inputs("vae_decoder"))
 
 
 def test_a_block_of_an_unknown_kind():
@@ -85,14 +84,7 @@ def test_scaling_that_is_not_exact_is_found(monkeypatch):
     monkeypatch.setattr(vae_scaling, "fold", forget_epsilons)
     message = r"^vae_encoder: scaling by powers of two changed the float32 outputs by .* \(relative\), allowed 1e-06\."
     with pytest.raises(ParityError, match=message):
-        fit_to_fp16(vae, "vae_encoder", inputs("vae_encoder"))
-
-
-def test_an_island_keeps_its_weights_whatever_the_network_is_cast_to():
-    layer = torch.nn.Linear(2, 2)
-    network = torch.nn.Sequential(Float32(layer, narrow=True), torch.nn.Linear(2, 2)).half()
-    assert layer.weight.dtype == torch.float32
-    assert network(torch.ones(1, 2, dtype=torch.float16)).dtype == torch.float16
+        fit_vae_to_fp16(vae, "vae_encoder", inputs("vae_encoder"))
 
 
 def layers(*dtypes):
