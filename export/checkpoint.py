@@ -98,7 +98,16 @@ class Checkpoint:
 
     def provenance(self) -> dict[str, Any]:
         """Where the weights come from, as fields of the bundle's `Provenance`."""
-        return {"vae": f"{self.network_class('vae').__name__} of the checkpoint"} | self.source.provenance()
+        own = f"{self.network_class('vae').__name__} of the checkpoint"
+        return {"vae": own, "vae_sha256": self.vae_sha256()} | self.source.provenance()
+
+    def vae_sha256(self) -> str:
+        """A hash of the VAE's tensors, wherever they come from: two models with equal ones understand each other."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.network("vae", torch.float32).state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().numpy())
+        return digest.hexdigest()
 
     def weights_sha256(self) -> str:
         """A hash that changes with any weight, LoRA or config; with random weights, with any config or the seed."""

@@ -89,6 +89,8 @@ class Provenance(Record):
     """Changes with any weight of the checkpoint, its LoRAs and its VAE."""
     vae: str = ""
     """Class of the VAE, and whose it is."""
+    vae_sha256: str = ""
+    """Of the VAE's tensors in float32: equal for the same VAE in another file or folder."""
     loras: tuple[LoraRecord, ...] = ()
     created: str
     versions: dict[str, str]
