@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,8 +59,8 @@ def test_swapped_encoders_would_show(pipeline: Pipeline, monkeypatch: pytest.Mon
 
 
 def test_inverted_guidance_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def inverted(scale: float, guided: bool) -> np.ndarray:
-        return guidance_rows(1 - scale, guided)
+    def inverted(*arguments: Any, guided: bool) -> np.ndarray:
+        return guidance_rows(*arguments, guided=guided)[:, ::-1]
 
     monkeypatch.setattr("latentrt.runtime.drawing.guidance_rows", inverted)
     assert scores(pipeline)["background"] <= 0.5
