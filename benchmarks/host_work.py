@@ -64,15 +64,15 @@ class IdleEngine:
 
 
 def idle_pipeline(bundle: Path) -> Pipeline:
-    """Latentrt's pipeline over engines that do nothing."""
+    """The runtime's pipeline over engines that do nothing."""
     opened = Bundle.open(bundle)
     selection = select(opened, "onnxruntime", "cpu")
     specs = opened.manifest.specs(selection.limits)
     return Pipeline(opened, selection, selection.open(), {name: IdleEngine(spec) for name, spec in specs.items()})
-    """Diffusers' pipeline with a U-Net that does nothing."""
+
 
 def idle_diffusers(checkpoint: Path) -> Any:
-    """Diffusers' pipeline with a U-Net that does nothing; nothing else of it is asked."""
+    """The pipeline of diffusers with a U-Net that does nothing; nothing else of it is asked."""
     import torch
 
     from latentrt.benchmarks.workers.torch_pipeline import load_pipeline
