@@ -27,6 +27,9 @@ from latentrt.runtime.errors import BenchmarkError
 from latentrt.runtime.selection import select
 from latentrt.runtime.specs import ComponentSpec, Port
 
+REPEATS = 5
+"""Requests per figure."""
+
 NOT_FAILED = -1
 """What the sampler's `next_failed` says of a sound picture."""
 
@@ -63,7 +66,7 @@ def _zeros(port: Port, sizes: Mapping[str, int]) -> Buffer:
 
 
 def idle_pipeline(bundle: Path) -> Pipeline:
-    """Latentrt's pipeline over engines that do nothing."""
+    """The runtime's pipeline over engines that do nothing."""
     opened = Bundle.open(bundle)
     selection = select(opened, "onnxruntime", "cpu")
     specs = opened.manifest.specs(selection.limits)
@@ -71,7 +74,7 @@ def idle_pipeline(bundle: Path) -> Pipeline:
 
 
 def idle_diffusers(checkpoint: Path) -> Any:
-    """Diffusers' pipeline with a U-Net that does nothing."""
+    """The pipeline of diffusers with a U-Net that does nothing; nothing else of it is asked."""
     import torch
 
     from latentrt.benchmarks.workers.torch_pipeline import load_pipeline
@@ -109,11 +112,14 @@ class HostWork:
         import torch
 
         pipeline = idle_diffusers(checkpoint)
+        names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        with torch.no_grad():
+            prompts = dict(zip(names, pipeline.encode_prompt(PROMPT, negative_prompt=NEGATIVE), strict=True))
 
         def run(request: dict[str, Any]) -> Any:
             return pipeline(
-                prompt=PROMPT,
-                negative_prompt=NEGATIVE,
+                **prompts,
+                output_type="latent",
                 num_inference_steps=request["steps"],
                 guidance_scale=request["guidance"],
                 width=request["width"],
@@ -124,10 +130,13 @@ class HostWork:
         return run
 
     def seconds(self, *, request: dict[str, Any]) -> float:
-        """One request, timed."""
-        started = time.perf_counter()
-        self.run(request)
-        return time.perf_counter() - started
+        """Least seconds of some requests: what else the machine does only ever adds."""
+        found = []
+        for _ in range(REPEATS):
+            started = time.perf_counter()
+            self.run(request)
+            found.append(time.perf_counter() - started)
+        return min(found)
 
 
 def run(scenario: Scenario, context: Context) -> None:

@@ -27,15 +27,17 @@ DIGITS = 12
 """Of a hash in a folder's name."""
 
 INDEX = "model_index.json"
+TEXT_PREFIX = "text_model."
 
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkModel:
-    """A model: its folder in diffusers format, and whether that holds its weights."""
+    """A model: its folder in diffusers format, whether that holds its weights, and whether it is the user's own."""
 
     name: str
     folder: Path
     has_weights: bool
+    is_own: bool = False
 
 
 def find_model(name: str) -> BenchmarkModel:
@@ -48,7 +50,7 @@ def find_model(name: str) -> BenchmarkModel:
         return BenchmarkModel(name, CHECKPOINT, True)
     path = Path(name)
     if path.is_absolute() and (path / INDEX).is_file():
-        return BenchmarkModel(path.name, path, True)
+        return BenchmarkModel(path.name, path, True, is_own=True)
     folder = CONFIGS / name
     if not (folder / INDEX).is_file():
         known = sorted(path.parent.name for path in CONFIGS.glob(f"*/{INDEX}"))
@@ -64,19 +66,22 @@ def benchmark_home() -> Path:
 
 
 def write_checkpoint(name: str) -> Path:
-    """The checkpoint on disk, with made-up weights where the model has none; made once per configs and seed.
+    """The checkpoint that every contender reads; a user's own stays where it is, the others are made once.
 
-    Weights are stored in half precision, so that every contender, in any precision, starts from the same values.
+    Made-up weights are stored in half precision, so that every contender, in any precision, starts from the same ones.
     """
     model = find_model(name)
-    if model.has_weights:
+    if model.is_own:
         return model.folder
-    target = benchmark_home() / f"{name}-{_digest([model.folder], f'seed {SEED}')}" / "checkpoint"
+    key = _digest([model.folder], f"seed {SEED}", Path(__file__).read_text(encoding="utf-8"))
+    target = benchmark_home() / f"{name}-{key}" / "checkpoint"
     with locked(target.parent / ".lock", f"{target} is being made", wait=True):
         if not (target / INDEX).is_file():
             with replacing_folder(target) as draft:
                 shutil.copytree(model.folder, draft, dirs_exist_ok=True)
-                _write_weights(draft)
+                if not model.has_weights:
+                    _write_weights(draft)
+                publish_names(draft)
     return target
 
 
@@ -95,6 +100,20 @@ def _write_weights(folder: Path) -> None:
             network = random_network(getattr(import_module(library), kind), values, torch.float16, SEED)
             network.save_pretrained(folder / part)  # type: ignore[operator]
             del network
+
+
+def publish_names(folder: Path) -> None:
+    """Give the text encoders' tensors the names that published checkpoints have.
+
+    transformers 5 writes them without `text_model.`; older ones, which peers need, would find none of them and go on
+    with weights of their own making.
+    """
+    from safetensors.torch import load_file, save_file
+
+    for file in sorted(folder.glob("text_encoder*/model.safetensors")):
+        tensors = load_file(file)
+        if not any(name.startswith(TEXT_PREFIX) for name in tensors):
+            save_file({TEXT_PREFIX + name: tensor for name, tensor in tensors.items()}, file, {"format": "pt"})
 
 
 def request_limits(scenario: Scenario) -> dict[str, str]:
@@ -178,6 +197,6 @@ def _digest(folders: list[Path], *texts: str) -> str:
     digest = hashlib.sha256("\n".join(texts).encode())
     for folder in folders:
         for file in sorted(folder.rglob("*")):
-            if file.is_file() and file.suffix in (".py", ".json", ".txt"):
+            if file.is_file() and file.suffix in (".py", ".json", ".txt", ".safetensors"):
                 digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:DIGITS]

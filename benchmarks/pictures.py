@@ -30,7 +30,7 @@ def run(scenario: Scenario, context: Context) -> None:
     with context.worker(scenario.name, "prepare", "workers.prepare:Prepare") as prepare:
         context.say(f"{scenario.name}: checkpoint, export, engines")
         made = prepare.call("checkpoint", model=scenario.model, threads=context.options.threads)
-        files = {"checkpoint": made["path"]}
+        files = {"checkpoint": made["path"], "exported": str(benchmark_home() / "optimum" / made["key"])}
         exported = context.bundle(prepare, scenario)
         bundle = Path(exported["path"])
         inputs = {one.name: _prepared(context, scenario, prepare, one, files, exported) for one in contenders}
@@ -72,8 +72,7 @@ def _prepared(
         **dict(contender.options),
     }
     if contender.is_peer:
-        exported = benchmark_home() / "optimum" / Path(files["checkpoint"]).parent.name
-        return common | files | {"exported": str(exported)}
+        return common | files
     try:
         built = context.build(prepare, scenario, contender, bundle)
     except BenchmarkError as error:

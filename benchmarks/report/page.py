@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 
 from latentrt.benchmarks.report import markup, text
-from latentrt.benchmarks.report.figures import OURS, entries, headlines, label, points
+from latentrt.benchmarks.report.figures import entries, headlines, points
 from latentrt.benchmarks.report.sections import section
 from latentrt.benchmarks.results import Environment, Failure, Finished, Peaks, Results
 
@@ -55,8 +55,8 @@ def _cards(results: Results, found: Finished) -> Iterator[str]:
                 continue
             ratio = entry.times_ours.median
             kind = "card" if ratio >= 1 else "card slower"
-            words = f"{label(OURS)} against {entry.label}: {found.scenario}, {point}"
-            yield f'<div class="{kind}"><b>{ratio:.2f}×</b><span class="faint">{escape(words)}</span></div>'
+            where = f'<span class="faint">{escape(found.scenario)}, {point}</span>'
+            yield f'<div class="{kind}"><b>{ratio:.2f}×</b>as fast as {escape(entry.label)}<br>{where}</div>'
 
 
 def _environment(results: Results) -> Iterator[str]:

@@ -9,9 +9,12 @@ import numpy as np
 from latentrt.benchmarks.models import export_model, write_checkpoint
 from latentrt.benchmarks.workers.measure import peak_memory, restrict_threads
 from latentrt.engine.build import build_engines
+from latentrt.export.checkpoint import Checkpoint
 from latentrt.runtime.backends.targets import default_target, runnable_targets
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.model import Limits
+
+KEY_DIGITS = 12
 
 
 def build_target(backend: str, device: str) -> str:
@@ -24,11 +27,12 @@ class Prepare:
     """Checkpoints, bundles and engines; each call does nothing where the result is there already."""
 
     def checkpoint(self, *, model: str, threads: int) -> dict[str, Any]:
-        """The model's checkpoint on disk."""
+        """The model's checkpoint on disk: `path`, and a `key` that changes with its weights."""
         restrict_threads(threads)
         started = time.perf_counter()
         path = write_checkpoint(model)
-        return {"path": str(path), "seconds": time.perf_counter() - started}
+        key = Checkpoint.open(path).weights_sha256()[:KEY_DIGITS]
+        return {"path": str(path), "key": key, "seconds": time.perf_counter() - started}
 
     def bundle(self, *, model: str, precision: str, limits: dict[str, str], threads: int) -> dict[str, Any]:
         """The model's bundle for a range of requests."""

@@ -1,16 +1,27 @@
 """The list of scenarios, their rehearsal in small, and what they need."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from latentrt.benchmarks import CONFIGS
 from latentrt.benchmarks.contenders import CONTENDERS
 from latentrt.benchmarks.context import Context, Options
-from latentrt.benchmarks.models import find_model, request_limits, static_copy, static_limits
+from latentrt.benchmarks.models import (
+    find_model,
+    publish_names,
+    request_limits,
+    static_copy,
+    static_limits,
+    write_checkpoint,
+)
 from latentrt.benchmarks.results import Failure, NotRun
 from latentrt.benchmarks.scenarios import CPU, GPU, QUICK, SUITES, Point, named, rehearsed
 from latentrt.benchmarks.suite import RUNNERS, check_gpu, scenario_command
+from latentrt.export.checkpoint import CLASSES, Checkpoint
 from latentrt.runtime.errors import BenchmarkError
 from latentrt.runtime.model import Limits
 
@@ -140,3 +151,36 @@ def test_the_command_that_repeats_a_scenario(tmp_path):
     assert scenario_command(own, Options(tmp_path, 2, ())).endswith(
         "--peers none --threads 2 --rounds 7 --model '/models/my own'"
     )
+
+
+def test_every_contender_reads_names_that_older_libraries_know(sdxl_checkpoint, tmp_path):
+    """Without the prefix transformers 4 finds no tensor of the first text encoder, and makes them up."""
+    folder = shutil.copytree(sdxl_checkpoint, tmp_path / "checkpoint")
+    before = {part: Checkpoint.open(folder).network(part, torch.float32).state_dict() for part in CLASSES}
+    publish_names(folder)
+    publish_names(folder)
+    for file in folder.glob("text_encoder*/model.safetensors"):
+        names = [name for name in load_file(file) if not name.startswith("text_projection")]
+        assert all(name.startswith("text_model.") and name.count("text_model.") == 1 for name in names)
+    for part in CLASSES:
+        after = Checkpoint.open(folder).network(part, torch.float32).state_dict()
+        assert after.keys() == before[part].keys()
+        assert all(torch.equal(after[name], before[part][name]) for name in after)
+
+
+def test_a_model_without_weights_is_made_once(tmp_path, monkeypatch, sdxl_checkpoint):
+    monkeypatch.setenv("LATENTRT_HOME", str(tmp_path / "home"))
+    configs = shutil.copytree(
+        sdxl_checkpoint, tmp_path / "configs" / "tiny", ignore=shutil.ignore_patterns("*.safetensors")
+    )
+    monkeypatch.setattr("latentrt.benchmarks.models.CONFIGS", tmp_path / "configs")
+    made = write_checkpoint("tiny")
+    Checkpoint.open(made)
+    stamp = (made / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns
+    assert write_checkpoint("tiny") == made
+    assert (made / "unet" / "diffusion_pytorch_model.safetensors").stat().st_mtime_ns == stamp
+    assert all(
+        tensor.dtype == torch.float16 for tensor in load_file(made / "text_encoder" / "model.safetensors").values()
+    )
+    (configs / "unet" / "config.json").write_text((configs / "unet" / "config.json").read_text() + " ")
+    assert write_checkpoint("tiny") != made
