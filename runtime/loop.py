@@ -70,6 +70,7 @@ class Loop:
         self._sessions: Recent[tuple[tuple[str, int], ...], Session] = Recent(KEPT_SESSIONS)
         self._session: Session | None = None
         self._held: tuple[Picture, ...] = ()
+        self._held_from: list[int] = []
         self._steady_steps = 0
 
     def advance(self, pictures: Sequence[Picture], steps: int = 1, progress: StepProgress | None = None) -> None:
@@ -79,24 +80,24 @@ class Loop:
             RequestError: a picture has fewer steps left, stands twice in the batch, or does not go with the others.
         """
         check_steps(pictures, steps)
-        reached: list[Callable[[], None]] = []
+        report = None if progress is None else _Report(self._backend, progress, steps)
         try:
-            for done in range(steps):
-                self._hold(pictures).step()
-                self._steady_steps -= 1
+            left = steps
+            while left:
+                session = self._hold(pictures)
+                steady = min(self._steady_steps, left)
+                for _ in range(steady):
+                    session.step()
+                    if report is not None:
+                        report.stepped()
+                self._steady_steps -= steady
+                left -= steady
                 for one in pictures:
-                    one.step += 1
-                if progress is not None:
-                    reached.append(self._backend.mark())
-                    if done:  # one step behind, so that the device always has work
-                        reached.pop(0)()
-                        progress(done, steps)
-            for wait in reached:
-                wait()
-            if progress is not None:
-                progress(steps, steps)
+                    one.step += steady
+            if report is not None:
+                report.finish()
         except BaseException:
-            self._held = ()
+            self._forget()
             raise
 
     def _hold(self, pictures: Sequence[Picture]) -> Session:
@@ -108,7 +109,7 @@ class Loop:
                 tuple(sizes.items()), lambda: Session(self._backend, self._engines, sizes)
             )
             self._session.upload(arrays)
-            self._held = tuple(pictures)
+            self._held, self._held_from = tuple(pictures), [one.step for one in pictures]
             self._steady_steps = min(one.steady_steps for one in pictures)
         return self._session
 
@@ -120,12 +121,45 @@ class Loop:
         for one, state, step in zip(self._held, states, failed, strict=True):
             one.state = state[: one.table.state_count]
             one.failed = int(step)
-        self._held = ()
+        self._held, self._held_from = (), []
+
+    def _forget(self) -> None:
+        """Leave the pictures as they were when they were uploaded: a step failed, or was stopped."""
+        for one, step in zip(self._held, self._held_from, strict=True):
+            one.step = step
+        self._held, self._held_from = (), []
 
     def close(self) -> None:
         """Give back every buffer and recorded step."""
-        self._held, self._session = (), None
+        self._held, self._held_from, self._session = (), [], None
         self._sessions.clear()
+
+
+class _Report:
+    """Tells of each step when the device has done it, one step late, so that the device always has work."""
+
+    def __init__(self, backend: Backend, progress: StepProgress, steps: int):
+        self._mark = backend.mark
+        self._progress = progress
+        self._steps = steps
+        self._told = 0
+        self._wait: Callable[[], None] | None = None
+
+    def stepped(self) -> None:
+        """A step was enqueued."""
+        wait, self._wait = self._wait, self._mark()
+        if wait is not None:
+            self._tell(wait)
+
+    def finish(self) -> None:
+        """All steps were enqueued."""
+        if self._wait is not None:
+            self._tell(self._wait)
+
+    def _tell(self, wait: Callable[[], None]) -> None:
+        wait()
+        self._told += 1
+        self._progress(self._told, self._steps)
 
 
 def check_steps(pictures: Sequence[Picture], steps: int) -> None:

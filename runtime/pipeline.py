@@ -1,7 +1,7 @@
 """The runtime's front door: load a bundle, generate pictures."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,15 @@ from latentrt.runtime.loop import Loop, StepProgress, check_finite
 from latentrt.runtime.model import Limits
 from latentrt.runtime.picture import Floats
 from latentrt.runtime.prompt import PromptEncoder
+from latentrt.runtime.recent import Recent
 from latentrt.runtime.request import Request, check_images, check_tokens
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.selection import Selection, select
 from latentrt.runtime.settings import Prompt, Settings, make_request
 from latentrt.runtime.tokenizer import Tokenizer
 from latentrt.runtime.vae import Vae
+
+KEPT_TABLES = 32
 
 LATE = frozenset({"vae_encoder"})
 """Components that are loaded when a request first needs them."""
@@ -59,6 +62,7 @@ class Pipeline:
         self._prompts = PromptEncoder(model, tokenizers, self._engines)
         self._loop = Loop(backend, self._engines)
         self._vae = Vae(backend, model, self._engine)
+        self._tables: Recent[Hashable, SamplerTable] = Recent(KEPT_TABLES)
         ScheduleConfig.from_diffusers(model.scheduler)  # a schedule that cannot be followed is an error now
 
     @classmethod
@@ -163,7 +167,8 @@ class Pipeline:
             denoising_start=request.denoising_start,
             denoising_end=request.denoising_end,
         )
-        table = compile_sampler(request.sampler, schedule, request.steps, first, last)
+        key = (request.sampler, request.schedule, request.steps, first, last)
+        table = self._tables.get(key, lambda: compile_sampler(request.sampler, schedule, request.steps, first, last))
         check_table(table)
         return table
 

@@ -105,11 +105,11 @@ def test_progress_may_stop_a_drawing_which_can_go_on(pipe: Pipeline) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         pipe.advance([drawing], 3, stop)
-    again = pipe.begin(request)
+    assert drawing.steps_left == 4  # what was on the device is gone
     seen: list[tuple[int, int]] = []
-    pipe.advance([again], 4, lambda done, steps: seen.append((done, steps)))
+    pipe.advance([drawing], 4, lambda done, steps: seen.append((done, steps)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    np.testing.assert_array_equal(pipe.finish(again).latents, wanted.latents)
+    np.testing.assert_array_equal(pipe.finish(drawing).latents, wanted.latents)
 
 
 def test_a_failed_picture_does_not_stop_the_ones_after_it(pipe: Pipeline) -> None:
@@ -137,17 +137,21 @@ def test_requests_of_one_size_share_one_recorded_step(bundle: Path) -> None:
 
 def test_a_prompt_is_encoded_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Pipeline.load(bundle, "onnxruntime", "cpu") as pipe:
-        encoded: list[list[str]] = []
-        run = pipe._prompts._run_encoders
-        monkeypatch.setattr(
-            pipe._prompts, "_run_encoders", lambda texts, tokens: encoded.append(texts) or run(texts, tokens)
-        )
+        encoded: list[tuple[str, list[str]]] = []
+        run = pipe._prompts._run
+
+        def watched(encoder: Any, texts: Any, chunks: int) -> Any:
+            encoded.append((encoder.component, [text.text for text in texts]))
+            return run(encoder, texts, chunks)
+
+        monkeypatch.setattr(pipe._prompts, "_run", watched)
         request = {"steps": 1, "guidance": 3, "seed": 1, "width": SIZE, "height": SIZE}
         first = pipe.generate(["a red circle", "a star"], negative="blurry", **request)
         again = pipe.generate(["a red circle", "a star"], negative="blurry", **request)
         np.testing.assert_array_equal(first.latents, again.latents)
         pipe.generate(["a star", "a cat"], negative="blurry", **request)
-        assert encoded == [["a red circle", "a star", "blurry"], ["a cat"]]
+        calls = [["a red circle", "a star", "blurry"], ["a cat"]]
+        assert encoded == [(name, texts) for texts in calls for name in ("text_encoder", "text_encoder_2")]
         for number in range(KEPT_TEXTS):
             pipe.begin(pipe.request(f"number {number}", **(request | {"guidance": 1})))
         assert len(pipe._prompts._encoded) == KEPT_TEXTS
