@@ -19,6 +19,7 @@ from latentrt.export.trace import TORCH_DTYPES, count_parameters, save, trace
 from latentrt.export.unet_samples import text_sample, unet_sample
 from latentrt.export.vae_samples import vae_samples
 from latentrt.export.vae_scaling import fit_vae_to_fp16
+from latentrt.export.widening import overflows, widened
 from latentrt.runtime.components import DTYPES
 from latentrt.runtime.errors import CheckpointError, ParityError
 from latentrt.runtime.manifest import ComponentRecord, NumericsRecord, port_table
@@ -99,24 +100,32 @@ class ComponentExporter:
         return self.checkpoint.vocabulary(MODULES[spec.name][0]) if spec.name in MODULES else 0
 
     def _prepare(self, spec: ComponentSpec, precision: Precision) -> Prepared:
-        """Load the network in float32 where anything is compared or measured, take its outputs, then cast it.
+        """Load the network in float32 where its outputs are compared, take them, measure what fp16 needs, then cast it.
 
-        So an fp16 export holds the float32 weights for a while, whatever the depth: 10.3 GB for SDXL's U-Net.
+        So a compared fp16 export holds the float32 weights for a while: 10.3 GB for SDXL's U-Net.
         """
         source, _ = MODULES[spec.name]
         dtype = TORCH_DTYPES[DTYPES[precision]]
         measured = precision == "fp16"
         # Before the U-Net's weights are in memory: its samples need the text encoders.
         samples = [self._sample(spec)] if measured and spec.name not in VAE else []
-        network = self.checkpoint.network(source, torch.float32 if measured or self.depth != "off" else dtype)
+        network = self._network(source, dtype, spec.name in VAE or self.depth != "off")
         module = wrap(spec.name, network, self.checkpoint.model)
         cases = parity.reference_cases(module, spec, self._vocabulary(spec), self.depth)
         if not measured:
             return Prepared(module.to(dtype), cases, None)
-        numerics, islands = self._fit(spec, module, network, samples)
+        with widened(network):
+            numerics, islands = self._fit(spec, module, network, samples)
         to_fp16(module)
         frame(module, islands, [TORCH_DTYPES[port.dtype] for port in spec.outputs])
         return Prepared(module, cases, numerics)
+
+    def _network(self, source: str, dtype: torch.dtype, exact: bool) -> torch.nn.Module:
+        """A network with its weights in float32 where they must be exact, or where fp16 does not hold them."""
+        if exact:
+            return self.checkpoint.network(source, torch.float32)
+        network = self.checkpoint.network(source, dtype)
+        return self.checkpoint.network(source, torch.float32) if overflows(network) else network
 
     def _sample(self, spec: ComponentSpec) -> dict[str, torch.Tensor]:
         """What the U-Net or a text encoder is measured on."""

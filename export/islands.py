@@ -151,9 +151,11 @@ def _as_ports(output: Any, dtypes: Sequence[torch.dtype]) -> Any:
 
 
 def to_fp16(module: nn.Module) -> None:
-    """Cast weights in place, one after the other, but those of the islands; without islands, what `half` does."""
-    for tensor in _fp16_tensors(module):
-        tensor.data = tensor.data.half()
+    """Cast weights in place, one after the other, those of islands to float32; without islands, what `half` does."""
+    narrow = {id(tensor) for tensor in _fp16_tensors(module)}
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.half() if id(tensor) in narrow else tensor.data.float()
 
 
 def _fp16_tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -170,7 +172,8 @@ def rehearse(network: nn.Module, run: Run, samples: Sequence[Any]) -> list[Tenso
     The weights stay rounded.
     """
     for tensor in _fp16_tensors(network):
-        tensor.data = rounded(tensor.data)
+        if tensor.dtype == torch.float32:
+            tensor.data = rounded(tensor.data)
     with torch.no_grad(), _rehearsing(network):
         return [tensor for sample in samples for tensor in floats(rounded(run(rounded(sample))))]
 

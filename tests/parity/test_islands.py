@@ -36,6 +36,7 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.fp16 import fit_to_fp16
 from latentrt.export.islands import LIMIT
 from latentrt.export.ranges import logits_name, measure
+from latentrt.export.widening import overflows, widened
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import ParityError
 
@@ -94,6 +95,25 @@ def test_an_island_appears_exactly_where_it_is_needed(case):
         assert max(touched) > LIMIT, f"{layer} could be fp16"
 
 
+@pytest.mark.parametrize("case", ["logits", "residual branch", "text branch"])
+def test_weights_that_are_held_in_fp16_give_the_same(case):
+    make, change, island, layers = CASES[case]
+    module = changed(make(), change)
+    narrow = copy.deepcopy(module).half()
+    assert not overflows(narrow)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.half().float()
+    with widened(narrow.network):
+        found = fit(narrow)
+    assert found == fit(module)
+    assert (found.islands, set(found.float32_layers)) == ((island,), layers)
+    assert {name: value.dtype for name, value in narrow.named_parameters()} == {
+        name: value.dtype for name, value in module.named_parameters()
+    }
+    torch.testing.assert_close(run(narrow, torch.float16), run(module, torch.float16), rtol=0, atol=0)
+
+
 def test_a_checkpoint_that_asks_for_upcast_attention_is_measured_like_others():
     module = small_unet(upcast_attention=True)
     assert fit(copy.deepcopy(module)).islands == ()
@@ -130,6 +150,7 @@ def test_weights_beyond_fp16_stay_float32():
         module.network.text_projection.weight[0, 0] = 1e5
         module.network.text_model.final_layer_norm.weight[0] = 0.0
         module.network.text_model.final_layer_norm.bias[0] = 0.0
+    assert overflows(copy.deepcopy(module).half())  # and so are loaded in float32
     record = fit(module)
     assert record.float32_layers == ("text_projection",)
     assert module(*inputs(module))[1].isfinite().all()
