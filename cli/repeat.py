@@ -41,7 +41,7 @@ def repeated(file: Path, bundle: Bundle, given: Collection[str]) -> Job:
     Raises:
         RequestError: nothing can be read from the PNG, or what it needs is not here as it was.
     """
-    stored = read_request(file)
+    stored = read_request(file, sampler="sampler" not in given)
     if isinstance(stored, Parameters):
         return _from_webui(file, stored, bundle)
     _compare_bundles(file, stored.bundle, bundle)

@@ -36,9 +36,15 @@ _second = _option("A second pass")
 class SettingOptions:
     """Settings by the names of `latentrt.runtime.settings`; None, or nothing, where an option was not given."""
 
-    negative: Annotated[Texts, _text("--negative", help="What to keep away from; once, or for each prompt.")] = None
-    prompt_2: Annotated[Texts, _text("--prompt-2", help="For the second text encoder; default: the same.")] = None
-    negative_2: Annotated[Texts, _text("--negative-2", help="For the second text encoder; default: the same.")] = None
+    negative: Annotated[
+        Texts, _text("--negative", metavar="TEXT", help="What to keep away from; once, or for each prompt.")
+    ] = None
+    prompt_2: Annotated[
+        Texts, _text("--prompt-2", metavar="TEXT", help="For the second text encoder; default: the same.")
+    ] = None
+    negative_2: Annotated[
+        Texts, _text("--negative-2", metavar="TEXT", help="For the second text encoder; default: the same.")
+    ] = None
     clip_skip: Annotated[OptionalInt, _text("--clip-skip", help="Layers of the text encoders that are skipped.")] = None
     steps: Annotated[OptionalInt, _steps("--steps", help="Evaluations of the U-Net.")] = None
     sampler: Annotated[OptionalText, _steps("--sampler", help=f"One of {SAMPLER_NAMES}.")] = None
@@ -46,7 +52,9 @@ class SettingOptions:
         Texts,
         _steps("--schedule", metavar="FIELD=VALUE", help="use_karras_sigmas=true, for one; repeatable (samplers.md)."),
     ] = None
-    guidance: Annotated[Floats, _steps("--guidance", help="Guidance scale; 1: none. Once, or for each prompt.")] = None
+    guidance: Annotated[
+        Floats, _steps("--guidance", metavar="SCALE", help="Guidance scale; 1: none. Once, or for each prompt.")
+    ] = None
     guidance_rescale: Annotated[
         OptionalFloat, _steps("--guidance-rescale", help="0 to 1: how far contrast is brought back; 0.7 is usual.")
     ] = None
@@ -54,7 +62,12 @@ class SettingOptions:
         OptionalText, _steps("--guidance-interval", metavar="FROM:TO", help="Shares of the steps that are guided.")
     ] = None
     seed: Annotated[
-        Integers, _size("--seed", help="Same seed, same pictures; once, or for each picture. Default: a fresh one.")
+        Integers,
+        _size(
+            "--seed",
+            metavar="NUMBER",
+            help="Same seed, same pictures; once, or for each picture. Default: a fresh one.",
+        ),
     ] = None
     images: Annotated[OptionalInt, _size("--images", help="Pictures of each prompt; default 1.")] = None
     width: Annotated[OptionalInt, _size("--width", help="Pixels, a multiple of 8.")] = None

@@ -125,11 +125,13 @@ def describe(bundle: Bundle, selection: Selection, prompt: Prompt, settings: Set
     said |= {"guidance": _one_or_list(request.guidance), "seed": _one_or_list(request.seeds)}
     if request.source is not None:
         said["strength"] = request.source.strength
+    # In one order, however they were given: a picture that is repeated is the same file.
+    said = {name: _json(name, said[name]) for name in Settings.__annotations__ if name in said}
     return Metadata(
         latentrt=version("latentrt"),
         bundle=describe_bundle(bundle, selection),
         prompt=() if isinstance(prompt, Embeddings) else request.prompts,
-        settings={name: _json(name, value) for name, value in said.items()},
+        settings=said,
         pictures=request.count,
     )
 

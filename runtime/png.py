@@ -35,8 +35,10 @@ def save_images(images: Sequence[Image.Image], path: Path, metadata: Metadata | 
     return files
 
 
-def read_request(file: Path) -> Metadata | Parameters:
+def read_request(file: Path, sampler: bool = True) -> Metadata | Parameters:
     """What a PNG says of how it was drawn: by latentrt, or else by the web interface.
+
+    `sampler`: False where the web interface's does not matter, and may be one that latentrt does not have.
 
     Raises:
         RequestError: not a picture, or it says nothing that can be read.
@@ -51,7 +53,7 @@ def read_request(file: Path) -> Metadata | Parameters:
         return _parse(file, text)
     if isinstance(text := texts.get(WEBUI_KEY), str):
         try:
-            return webui.read(text)
+            return webui.read(text, sampler)
         except RequestError as error:
             raise RequestError(f"{file}: {error}") from error
     raise RequestError(

@@ -99,8 +99,8 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:"\n') else text
 
 
-def read(text: str) -> Parameters:
-    """The request that a text means, as far as it can be said here.
+def read(text: str, sampler: bool = True) -> Parameters:
+    """The request that a text means, as far as it can be said here; `sampler`: with its sampler and schedule type.
 
     `Clip skip` counts the layer that is read from the end, so that 1 skips none.
 
@@ -122,7 +122,7 @@ def read(text: str) -> Parameters:
         settings["clip_skip"] -= 1
     if "Size" in fields:
         settings["width"], settings["height"] = _size(fields.pop("Size"))
-    if "Sampler" in fields:
+    if sampler and "Sampler" in fields:
         settings |= _sampler(fields.pop("Sampler"), fields.pop("Schedule type", None))
     ignored = tuple(f"{name}: {value}" for name, value in fields.items())
     return Parameters("\n".join(lines[:start]), Settings(**settings), ignored)  # type: ignore[typeddict-item]
@@ -161,7 +161,7 @@ def _sampler(name: str, schedule: str | None) -> dict[str, Any]:
     if name.lower() not in names:
         raise RequestError(
             f"parameters: Sampler {name!r}: latentrt has no sampler of that name. It knows "
-            f"{', '.join(NAMES.values())}; choose another one with --sampler, of {', '.join(sorted(SAMPLERS))}"
+            f"{', '.join(NAMES.values())}; name another sampler, one of {', '.join(sorted(SAMPLERS))}"
         )
     sampler = names[name.lower()]
     if schedule == "Automatic":
