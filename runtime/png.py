@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from pydantic import ValidationError
 
 from latentrt.runtime import webui
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.metadata import FORMAT, Metadata
+from latentrt.runtime.metadata import FORMAT, PICTURES, Metadata
 from latentrt.runtime.webui import Parameters
 
 KEY = "latentrt"
@@ -47,7 +47,7 @@ def read_request(file: Path, sampler: bool = True) -> Metadata | Parameters:
         with Image.open(file) as image:
             image.load()
             texts = dict(image.info)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise RequestError(f"{file}: not readable as a picture ({error})") from error
     if isinstance(text := texts.get(KEY), str):
         return _parse(file, text)
@@ -69,9 +69,12 @@ def _parse(file: Path, text: str) -> Metadata:
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
             raise RequestError(f"{where} has format {found!r}, this latentrt reads format {FORMAT}; update latentrt")
-        return Metadata.model_validate(values)
+        metadata = Metadata.model_validate(values)
+        for name in PICTURES:
+            metadata.picture_notes(name)
     except ValidationError as error:
         first = error.errors()[0]
         raise RequestError(f"{where} is damaged: field {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise RequestError(f"{where} is damaged: {error}") from error
+    return metadata

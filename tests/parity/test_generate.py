@@ -1,6 +1,7 @@
 """`latentrt generate`: every option reaches the request, and a PNG repeats it."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from latentrt.cli.request_options import SettingOptions
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.settings import Settings
 from latentrt.runtime.upscale import generate_large
@@ -33,12 +35,43 @@ def pictures(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def draw(sdxl_bundle, pictures, capsys):
-    """Run `generate` on the tiny bundle and give the files, or the error of a run that failed with `code`."""
+class KeptPipelines:
+    """The tiny bundle's pipelines, loaded once for all runs of the command; every run gets them in turn."""
 
-    def run(*arguments, bundle=sdxl_bundle, to="out.png", code=0):
-        done = run_main(capsys, "generate", bundle, *arguments, "-o", to)
+    def __init__(self, bundle):
+        self.bundle, self.pipelines, self.taken = bundle, [], 0
+
+    def load(self, bundle, backend=None, device=None, *, build=None):
+        assert bundle.path == self.bundle
+        self.taken += 1
+        if self.taken > len(self.pipelines):
+            self.pipelines.append(Pipeline.load(bundle, backend, device, build=build))
+        return nullcontext(self.pipelines[self.taken - 1])
+
+
+@pytest.fixture(scope="module")
+def kept(sdxl_bundle):
+    found = KeptPipelines(sdxl_bundle)
+    yield found
+    for pipeline in found.pipelines:
+        pipeline.close()
+
+
+@pytest.fixture(scope="module")
+def pipe(kept):
+    """The pipeline that the command uses first."""
+    kept.taken = 0
+    return kept.load(Bundle.open(kept.bundle)).__enter__()
+
+
+@pytest.fixture
+def draw(kept, pictures, capsys, monkeypatch):
+    """Run `generate` on the tiny bundle and give the files, or the error of a run that failed with `code`."""
+    monkeypatch.setattr("latentrt.cli.generate.Pipeline", kept)
+
+    def run(*arguments, to="out.png", code=0):
+        kept.taken = 0
+        done = run_main(capsys, "generate", kept.bundle, *arguments, "-o", to)
         assert done.exit == code, done.stderr
         run.said = done.error
         return done.error if code else [Path(name) for name in done.result["files"]]
@@ -60,7 +93,7 @@ def test_there_is_an_option_for_every_setting():
     assert {field.name for field in fields(SettingOptions)} == set(Settings.__annotations__) - OF_PROGRAMS
 
 
-def test_every_setting_is_reached(draw, sdxl_bundle):
+def test_every_setting_is_reached(draw, pipe):
     Path("prompts.txt").write_text("a red circle\n\n  a star \n")
     options = {
         "--prompts-file": ["prompts.txt"],
@@ -105,19 +138,18 @@ def test_every_setting_is_reached(draw, sdxl_bundle):
     }
     found = stored(files[2])
     assert (found["prompt"], found["settings"], found["picture"]) == (["a red circle", "a star"], wanted, 3)
-    with Pipeline.load(sdxl_bundle) as pipe:
-        asked = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()}
-        again = pipe.generate(["a red circle", "a star"], **asked)
+    asked = {name: tuple(value) if isinstance(value, list) else value for name, value in wanted.items()}
+    again = pipe.generate(["a red circle", "a star"], **asked)
     assert [image.tobytes() for image in again.images] == [pixels(file) for file in files]
 
 
-def test_a_picture_and_a_mask_are_reached(draw, sdxl_bundle):
+def test_a_picture_and_a_mask_are_reached(draw, pipe):
     options = ("--image", "photo.png", "--mask", "mask.png", "--strength", "0.6", "--paste-back", "--seed", "5")
     (file,) = draw("a cat", *options, "--steps", "3")
     settings = stored(file)["settings"]
     assert [note["file"] for name in ("image", "mask") for note in settings[name]] == ["photo.png", "mask.png"]
     assert (settings["strength"], settings["paste_back"], settings["width"]) == (0.6, True, 72)
-    with Pipeline.load(sdxl_bundle) as pipe, Image.open("photo.png") as image, Image.open("mask.png") as mask:
+    with Image.open("photo.png") as image, Image.open("mask.png") as mask:
         asked = {"strength": 0.6, "paste_back": True, "seed": 5, "steps": 3}
         result = pipe.generate("a cat", image=image, mask=mask, **asked)
     assert result.images[0].tobytes() == pixels(file)
@@ -144,11 +176,9 @@ def test_a_png_is_repeated_to_the_byte(draw, sdxl_bundle, options):
     assert "drawn" not in draw.said
 
 
-def test_second_passes_are_those_of_the_library(draw, sdxl_bundle):
+def test_second_passes_are_those_of_the_library(draw, pipe):
     (file,) = draw(*TEXT, "--seed", "4", "--upscale", "1.5", "--upscale-strength", "0.7")
-    with Pipeline.load(sdxl_bundle) as pipe:
-        size = {"width": 64, "height": 64}
-        wanted = generate_large(pipe, TEXT[0], scale=1.5, strength=0.7, steps=2, seed=4, **size)
+    wanted = generate_large(pipe, TEXT[0], scale=1.5, strength=0.7, steps=2, seed=4, width=64, height=64)
     assert wanted.images[0].tobytes() == pixels(file)
     assert stored(file)["upscale"] == {"scale": 1.5, "resample": "lanczos", "strength": 0.7}
 

@@ -46,6 +46,11 @@ SETTINGS = {
     "negative_aesthetic_score": 1.5,
     "negative_conditioning": MicroConditioning((1, 2), (3, 4), (5, 6), 7.0),
 }
+BUNDLE = {"name": "x", "weights_sha256": "0", "precision": "fp16", "backend": "b", "device": "cpu", "build": None}
+DAMAGED_NOTE = json.dumps(
+    {"format": 1, "latentrt": "0", "bundle": BUNDLE, "prompt": ["x"], "pictures": 1}
+    | {"settings": {"image": [{"file": None, "width": 1, "sha256": "0"}]}}
+)
 ELSEWHERE = {"image", "mask", "latents", "denoising_start"}
 """Settings that other tests here are about, or that need latents."""
 
@@ -185,6 +190,7 @@ def with_text(file: Path, **texts: str) -> Path:
         ({"latentrt": "[]"}, "its text `latentrt` has format None, this latentrt reads format 1; update latentrt"),
         ({"latentrt": '{"format": 2}'}, "has format 2, this latentrt reads format 1"),
         ({"latentrt": '{"format": 1}'}, "its text `latentrt` is damaged: field latentrt: Field required"),
+        ({"latentrt": DAMAGED_NOTE}, "its text `latentrt` is damaged: field height: Field required"),
         ({"parameters": "x\nSteps: few"}, "x.png: parameters: Steps 'few' is not a number"),
     ],
 )
