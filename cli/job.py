@@ -10,7 +10,8 @@ import typer
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.loop import StepProgress
-from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.result import Result
 from latentrt.runtime.settings import Settings
 from latentrt.runtime.upscale import generate_large
 

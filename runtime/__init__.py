@@ -22,8 +22,9 @@ from latentrt.runtime.errors import (
     RequestError,
     StaleBuildError,
 )
-from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.request import MicroConditioning, Request
+from latentrt.runtime.result import Result
 
 __all__ = [
     "BackendError",

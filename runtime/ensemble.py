@@ -8,7 +8,8 @@ from typing import Unpack, cast
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.loop import StepProgress
 from latentrt.runtime.metadata import RefinerNote, describe, describe_bundle
-from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.result import Result
 from latentrt.runtime.settings import Settings
 
 STRENGTH = 0.3

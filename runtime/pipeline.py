@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Unpack
@@ -19,12 +19,11 @@ from latentrt.runtime.embeddings import Embeddings
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.images import paste_back
 from latentrt.runtime.loop import Loop, StepProgress, check_finite
-from latentrt.runtime.metadata import Metadata, describe
+from latentrt.runtime.metadata import describe
 from latentrt.runtime.model import Limits
-from latentrt.runtime.picture import Floats
-from latentrt.runtime.png import save_images
 from latentrt.runtime.prompt import PromptEncoder
 from latentrt.runtime.request import Request, check_images, check_tokens
+from latentrt.runtime.result import Result
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.selection import Selection, select
 from latentrt.runtime.settings import Prompt, Settings, make_request
@@ -33,27 +32,6 @@ from latentrt.runtime.vae import Vae
 
 LATE = frozenset({"vae_encoder"})
 """Components that are loaded when a request first needs them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a request gave: pictures, the final latents (images, 4, h, w), seconds per stage, and the request itself.
-
-    `metadata`: the request as it can be written down, where it was given as prompt and settings.
-    """
-
-    images: list[Image.Image]
-    latents: Floats
-    timings: Mapping[str, float]
-    request: Request
-    metadata: Metadata | None = None
-
-    def save(self, path: str | Path) -> list[Path]:
-        """Write `path`, or several pictures as `path` with -1, -2, ..., each PNG with its metadata (docs/generate.md).
-
-        Gives the files' paths.
-        """
-        return save_images(self.images, Path(path), self.metadata)
 
 
 class Pipeline:

@@ -9,7 +9,8 @@ from PIL import Image
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.loop import StepProgress
 from latentrt.runtime.metadata import UpscaleNote, describe
-from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.result import Result
 from latentrt.runtime.settings import Settings
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "nearest"]
