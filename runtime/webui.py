@@ -102,18 +102,17 @@ def _quoted(value: object) -> str:
 def read(text: str, sampler: bool = True) -> Parameters:
     """The request that a text means, as far as it can be said here; `sampler`: with its sampler and schedule type.
 
-    `Clip skip` counts the layer that is read from the end, so that 1 skips none.
+    `Clip skip` counts the layer that is read from the end, so that 1 skips none. Lines below the fields are remarks.
 
     Raises:
         RequestError: a sampler or a schedule type that there is not, or a value that is no number.
     """
-    *lines, last = text.strip().split("\n")
-    if not last.startswith("Steps:"):
-        lines, last = [*lines, last], ""
-    start = next((number for number, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
-    fields = {name.strip(): _unquoted(value) for name, value in FIELD.findall(last)}
+    lines = text.strip().split("\n")
+    end = max((number for number, line in enumerate(lines) if line.startswith("Steps:")), default=len(lines))
+    start = next((number for number, line in enumerate(lines[:end]) if line.startswith(NEGATIVE)), end)
+    fields = {name.strip(): _unquoted(value) for name, value in FIELD.findall("".join(lines[end : end + 1]))}
     settings: dict[str, Any] = {}
-    if negative := "\n".join(lines[start:]).removeprefix(NEGATIVE).strip():
+    if negative := "\n".join(lines[start:end]).removeprefix(NEGATIVE).strip():
         settings["negative"] = negative
     for name, (setting, kind) in NUMBERS.items():
         if name in fields:

@@ -12,6 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentrt.cli.request_options import SettingOptions
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.ensemble import Ensemble
+from latentrt.runtime.manifest import Defaults
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.settings import Settings
 from latentrt.runtime.upscale import generate_large
@@ -277,3 +279,18 @@ def test_an_unknown_sampler_of_the_web_interface(draw):
 
 def test_a_png_that_says_nothing(draw):
     assert "photo.png: it does not say how it was drawn" in draw("--from-png", "photo.png", code=1)
+
+
+def test_a_refiner_takes_over_what_the_base_has_settled(pipe):
+    others = Defaults(sampler="ddim", steps=5, guidance=2.0)
+    bundle = Bundle(pipe.bundle.path, pipe.bundle.manifest.model_copy(update={"defaults": others}))
+    with Pipeline.load(bundle) as refiner:
+        both = Ensemble(pipe, refiner)
+        taken_over = both.generate("a star", handover=0.9, seed=1, width=64, height=64)
+        refined = both.refine("a star", strength=0.5, seed=1, width=64, height=64)
+    for result in (taken_over, refined):
+        request = result.request
+        assert (request.sampler, request.steps, request.guidance, request.seeds) == ("euler", 30, (5.0,), (1,))
+    assert refined.request.source.strength == 0.5
+    assert (refined.metadata.refiner.strength, taken_over.metadata.refiner.start) == (0.5, 0.9)
+    assert "strength" not in refined.metadata.settings

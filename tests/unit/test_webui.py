@@ -86,6 +86,7 @@ PLAIN = {"sampler": "euler", "steps": 20}
         ("Negative prompt: dull\nSteps: 20, Sampler: Euler", "", PLAIN | {"negative": "dull"}, ()),
         ("Steps: up\na cat\nSteps: 20, Sampler: Euler", "Steps: up\na cat", PLAIN, ()),
         ("a cat\nSteps: 20, Sampler: euler", "a cat", PLAIN, ()),
+        ("a cat\nSteps: 20, Sampler: Euler\n\nWarning: the prompt is long", "a cat", PLAIN, ()),
         (
             "a cat\nSteps: 20, Sampler: Euler, CFG scale: 7.5, Seed: 4012345678, Size: 512x768, Clip skip: 2",
             "a cat",
