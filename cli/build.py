@@ -6,36 +6,16 @@ from typing import Annotated, Optional
 import typer
 
 from latentrt.cli.export import export_checkpoint, open_checkpoint
+from latentrt.cli.groups import option_groups
 from latentrt.cli.home import bundle_path
-from latentrt.cli.options import (
-    BackendName,
-    ConfigOption,
-    HeightOption,
-    ImagesOption,
-    LoraOption,
-    ParityDepth,
-    ParityOption,
-    PrecisionName,
-    PrecisionOption,
-    PredictionOption,
-    SamplesOption,
-    SeedOption,
-    TokenizerOption,
-    TokensOption,
-    VaeImagesOption,
-    VaeOption,
-    VaePrecisionName,
-    VaePrecisionOption,
-    VariantOption,
-    VerboseOption,
-    WidthOption,
-)
+from latentrt.cli.options import BackendName, CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.bundle import MANIFEST, Bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.manifest import BuildRecord
 
 
+@option_groups
 def build_engine(
     source: Annotated[Path, typer.Argument(help="A bundle, or a checkpoint to export first.", metavar="SOURCE")],
     backend: Annotated[BackendName, typer.Option("--backend", help="What will run the engines.")],
@@ -43,11 +23,8 @@ def build_engine(
         Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
         typer.Option("--output", "-o", help="Bundle to write when SOURCE is a checkpoint.", metavar="BUNDLE"),
     ] = None,
-    width: WidthOption = None,
-    height: HeightOption = None,
-    images: ImagesOption = None,
-    tokens: TokensOption = None,
-    vae_images: VaeImagesOption = None,
+    *,
+    ranges: RangeOptions,
     target: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--target", help="Machines to build for (docs/engine.md); default: this one, or for RTX sm80+."),
@@ -56,27 +33,17 @@ def build_engine(
     hoist: Annotated[
         bool, typer.Option("--hoist/--no-hoist", help="Split off what the U-Net computes once per request.")
     ] = True,
-    precision: PrecisionOption = PrecisionName.fp16,
-    vae_precision: VaePrecisionOption = VaePrecisionName.auto,
-    samples: SamplesOption = None,
-    parity: ParityOption = ParityDepth.full,
-    random_weights: SeedOption = None,
-    variant: VariantOption = None,
-    config: ConfigOption = None,
-    tokenizer: TokenizerOption = None,
-    prediction_type: PredictionOption = None,
-    vae: VaeOption = None,
-    lora: LoraOption = None,
+    networks: ExportOptions,
+    checkpoint: CheckpointOptions,
     verbose: VerboseOption = False,
 ) -> None:
     """Build the engines of a bundle for one backend; what is up to date is kept."""
     configure_logging(verbose)
-    ranges = {"width": width, "height": height, "images": images, "tokens": tokens, "vae_images": vae_images}
     if is_bundle(bundle_path(source)):
         bundle = Bundle.open(bundle_path(source))
         if output is not None and output.resolve() != bundle.path.resolve():
             raise RequestError(f"--output {output}: {source} is a bundle already, and its engines go into it")
-        if vae is not None or lora:
+        if checkpoint.vae is not None or checkpoint.lora:
             raise RequestError(
                 f"{source} is a bundle already: its VAE and LoRAs were chosen by the export. Name the checkpoint "
                 "instead, and the new bundle with -o BUNDLE"
@@ -86,8 +53,7 @@ def build_engine(
             f"{source} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE"
         )
     else:
-        opened = open_checkpoint(source, random_weights, variant, config, tokenizer, prediction_type, vae, lora)
-        bundle = export_checkpoint(opened, output, precision, ranges, parity, vae_precision, samples)
+        bundle = export_checkpoint(open_checkpoint(source, checkpoint), output, networks, ranges)
     record = build_with_progress(bundle, backend, ranges, target, force, hoist)
     finish(
         bundle=bundle.path,
@@ -107,7 +73,7 @@ def is_bundle(path: Path) -> bool:
 def build_with_progress(
     bundle: Bundle,
     backend: str,
-    ranges: dict[str, str | None],
+    ranges: RangeOptions,
     target: str | None = None,
     force: bool = False,
     hoist: bool = True,
@@ -116,7 +82,7 @@ def build_with_progress(
     from latentrt.engine.base import BuildProgress
     from latentrt.engine.build import build_engines
 
-    limits = bundle.manifest.limits.replace(**ranges)
+    limits = bundle.manifest.limits.replace(**ranges.by_name)
     with progress_bar("engines") as update:
 
         def show(event: BuildProgress) -> None:

@@ -13,17 +13,24 @@ from rich.table import Table
 from latentrt.cli.build import build_with_progress, is_bundle
 from latentrt.cli.export import export_checkpoint, open_checkpoint
 from latentrt.cli.home import demo_path
-from latentrt.cli.options import VerboseOption
+from latentrt.cli.options import (
+    CheckpointOptions,
+    ExportOptions,
+    ParityDepth,
+    PrecisionName,
+    RangeOptions,
+    VerboseOption,
+)
 from latentrt.cli.output import configure_logging, console, finish, progress_bar
 from latentrt.demo import CHECKPOINT, PROMPTS
 from latentrt.demo.sheet import contact_sheet
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.pipeline import Pipeline
 
-RANGES: dict[str, str | None] = {"width": "48:96:160", "height": "48:96:160"}
+RANGES = RangeOptions(width="48:96:160", height="48:96:160")
 """The sizes that the checkpoint was trained on, and smaller ones."""
 
-PRECISION = "fp32"
+NETWORKS = ExportOptions(precision=PrecisionName.fp32, parity=ParityDepth.quick)
 """CPUs have no fast fp16 arithmetic."""
 
 
@@ -43,7 +50,7 @@ def demo(
     with _timed(seconds, "export"):
         bundle = demo_bundle()
     with _timed(seconds, "build"):
-        build_with_progress(bundle, "onnxruntime", {})
+        build_with_progress(bundle, "onnxruntime", RangeOptions())
     with _timed(seconds, "load"):
         pipeline = Pipeline.load(bundle, "onnxruntime", "cpu")
     prompts = [prompt] if prompt else list(PROMPTS)
@@ -62,14 +69,14 @@ def demo(
 
 def demo_bundle() -> Bundle:
     """The demo's bundle in latentrt's home, exported if it is not there or was made from something else."""
-    checkpoint = open_checkpoint(CHECKPOINT)
+    checkpoint = open_checkpoint(CHECKPOINT, CheckpointOptions())
     path = demo_path()
     if is_bundle(path):
         found = Bundle.open(path)
         wanted = checkpoint.weights_sha256()
         if found.manifest.provenance.weights_sha256 == wanted and found.manifest.latentrt == version("latentrt"):
             return found
-    return export_checkpoint(checkpoint, path, PRECISION, RANGES, "quick")
+    return export_checkpoint(checkpoint, path, NETWORKS, RANGES)
 
 
 @contextmanager

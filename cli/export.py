@@ -1,6 +1,5 @@
 """`latentrt export`, and the export step of commands that accept a checkpoint."""
 
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,28 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentrt.cli.options import (
-    ConfigOption,
-    HeightOption,
-    ImagesOption,
-    LoraOption,
-    ParityDepth,
-    ParityOption,
-    PrecisionName,
-    PrecisionOption,
-    PredictionOption,
-    SamplesOption,
-    SeedOption,
-    TokenizerOption,
-    TokensOption,
-    VaeImagesOption,
-    VaeOption,
-    VaePrecisionName,
-    VaePrecisionOption,
-    VariantOption,
-    VerboseOption,
-    WidthOption,
-)
+from latentrt.cli.groups import option_groups
+from latentrt.cli.options import CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BackendError
@@ -41,38 +20,24 @@ if TYPE_CHECKING:
 EXPORT_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "onnxscript", "onnxruntime")
 
 
+@option_groups
 def export(
     checkpoint: Annotated[
         Path, typer.Argument(help="Folder in diffusers format, or one .safetensors file.", metavar="CHECKPOINT")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle to write.", metavar="BUNDLE")],
-    precision: PrecisionOption = PrecisionName.fp16,
-    width: WidthOption = None,
-    height: HeightOption = None,
-    images: ImagesOption = None,
-    tokens: TokensOption = None,
-    vae_images: VaeImagesOption = None,
-    vae_precision: VaePrecisionOption = VaePrecisionName.auto,
-    samples: SamplesOption = None,
-    parity: ParityOption = ParityDepth.full,
-    random_weights: SeedOption = None,
-    variant: VariantOption = None,
-    config: ConfigOption = None,
-    tokenizer: TokenizerOption = None,
-    prediction_type: PredictionOption = None,
-    vae: VaeOption = None,
-    lora: LoraOption = None,
+    networks: ExportOptions,
+    ranges: RangeOptions,
+    source: CheckpointOptions,
     verbose: VerboseOption = False,
 ) -> None:
     """Trace a checkpoint's networks to ONNX, compare them with torch, and write a bundle."""
     configure_logging(verbose)
-    ranges = {"width": width, "height": height, "images": images, "tokens": tokens, "vae_images": vae_images}
-    opened = open_checkpoint(checkpoint, random_weights, variant, config, tokenizer, prediction_type, vae, lora)
-    bundle = export_checkpoint(opened, output, precision, ranges, parity, vae_precision, samples)
+    bundle = export_checkpoint(open_checkpoint(checkpoint, source), output, networks, ranges)
     parts = bundle.manifest.components
     finish(
         bundle=bundle.path,
-        precision=precision,
+        precision=networks.precision,
         bytes=sum(file.size for file in bundle.manifest.files.values()),
         parity={name: max((found.relative for found in part.parity), default=None) for name, part in parts.items()},
     )
@@ -92,55 +57,38 @@ def check_export_installed() -> None:
         ) from error
 
 
-def open_checkpoint(
-    path: Path,
-    random_weights: int | None = None,
-    variant: str | None = None,
-    config: Path | None = None,
-    tokenizer: Path | None = None,
-    prediction_type: str | None = None,
-    vae: Path | None = None,
-    lora: Sequence[str] | None = None,
-) -> "Checkpoint":
+def open_checkpoint(path: Path, options: CheckpointOptions) -> "Checkpoint":
     """A checkpoint as the command line names it."""
     check_export_installed()
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.sources.lora import LoraFile
 
-    loras = [LoraFile.parse(text) for text in lora or ()]
+    loras = [LoraFile.parse(text) for text in options.lora or ()]
     return Checkpoint.open(
         path,
-        random_weights,
-        variant,
-        config=config,
-        tokenizer=tokenizer,
-        prediction_type=prediction_type,
-        vae=vae,
+        options.random_weights,
+        options.variant,
+        config=options.config,
+        tokenizer=options.tokenizer,
+        prediction_type=options.prediction_type,
+        vae=options.vae,
         loras=loras,
     )
 
 
-def export_checkpoint(
-    checkpoint: "Checkpoint",
-    output: Path,
-    precision: str,
-    ranges: dict[str, str | None],
-    depth: str = "full",
-    vae_precision: str = "auto",
-    samples: Path | None = None,
-) -> Bundle:
-    """Export with a progress bar; `ranges` of None are the family's own."""
+def export_checkpoint(checkpoint: "Checkpoint", output: Path, networks: ExportOptions, ranges: RangeOptions) -> Bundle:
+    """Export with a progress bar; ranges of None are the family's own."""
     from latentrt.export.exporter import export_bundle
 
-    limits = Limits.around(checkpoint.model.native_size).replace(**ranges)
+    limits = Limits.around(checkpoint.model.native_size).replace(**ranges.by_name)
     with progress_bar("components") as update:
         return export_bundle(
             checkpoint,
             output,
-            precision=precision,  # type: ignore[arg-type]
+            precision=networks.precision.value,
             limits=limits,
-            vae_precision=vae_precision,  # type: ignore[arg-type]
-            samples=samples,
-            depth=depth,  # type: ignore[arg-type]
+            vae_precision=networks.vae_precision.value,
+            samples=networks.samples,
+            depth=networks.parity.value,
             progress=lambda part, done, total: update(f"exporting {part}", done, total),
         )

@@ -1,87 +1,96 @@
 """`latentrt generate`: one request, PNG files out."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any
 
 import typer
 
+from latentrt.cli.groups import option_groups
 from latentrt.cli.home import bundle_path
-from latentrt.cli.options import SAMPLER_NAMES, BackendName, BundleArgument, VerboseOption
+from latentrt.cli.job import Job
+from latentrt.cli.options import BackendOption, BuildOption, BundleArgument, OptionalPath, OptionalText, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
-from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.cli.repeat import open_picture, repeated
+from latentrt.cli.request_options import SecondPassOptions, SettingOptions, Texts, given_options
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.metadata import PICTURES
+from latentrt.runtime.pipeline import Pipeline
 
-# typer reads these annotations at run time, which is why they are not written X | None.
-OptionalInt = Optional[int]  # noqa: UP045
-OptionalFloat = Optional[float]  # noqa: UP045
-OptionalText = Optional[str]  # noqa: UP045
 
-
+@option_groups
 def generate(
     bundle: BundleArgument,
-    prompt: Annotated[str, typer.Argument(help="What to draw.", metavar="PROMPT")],
+    prompt: Annotated[OptionalText, typer.Argument(help="What to draw.", metavar="PROMPT")] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get -1, -2, ...")] = Path(
         "out.png"
     ),
-    negative: Annotated[OptionalText, typer.Option("--negative", help="What to keep away from.")] = None,
-    prompt_2: Annotated[
-        OptionalText, typer.Option("--prompt-2", help="For the second text encoder; default: the same prompt.")
+    prompts_file: Annotated[
+        OptionalPath, typer.Option("--prompts-file", help="Prompts, one a line, drawn as one batch.", metavar="FILE")
     ] = None,
-    negative_2: Annotated[
-        OptionalText, typer.Option("--negative-2", help="For the second text encoder; default: as --negative.")
+    from_png: Annotated[
+        OptionalPath,
+        typer.Option("--from-png", help="Repeat what this PNG holds; other options win over it.", metavar="FILE"),
     ] = None,
-    clip_skip: Annotated[
-        int, typer.Option("--clip-skip", help="Layers of the text encoders that the prompt skips.")
-    ] = 0,
-    steps: Annotated[OptionalInt, typer.Option("--steps", help="Evaluations of the U-Net.")] = None,
-    guidance: Annotated[OptionalFloat, typer.Option("--guidance", help="Guidance scale; 1 turns guidance off.")] = None,
-    seed: Annotated[OptionalInt, typer.Option("--seed", help="Same seed, same picture; default: a fresh one.")] = None,
-    width: Annotated[OptionalInt, typer.Option("--width", help="Pixels, a multiple of 8.")] = None,
-    height: Annotated[OptionalInt, typer.Option("--height", help="Pixels, a multiple of 8.")] = None,
-    images: Annotated[int, typer.Option("--images", help="Pictures to draw.")] = 1,
-    aesthetic_score: Annotated[
-        OptionalFloat, typer.Option("--aesthetic-score", help="SDXL's refiner: beauty asked for; default 6.")
-    ] = None,
-    negative_aesthetic_score: Annotated[
-        OptionalFloat, typer.Option("--negative-aesthetic-score", help="Beauty to keep away from; default 2.5.")
-    ] = None,
-    sampler: Annotated[OptionalText, typer.Option("--sampler", help=f"One of {SAMPLER_NAMES}.")] = None,
-    backend: Annotated[Optional[BackendName], typer.Option("--backend", help="Which engines to use.")] = None,  # noqa: UP045
+    *,
+    settings: SettingOptions,
+    second_pass: SecondPassOptions,
+    lora: Annotated[Texts, typer.Option("--lora", hidden=True)] = None,
+    backend: BackendOption = None,
     device: Annotated[OptionalText, typer.Option("--device", help="cpu or cuda:<index>.")] = None,
+    build: BuildOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Draw one prompt."""
+    """Draw a prompt, several at once, or again what a PNG of latentrt's or the AUTOMATIC1111 web interface's holds."""
     configure_logging(verbose)
-    with Pipeline.load(bundle_path(bundle), backend, device) as pipeline, progress_bar("steps") as update:
-        result = pipeline.generate(
-            prompt,
-            negative=negative,
-            prompt_2=prompt_2,
-            negative_2=negative_2,
-            clip_skip=clip_skip,
-            steps=steps,
-            guidance=guidance,
-            seed=seed,
-            width=width,
-            height=height,
-            images=images,
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-            sampler=sampler,
-            progress=lambda done, total: update("drawing", done, total),
-        )
-    files = save_images(result, output)
+    job = Job(_prompts(prompt, prompts_file), given_options(settings, second_pass))
+    if from_png is None:
+        job.check()
+    _refuse_loras(lora, bundle)
+    opened = Bundle.open(bundle_path(bundle))
+    options = dict(job.options)
+    for name in PICTURES.keys() & options.keys():
+        options[name] = _open_pictures(options[name])
+    job = Job(job.prompts, options)
+    if from_png is not None:
+        job = job.over(repeated(from_png, opened, options.keys()))
+        job.check()
+
+    def load(chosen: Bundle) -> Pipeline:
+        return Pipeline.load(chosen, backend, device, build=build if chosen is opened else None)
+
+    with progress_bar("steps") as update:
+        result = job.draw(opened, load, lambda done, total: update("drawing", done, total))
     seconds = {stage: round(value, 4) for stage, value in result.timings.items()}
-    finish(files=files, seed=result.request.seeds[0], seconds=seconds)
+    finish(files=result.save(output), seed=result.request.seeds[0], seconds=seconds)
 
 
-def save_images(result: Result, output: Path) -> list[Path]:
-    """Write `output`, or for several pictures `output` with -1, -2, ... before the suffix."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    several = len(result.images) > 1
-    files = [
-        output.with_stem(f"{output.stem}-{number}") if several else output
-        for number in range(1, len(result.images) + 1)
-    ]
-    for file, image in zip(files, result.images, strict=True):
-        image.save(file, format="PNG")
-    return files
+def _prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:
+    """The prompts that are named; none is an empty tuple."""
+    if file is None:
+        return () if prompt is None else (prompt,)
+    if prompt is not None:
+        raise typer.BadParameter(f"PROMPT and --prompts-file {file}: both given; the prompts come from one of them")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise RequestError(f"--prompts-file {file}: not readable as text ({error})") from error
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise RequestError(f"--prompts-file {file}: no line holds a prompt")
+    return prompts
+
+
+def _open_pictures(files: str | list[str]) -> Any:
+    pictures = [open_picture(Path(file)) for file in ([files] if isinstance(files, str) else files)]
+    return pictures[0] if len(pictures) == 1 else pictures
+
+
+def _refuse_loras(loras: list[str] | None, bundle: Path) -> None:
+    """LoRAs become part of a bundle's weights, so that its engines stay as fast; say how."""
+    if loras:
+        options = " ".join(f"--lora {lora}" for lora in loras)
+        raise RequestError(
+            f"--lora {loras[0]}: LoRAs are added to the weights when a checkpoint is exported. Make a bundle with "
+            f"it, and draw with that: latentrt export CHECKPOINT -o {bundle}-lora {options}"
+        )

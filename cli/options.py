@@ -1,5 +1,6 @@
-"""Options that several commands share."""
+"""Options that several commands share; groups of them are dataclasses (`latentrt.cli.groups`)."""
 
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
@@ -8,6 +9,12 @@ import typer
 
 from latentrt.runtime.backends import BACKENDS
 from latentrt.runtime.samplers import SAMPLERS
+
+# typer reads annotations at run time, which is why these are not written X | None.
+OptionalInt = Optional[int]  # noqa: UP045
+OptionalFloat = Optional[float]  # noqa: UP045
+OptionalText = Optional[str]  # noqa: UP045
+OptionalPath = Optional[Path]  # noqa: UP045
 
 # mypy cannot see members that come from a table.
 BackendName = StrEnum("BackendName", {name: name for name in sorted(BACKENDS)})  # type: ignore[misc]
@@ -46,50 +53,62 @@ class PredictionName(StrEnum):
     sample = "sample"
 
 
-PrecisionOption = Annotated[PrecisionName, typer.Option("--precision", help="Arithmetic of the exported networks.")]
-VaePrecisionOption = Annotated[
-    VaePrecisionName,
-    typer.Option("--vae-precision", help="The VAE's; auto: as --precision, and fp32 where fp16 does not hold it."),
-]
-SamplesOption = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
-    typer.Option("--samples", help="Folder of images over which an fp16 VAE is measured, too.", metavar="FOLDER"),
-]
-ParityOption = Annotated[
-    ParityDepth,
-    typer.Option("--parity", help="Comparison with torch: at min, opt, max and special sizes; at small sizes; none."),
-]
-SeedOption = Annotated[
-    Optional[int],  # noqa: UP045 - typer reads the annotation at run time
-    typer.Option("--random-weights", metavar="SEED", help="Make weights up; the checkpoint may hold only configs."),
-]
-VariantOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--variant", help="Which weight files to read, as in model.VARIANT.safetensors."),
-]
+@dataclass(frozen=True, slots=True)
+class CheckpointOptions:
+    """How a checkpoint is read."""
 
-ConfigOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(
-        "--config", help="For a single file: a folder with its configs, in diffusers format.", metavar="FOLDER"
-    ),
-]
-TokenizerOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--tokenizer", help="For a single file: a folder with CLIP's vocabulary.", metavar="FOLDER"),
-]
-PredictionOption = Annotated[
-    Optional[PredictionName],  # noqa: UP045
-    typer.Option("--prediction-type", help="For a single file that does not say what its U-Net predicts."),
-]
-VaeOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option("--vae", help="Another VAE: a folder or a .safetensors file, TAESD too.", metavar="PATH"),
-]
-LoraOption = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--lora", help="Add a LoRA to the weights, so strongly (1); repeatable.", metavar="FILE[:WEIGHT]"),
-]
+    random_weights: Annotated[
+        OptionalInt,
+        typer.Option("--random-weights", metavar="SEED", help="Make weights up; the checkpoint may hold only configs."),
+    ] = None
+    variant: Annotated[
+        OptionalText, typer.Option("--variant", help="Which weight files to read, as in model.VARIANT.safetensors.")
+    ] = None
+    config: Annotated[
+        OptionalPath,
+        typer.Option(
+            "--config", help="For a single file: a folder with its configs, in diffusers format.", metavar="FOLDER"
+        ),
+    ] = None
+    tokenizer: Annotated[
+        OptionalPath,
+        typer.Option("--tokenizer", help="For a single file: a folder with CLIP's vocabulary.", metavar="FOLDER"),
+    ] = None
+    prediction_type: Annotated[
+        Optional[PredictionName],  # noqa: UP045
+        typer.Option("--prediction-type", help="For a single file that does not say what its U-Net predicts."),
+    ] = None
+    vae: Annotated[
+        OptionalPath,
+        typer.Option("--vae", help="Another VAE: a folder or a .safetensors file, TAESD too.", metavar="PATH"),
+    ] = None
+    lora: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--lora", help="Add a LoRA to the weights, so strongly (1); repeatable.", metavar="FILE[:WEIGHT]"),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How the networks are exported."""
+
+    precision: Annotated[PrecisionName, typer.Option("--precision", help="Arithmetic of the exported networks.")] = (
+        PrecisionName.fp16
+    )
+    vae_precision: Annotated[
+        VaePrecisionName,
+        typer.Option("--vae-precision", help="The VAE's; auto: as --precision, and fp32 where fp16 does not hold it."),
+    ] = VaePrecisionName.auto
+    samples: Annotated[
+        OptionalPath,
+        typer.Option("--samples", help="Folder of images over which an fp16 VAE is measured, too.", metavar="FOLDER"),
+    ] = None
+    parity: Annotated[
+        ParityDepth,
+        typer.Option(
+            "--parity", help="Comparison with torch: at min, opt, max and special sizes; at small sizes; none."
+        ),
+    ] = ParityDepth.full
 
 
 def _range(flag: str, what: str) -> typer.models.OptionInfo:
@@ -97,13 +116,28 @@ def _range(flag: str, what: str) -> typer.models.OptionInfo:
     return option
 
 
-WidthOption = Annotated[Optional[str], _range("--width", "Image widths in pixels")]  # noqa: UP045
-HeightOption = Annotated[Optional[str], _range("--height", "Image heights in pixels")]  # noqa: UP045
-ImagesOption = Annotated[Optional[str], _range("--images", "Images per request")]  # noqa: UP045
-TokensOption = Annotated[Optional[str], _range("--tokens", "Prompt lengths in tokens (77 per chunk)")]  # noqa: UP045
-VaeImagesOption = Annotated[Optional[str], _range("--vae-images", "Images the VAE takes at once")]  # noqa: UP045
+@dataclass(frozen=True, slots=True)
+class RangeOptions:
+    """The requests that are to be served, each `min:opt:max`; None keeps a range."""
+
+    width: Annotated[OptionalText, _range("--width", "Image widths in pixels")] = None
+    height: Annotated[OptionalText, _range("--height", "Image heights in pixels")] = None
+    images: Annotated[OptionalText, _range("--images", "Images per request")] = None
+    tokens: Annotated[OptionalText, _range("--tokens", "Prompt lengths in tokens (77 per chunk)")] = None
+    vae_images: Annotated[OptionalText, _range("--vae-images", "Images the VAE takes at once")] = None
+
+    @property
+    def by_name(self) -> dict[str, str | None]:
+        """The ranges as `Limits.replace` takes them."""
+        return asdict(self)
+
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle, or `demo`.", metavar="BUNDLE")]
+OptionalBackend = Optional[BackendName]  # noqa: UP045
+BackendOption = Annotated[OptionalBackend, typer.Option("--backend", help="Which engines to use.")]
+BuildOption = Annotated[
+    OptionalText, typer.Option("--build", help="Which build, by its folder's name under builds/.", metavar="NAME")
+]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what goes on inside.")]
 
 SAMPLER_NAMES = ", ".join(sorted(SAMPLERS))

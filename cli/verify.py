@@ -3,25 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from latentrt.cli.export import open_checkpoint
+from latentrt.cli.groups import option_groups
 from latentrt.cli.home import bundle_path
-from latentrt.cli.options import (
-    BackendName,
-    BundleArgument,
-    ConfigOption,
-    LoraOption,
-    PredictionOption,
-    SeedOption,
-    TokenizerOption,
-    VaeOption,
-    VariantOption,
-    VerboseOption,
-)
+from latentrt.cli.options import BackendOption, BuildOption, BundleArgument, CheckpointOptions, VerboseOption
 from latentrt.cli.output import FAILED, configure_logging, console, finish
 from latentrt.runtime.backends import open_backend
 from latentrt.runtime.bundle import Bundle
@@ -33,23 +23,15 @@ if TYPE_CHECKING:
     from latentrt.export.verification import Figure
 
 
+@option_groups
 def verify(
     bundle: BundleArgument,
     reference: Annotated[
         Path, typer.Option("--reference", help="The checkpoint, with the options it was exported with.")
     ],
-    backend: Annotated[Optional[BackendName], typer.Option("--backend", help="Whose build to verify.")] = None,  # noqa: UP045
-    build: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--build", help="Which build to verify, by its folder's name under builds/.", metavar="NAME"),
-    ] = None,
-    random_weights: SeedOption = None,
-    variant: VariantOption = None,
-    config: ConfigOption = None,
-    tokenizer: TokenizerOption = None,
-    prediction_type: PredictionOption = None,
-    vae: VaeOption = None,
-    lora: LoraOption = None,
+    checkpoint: CheckpointOptions,
+    backend: BackendOption = None,
+    build: BuildOption = None,
     layers: Annotated[
         bool, typer.Option("--layers", help="For a component out of tolerance, name the first tensor that departs.")
     ] = False,
@@ -57,16 +39,16 @@ def verify(
 ) -> None:
     """Compare a bundle, or a build in it, with its checkpoint run by torch in fp32; exit 1 outside tolerance."""
     configure_logging(verbose)
-    checkpoint = open_checkpoint(reference, random_weights, variant, config, tokenizer, prediction_type, vae, lora)
+    compared = open_checkpoint(reference, checkpoint)
     from latentrt.export.verification import verify_facts
 
     with Pipeline.load(bundle_path(bundle), backend, build=build) as pipeline:
-        differences = verify_facts(pipeline, checkpoint)
-        figures = [] if differences else list(_figures(pipeline, checkpoint))
+        differences = verify_facts(pipeline, compared)
+        figures = [] if differences else list(_figures(pipeline, compared))
     for difference in differences:
         console().print(f"[bold red]differs[/] {difference}", markup=True)
     console().print(_table(figures))
-    departures = list(_departures(pipeline.bundle, checkpoint, figures)) if layers else []
+    departures = list(_departures(pipeline.bundle, compared, figures)) if layers else []
     for departure in departures:
         console().print(
             f"{departure.component}: {departure.compared} tensors agree, then {departure.tensor} "

@@ -3,7 +3,7 @@
     from latentrt.runtime import Pipeline
 
     with Pipeline.load("my-bundle") as pipe:
-        pipe.generate("a red circle on a blue background", seed=7).images[0].save("out.png")
+        pipe.generate("a red circle on a blue background", seed=7).save("out.png")
 
 Errors form one tree under `LatentRTError`.
 """
@@ -22,8 +22,9 @@ from latentrt.runtime.errors import (
     RequestError,
     StaleBuildError,
 )
-from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.request import MicroConditioning, Request
+from latentrt.runtime.result import Result
 
 __all__ = [
     "BackendError",

@@ -7,7 +7,9 @@ from typing import Unpack, cast
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.loop import StepProgress
-from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.metadata import RefinerNote, describe, describe_bundle
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.result import Result
 from latentrt.runtime.settings import Settings
 
 STRENGTH = 0.3
@@ -68,7 +70,7 @@ class Ensemble:
         ours |= {"denoising_end": handover, "decode": False}
         first = self.base.generate(prompt, progress=progress, **ours)
         theirs |= {**_as_drawn(first), "latents": first.latents, "denoising_start": handover}
-        return _joined(first, self.refiner.generate(prompt, progress=progress, **theirs))
+        return self._joined(prompt, settings, first, theirs, progress, start=handover)
 
     def refine(
         self,
@@ -84,12 +86,33 @@ class Ensemble:
         Raises:
             RequestError: as of `Pipeline.generate`.
         """
+        strength = settings.pop("strength", None)
+        strength = STRENGTH if strength is None else strength
         ours, theirs = _split(settings)
         ours["decode"] = False
         first = self.base.generate(prompt, progress=progress, **ours)
-        strength = settings.get("strength")
-        theirs |= {**_as_drawn(first), "latents": first.latents, "strength": STRENGTH if strength is None else strength}
-        return _joined(first, self.refiner.generate(prompt, progress=progress, **theirs))
+        theirs |= {**_as_drawn(first), "latents": first.latents, "strength": strength}
+        return self._joined(prompt, settings, first, theirs, progress, strength=strength)
+
+    def _joined(
+        self,
+        prompt: str | Sequence[str],
+        settings: Settings,
+        first: Result,
+        theirs: Settings,
+        progress: StepProgress | None,
+        **how: float,
+    ) -> Result:
+        """The refiner's result after the base's; `how`: the fields of the metadata's `RefinerNote`."""
+        second = self.refiner.run(self.refiner.request(prompt, **theirs), progress)
+        timings: Mapping[str, float] = {f"base {stage}": seconds for stage, seconds in first.timings.items()}
+        metadata = describe(self.base.bundle, self.base.selection, prompt, settings, first.request)
+        note = RefinerNote(bundle=describe_bundle(self.refiner.bundle, self.refiner.selection), **how)
+        return replace(
+            second,
+            timings={**timings, **second.timings},
+            metadata=metadata.model_copy(update={"refiner": note}),
+        )
 
     def close(self) -> None:
         """Close both pipelines."""
@@ -113,10 +136,13 @@ def _split(settings: Settings) -> tuple[Settings, Settings]:
 
 
 def _as_drawn(first: Result) -> Settings:
-    """What the base has settled: the seed where none was given, and the size, which its latents have."""
-    return {"seed": first.request.seeds, "sampler": first.request.sampler, "width": None, "height": None}
-
-
-def _joined(first: Result, second: Result) -> Result:
-    timings: Mapping[str, float] = {f"base {stage}": seconds for stage, seconds in first.timings.items()}
-    return replace(second, timings={**timings, **second.timings})
+    """What the base has settled, by its own defaults too; its latents have the size."""
+    request = first.request
+    return {
+        "seed": request.seeds,
+        "steps": request.steps,
+        "sampler": request.sampler,
+        "guidance": request.guidance,
+        "width": None,
+        "height": None,
+    }

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Unpack
@@ -19,11 +19,12 @@ from latentrt.runtime.embeddings import Embeddings
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.images import paste_back
 from latentrt.runtime.loop import Loop, StepProgress, check_finite
+from latentrt.runtime.metadata import describe
 from latentrt.runtime.model import Limits
-from latentrt.runtime.picture import Floats
 from latentrt.runtime.prompt import PromptEncoder
 from latentrt.runtime.recent import Recent
 from latentrt.runtime.request import Request, check_images, check_tokens
+from latentrt.runtime.result import Result
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.selection import Selection, select
 from latentrt.runtime.settings import Prompt, Settings, make_request
@@ -34,16 +35,6 @@ KEPT_TABLES = 32
 
 LATE = frozenset({"vae_encoder"})
 """Components that are loaded when a request first needs them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a request gave: pictures, the final latents (images, 4, h, w), seconds per stage, and the request itself."""
-
-    images: list[Image.Image]
-    latents: Floats
-    timings: Mapping[str, float]
-    request: Request
 
 
 class Pipeline:
@@ -104,7 +95,9 @@ class Pipeline:
             RequestError: a value that this build does not serve; nothing has run then.
             NumericsError: a component gave NaN or infinity.
         """
-        return self.run(self.request(prompt, **settings), progress)
+        request = self.request(prompt, **settings)
+        metadata = describe(self.bundle, self.selection, prompt, settings, request)
+        return replace(self.run(request, progress), metadata=metadata)
 
     def request(self, prompt: Prompt, **settings: Unpack[Settings]) -> Request:
         """The request that `generate` would run.

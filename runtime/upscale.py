@@ -8,7 +8,9 @@ from PIL import Image
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.loop import StepProgress
-from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.metadata import UpscaleNote, describe
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.result import Result
 from latentrt.runtime.settings import Settings
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "nearest"]
@@ -47,6 +49,10 @@ def generate_large(
     enlarged = [image.resize((width, height), filter_) for image in first.images]
     again = settings.copy()
     again |= {"seed": small.seeds, "width": None, "height": None, "image": enlarged, "strength": strength}
-    second = pipeline.generate(prompt, progress=progress, **again)
+    second = pipeline.run(pipeline.request(prompt, **again), progress)
     earlier = {f"small {stage}": seconds for stage, seconds in first.timings.items()}
-    return replace(second, timings=earlier | dict(second.timings))
+    metadata = describe(pipeline.bundle, pipeline.selection, prompt, settings, small)
+    note = UpscaleNote(scale=scale, resample=resample, strength=strength)
+    return replace(
+        second, timings=earlier | dict(second.timings), metadata=metadata.model_copy(update={"upscale": note})
+    )

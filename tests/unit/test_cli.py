@@ -11,9 +11,7 @@ import engine_bundles
 import pytest
 from bundles import write_bundle
 from command_line import run_main
-from PIL import Image
 
-from latentrt.cli.generate import save_images
 from latentrt.cli.home import bundle_path
 from latentrt.cli.main import build_engine
 from latentrt.cli.options import BackendName
@@ -21,7 +19,6 @@ from latentrt.cli.output import run_command
 from latentrt.runtime.backends import BACKENDS
 from latentrt.runtime.cache import cache_folder
 from latentrt.runtime.errors import LatentRTError
-from latentrt.runtime.pipeline import Result
 
 COMMANDS = ("export", "build-engine", "generate", "inspect", "doctor", "bench", "demo")
 SCRIPTS = Path(sys.executable).parent
@@ -91,6 +88,35 @@ def test_no_command_at_all_is_wrong_usage(capsys):
         (["build-engine", "x", "--backend", "cuda"], "'cuda' is not one of 'onnxruntime', 'tensorrt', 'tensorrt-rtx'"),
         (["generate", "x"], "Missing argument 'PROMPT'"),
         (["generate", "x", "a cat", "--steps", "many"], "Invalid value for '--steps'"),
+        (["generate", "x", "a cat", "a dog"], "unexpected extra argument"),
+        (["generate", "x", "a cat", "--prompts-file", "y"], "PROMPT and --prompts-file y: both given"),
+        (["generate", "x", "a cat", "--mask", "y.png"], "--mask: needs --image too"),
+        (["generate", "x", "a cat", "--strength", "0.5"], "--strength: needs --image too"),
+        (["generate", "x", "a cat", "--image", "y.png", "--paste-back"], "--paste-back: needs --mask too"),
+        (["generate", "x", "a cat", "--refiner-start", "0.8"], "--refiner-start: needs --refiner too"),
+        (["generate", "x", "a cat", "--refiner-strength", "0.3"], "--refiner-strength: needs --refiner too"),
+        (["generate", "x", "a cat", "--upscale-strength", "0.3"], "--upscale-strength: needs --upscale too"),
+        (
+            ["generate", "x", "a cat", "--refiner", "y", "--refiner-start", "0.8", "--refiner-strength", "0.3"],
+            "--refiner-start and --refiner-strength do not go together: the refiner takes over before the end, or",
+        ),
+        (
+            ["generate", "x", "a cat", "--refiner", "y", "--upscale", "2"],
+            "--refiner and --upscale do not go together: there is one second pass",
+        ),
+        (
+            ["generate", "x", "a cat", "--image", "y.png", "--upscale", "2"],
+            "--image and --upscale do not go together: the high-resolution fix begins with a prompt alone",
+        ),
+        (
+            ["generate", "x", "a cat", "--image", "y.png", "--refiner", "y", "--refiner-strength", "0.3"],
+            "--image and --refiner-strength do not go together: two passes begin with a prompt alone",
+        ),
+        (["generate", "x", "a cat", "--schedule", "karras"], "'--schedule': 'karras' is not FIELD=VALUE with one of"),
+        (["generate", "x", "a cat", "--schedule", "rhoo=7"], "'rhoo=7' is not FIELD=VALUE with one of the fields"),
+        (["generate", "x", "a cat", "--guidance-interval", "0.2"], "'0.2' is not FROM:TO, such as 0.2:0.8"),
+        (["generate", "x", "a cat", "--original-size", "64"], "'64' is not two whole numbers, across x down"),
+        (["generate", "x", "a cat", "--crop", "1,2"], "Invalid value for '--crop': '1,2' is not two whole numbers"),
         (["doctor", "now"], "unexpected extra argument"),
     ],
 )
@@ -302,22 +328,37 @@ def test_generate_with_a_bad_request(bundle, capsys, monkeypatch):
     )
 
 
+def test_generate_adds_no_loras(bundle, capsys):
+    run = run_main(capsys, "generate", bundle.path, "a cat", "--lora", "a.safetensors:0.7", "--lora", "b.safetensors")
+    command = f"latentrt export CHECKPOINT -o {bundle.path}-lora --lora a.safetensors:0.7 --lora b.safetensors"
+    assert "RequestError: --lora a.safetensors:0.7: LoRAs are added to the weights when" in failed(run)
+    assert run.error.endswith(command)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "RequestError: --prompts-file prompts.txt: not readable as text"),
+        (b"\xff", "not readable as text ('utf-8' codec can't decode"),
+        (b" \n\n", "RequestError: --prompts-file prompts.txt: no line holds a prompt"),
+    ],
+)
+def test_generate_with_a_prompts_file_that_holds_none(own_home, capsys, content, message):
+    if content is not None:
+        Path("prompts.txt").write_bytes(content)
+    assert message in failed(run_main(capsys, "generate", "x", "--prompts-file", "prompts.txt"))
+
+
+@pytest.mark.parametrize("option", ["--image", "--mask"])
+def test_generate_with_a_picture_that_is_none(bundle, capsys, option):
+    manifest = bundle.path / "manifest.json"
+    other = {"--image": (), "--mask": ("--image", manifest)}[option]
+    run = run_main(capsys, "generate", bundle.path, "a cat", option, manifest, *other)
+    assert f"RequestError: {manifest}: not readable as a picture (cannot identify image file" in failed(run)
+
+
 class Closable:
     """An engine that never runs."""
 
     def close(self):
         pass
-
-
-def test_one_picture_has_the_name_asked(tmp_path):
-    picture = Image.new("RGB", (8, 8), "red")
-    (file,) = save_images(Result([picture], None, {}, None), tmp_path / "new" / "out.png")
-    assert file == tmp_path / "new" / "out.png"
-    assert Image.open(file).getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_several_pictures_are_numbered(tmp_path):
-    pictures = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
-    files = save_images(Result(pictures, None, {}, None), tmp_path / "out.png")
-    assert [file.name for file in files] == ["out-1.png", "out-2.png"]
-    assert Image.open(files[1]).getpixel((0, 0)) == (0, 0, 255)

@@ -1,0 +1,84 @@
+"""What one run of `latentrt generate` is to draw: options that go together, and the pipelines that serve them."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.ensemble import Ensemble
+from latentrt.runtime.loop import StepProgress
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.result import Result
+from latentrt.runtime.settings import Settings
+from latentrt.runtime.upscale import generate_large
+
+NEEDS = {
+    "mask": "image",
+    "strength": "image",
+    "paste_back": "mask",
+    "refiner_start": "refiner",
+    "refiner_strength": "refiner",
+    "upscale_strength": "upscale",
+}
+"""Options that mean nothing without another one."""
+
+EXCLUDES = {
+    ("refiner_start", "refiner_strength"): "the refiner takes over before the end, or it refines what is finished",
+    ("refiner", "upscale"): "there is one second pass",
+    ("image", "upscale"): "the high-resolution fix begins with a prompt alone",
+    ("image", "refiner_strength"): "two passes begin with a prompt alone; draw first, and refine the picture then",
+}
+"""Options that do not go together, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Prompts, and by name the options that were given: settings of the request, and those of a second pass."""
+
+    prompts: tuple[str, ...]
+    options: Mapping[str, Any]
+
+    def over(self, stored: "Job") -> "Job":
+        """The same options, and from a stored job what they do not say; of the schedule, field by field."""
+        options = {**stored.options, **self.options}
+        if "schedule" in options:
+            options["schedule"] = {**stored.options.get("schedule", {}), **self.options.get("schedule", {})}
+        return Job(self.prompts or stored.prompts, options)
+
+    def check(self) -> None:
+        """Raise a usage error where options do not go together, or nothing says what to draw."""
+        if not self.prompts:
+            raise typer.BadParameter("Missing argument 'PROMPT'; or name --prompts-file, or --from-png")
+        for name, other in NEEDS.items():
+            if name in self.options and other not in self.options:
+                raise typer.BadParameter(f"needs {_flag(other)} too", param_hint=_flag(name))
+        for (one, other), reason in EXCLUDES.items():
+            if one in self.options and other in self.options:
+                raise typer.BadParameter(f"{_flag(one)} and {_flag(other)} do not go together: {reason}")
+
+    def draw(self, bundle: Bundle, load: Callable[[Bundle], Pipeline], progress: StepProgress) -> Result:
+        """Load what it takes, and draw."""
+        options = dict(self.options)
+        refiner, start = options.pop("refiner", None), options.pop("refiner_start", None)
+        strength, scale = options.pop("refiner_strength", None), options.pop("upscale", None)
+        upscale_strength = options.pop("upscale_strength", None)
+        settings: Settings = {**options}  # type: ignore[typeddict-item]
+        with ExitStack() as stack:
+            pipeline = stack.enter_context(load(bundle))
+            if scale is not None:
+                settings["strength"] = upscale_strength
+                return generate_large(pipeline, self.prompts, scale=scale, progress=progress, **settings)
+            if refiner is None:
+                return pipeline.generate(self.prompts, progress=progress, **settings)
+            both = Ensemble(pipeline, stack.enter_context(load(Bundle.open(refiner))))
+            if strength is not None:
+                return both.refine(self.prompts, progress=progress, **settings | {"strength": strength})
+            how = {} if start is None else {"handover": start}
+            return both.generate(self.prompts, progress=progress, **how, **settings)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

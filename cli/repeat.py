@@ -1,0 +1,129 @@
+"""The request that a PNG holds, as the options that would have made it."""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from latentrt.cli.home import bundle_path
+from latentrt.cli.job import Job
+from latentrt.runtime.bundle import MANIFEST, Bundle
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.metadata import PICTURES, BundleNote, Metadata, PictureNote, describe_picture
+from latentrt.runtime.png import read_request
+from latentrt.runtime.webui import Parameters
+
+logger = logging.getLogger(__name__)
+
+
+def open_picture(file: Path) -> Image.Image:
+    """A picture, turned as its camera says.
+
+    Raises:
+        RequestError: not there, or not a picture.
+    """
+    try:
+        image = Image.open(file)
+        ImageOps.exif_transpose(image, in_place=True)
+        image.load()
+    except OSError as error:
+        raise RequestError(f"{file}: not readable as a picture ({error})") from error
+    return image
+
+
+def repeated(file: Path, bundle: Bundle, given: Collection[str]) -> Job:
+    """The job that a PNG holds; pictures and a refiner that the options `given` name anew are not looked for.
+
+    Says in the log what cannot be repeated.
+
+    Raises:
+        RequestError: nothing can be read from the PNG, or what it needs is not here as it was.
+    """
+    stored = read_request(file, sampler="sampler" not in given)
+    if isinstance(stored, Parameters):
+        return _from_webui(file, stored, bundle)
+    _compare_bundles(file, stored.bundle, bundle)
+    try:
+        options: dict[str, Any] = {**stored.given_settings()}
+    except RequestError as error:
+        raise RequestError(f"{file}: {error}") from error
+    for name in PICTURES:
+        notes = stored.picture_notes(name)
+        if notes and name not in given:
+            options[name] = [_find_picture(file, name, note) for note in notes]
+    options |= _second_pass(file, stored, bundle, given)
+    return Job(stored.prompt, options)
+
+
+def _from_webui(file: Path, stored: Parameters, bundle: Bundle) -> Job:
+    """The web interface's fields; it skips no layers where a model skips some by itself."""
+    options: dict[str, Any] = {**stored.settings}
+    ignored = list(stored.ignored)
+    if "clip_skip" in options and any(encoder.skipped for encoder in bundle.manifest.model.text_encoders):
+        ignored.append(f"Clip skip: {options.pop('clip_skip') + 1}")
+    if ignored:
+        logger.warning("%s: of its `parameters` these are left out: %s", file, ", ".join(ignored))
+    return Job((stored.prompt,), options)
+
+
+def _compare_bundles(file: Path, note: BundleNote, bundle: Bundle) -> None:
+    """Warn where other weights, or another precision, will give another picture."""
+    manifest = bundle.manifest
+    if note.weights_sha256 != manifest.provenance.weights_sha256:
+        logger.warning(
+            "%s: drawn with other weights (%s, sha256 %s…); %s has sha256 %s…, and draws another picture",
+            *(file, note.name, note.weights_sha256[:10], bundle.path, manifest.provenance.weights_sha256[:10]),
+        )
+    elif note.precision != manifest.precision:
+        logger.warning(
+            "%s: drawn in %s; %s is %s, and the picture differs slightly",
+            *(file, note.precision, bundle.path, manifest.precision),
+        )
+
+
+def _second_pass(file: Path, stored: Metadata, bundle: Bundle, given: Collection[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if stored.upscale is not None:
+        options |= {"upscale": stored.upscale.scale, "upscale_strength": stored.upscale.strength}
+    if stored.refiner is not None:
+        if "refiner" not in given:
+            options["refiner"] = _find_refiner(file, stored.refiner.bundle, bundle)
+        if not {"refiner_start", "refiner_strength"} & set(given):
+            how = {"refiner_start": stored.refiner.start, "refiner_strength": stored.refiner.strength}
+            options |= {name: value for name, value in how.items() if value is not None}
+    return options
+
+
+def _find_picture(png: Path, name: str, note: PictureNote) -> Image.Image:
+    if note.file is None:
+        raise RequestError(f"{png}: its {name} came from no file. Name it with --{name}")
+    found = next((place for place in (Path(note.file), png.parent / note.file) if place.is_file()), None)
+    if found is None:
+        raise RequestError(
+            f"{png}: its {name} {note.file} is neither here nor beside the PNG. Put it there, or name it with --{name}"
+        )
+    picture = open_picture(found)
+    if describe_picture(picture, PICTURES[name]).sha256 != note.sha256:
+        raise RequestError(
+            f"{found}: not the {name} that {png} was drawn with: its pixels have another sha256 than "
+            f"{note.sha256[:10]}… ({note.width} x {note.height}). Put the right one there, or name one with --{name}"
+        )
+    return picture
+
+
+def _find_refiner(png: Path, note: BundleNote, bundle: Bundle) -> Path:
+    places = [bundle_path(Path(note.name)), bundle.path.parent / note.name]
+    found = next((place for place in places if (place / MANIFEST).is_file()), None)
+    if found is None:
+        raise RequestError(
+            f"{png}: its refiner {note.name} is neither here nor beside {bundle.path}. Name it with --refiner"
+        )
+    sha256 = Bundle.open(found).manifest.provenance.weights_sha256
+    if sha256 != note.weights_sha256:
+        raise RequestError(
+            f"{found}: not the refiner that {png} was drawn with: its weights have sha256 {sha256[:10]}…, not "
+            f"{note.weights_sha256[:10]}…. Name the right one, or another, with --refiner"
+        )
+    return found
