@@ -2,7 +2,8 @@
 
     python benchmarks/graph_passes.py BUNDLE [--size PIXELS] [--images N] [--runs N] [--threads N]
 
-Hoisting and flat attention are what `build-engine` does; merging the products stands here because it has not won.
+Hoisting, flat attention and instance norms are what `build-engine` does; merging the products stands here because it
+has not won.
 Prints a table (milliseconds per step: smallest, median, quartiles; ratio to the whole U-Net, run by run), one row per
 variant, and one JSON line at the end. With `--threads 1` the thread's own processor time is measured, which leaves out
 what other processes take of the machine; otherwise wall time.
@@ -24,6 +25,7 @@ import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from latentrt.engine.passes.flat_attention import flatten_attention
+from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.hoist import hoist
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.components import DTYPES
@@ -90,6 +92,7 @@ RECIPES: dict[str, tuple[bool, tuple[Pass, ...]]] = {
     "attention flat": (False, (flatten_attention,)),
     "hoisted, products merged": (True, (merge_projections,)),
     "hoisted, attention flat": (True, (flatten_attention,)),
+    "hoisted, attention flat, instance norms": (True, (flatten_attention, use_instance_norm)),
 }
 """Variant: whether it is hoisted, and the passes that go before that."""
 

@@ -6,13 +6,14 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 
 from latentrt.engine.passes.flat_attention import flatten_attention
+from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.lengths import fold_lengths
 
 Pass = Callable[[ir.Model], PassResult]
 
 EVERYWHERE: tuple[Pass, ...] = (fold_lengths,)
-ON_THE_CPU: tuple[Pass, ...] = (flatten_attention,)
-"""Measured in ONNX Runtime on the CPU; TensorRT chooses its kernels by heads that it sees."""
+ON_THE_CPU: tuple[Pass, ...] = (flatten_attention, use_instance_norm)
+"""Measured in ONNX Runtime on the CPU; TensorRT looks for heads to choose kernels, and has group norms."""
 
 
 def passes_for(target: str) -> tuple[Pass, ...]:

@@ -14,6 +14,7 @@ import pytest
 
 from latentrt.engine.passes.axes import describe_tensors
 from latentrt.engine.passes.flat_attention import flatten_attention
+from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.hoist import Hoisted, hoist
 from latentrt.engine.passes.lengths import fold_lengths
 from latentrt.runtime.errors import BuildError
@@ -355,6 +356,40 @@ def test_flattening_attention(name: str) -> None:
     assert not flatten_attention(flat).modified, "a second run changes something"
     feeds = inputs_of(model, SIZES)
     np.testing.assert_array_equal(run(flat, feeds)["out"], run(model, feeds)["out"])
+
+
+GROUP_NORMS = {
+    "of a convolution's output": (
+        """
+        { y = GroupNormalization<num_groups=2, epsilon=0.001>(sample, SCALE, BIAS)
+          out = Relu(y) }""",
+        "Add InstanceNormalization Mul Relu Reshape Reshape Shape",
+    ),
+    "as the graph's output": (
+        "{ out = GroupNormalization<num_groups=1>(sample, SCALE, BIAS) }",
+        "Add InstanceNormalization Mul Reshape Reshape Shape",
+    ),
+    "with a scale that is computed": (
+        """
+        { scale = Relu(SCALE)
+          out = GroupNormalization<num_groups=2>(sample, scale, BIAS) }""",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GROUP_NORMS)
+def test_group_norms_as_instance_norms(name: str) -> None:
+    body, left = GROUP_NORMS[name]
+    weights = "<float[4] SCALE = {1.0,2.0,-3.0,0.5}, float[4] BIAS = {0.0,1.0,2.0,-1.0}>"
+    text = f"unet ({INPUTS}) => (float[rows,4,h,w] out) {weights} {body}"
+    model, changed = parse(text), parse(text)
+    assert use_instance_norm(changed).modified == (left is not None)
+    assert operators(changed) == (operators(model) if left is None else left.split())
+    assert not use_instance_norm(changed).modified, "a second run changes something"
+    assert names(changed.graph.outputs) == names(model.graph.outputs)
+    feeds = inputs_of(model, SIZES)
+    np.testing.assert_allclose(run(changed, feeds)["out"], run(model, feeds)["out"], atol=1e-5)
 
 
 def test_axes_are_found_without_symbols() -> None:
