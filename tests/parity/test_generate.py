@@ -294,3 +294,8 @@ def test_a_refiner_takes_over_what_the_base_has_settled(pipe):
     assert refined.request.source.strength == 0.5
     assert (refined.metadata.refiner.strength, taken_over.metadata.refiner.start) == (0.5, 0.9)
     assert "strength" not in refined.metadata.settings
+
+
+@pytest.mark.parametrize("option", ["--aesthetic-score", "--negative-aesthetic-score"])
+def test_scores_are_reached(draw, option):
+    assert "RequestError: aesthetic score: this model has none, it is SDXL's refiner" in draw("x", option, "7", code=1)
