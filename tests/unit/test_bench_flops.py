@@ -15,7 +15,7 @@ from latentrt.benchmarks.results import Peaks
 from latentrt.benchmarks.roofline import component_sizes, floor_seconds, stage_work
 from latentrt.benchmarks.scenarios import Point, Scenario
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.modules import MODULES
+from latentrt.export.modules import MODULES, wrap
 from latentrt.export.samples import sample_inputs
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BenchmarkError
@@ -119,10 +119,10 @@ def test_a_whole_component_counts_as_torch_does(sdxl_bundle, sdxl_checkpoint, co
     """
     bundle = Bundle.open(sdxl_bundle)
     spec = bundle.manifest.specs(bundle.manifest.limits)[component]
-    folder, wrapper = MODULES[component]
-    module = wrapper(Checkpoint.open(sdxl_checkpoint).network(folder, torch.float32))
+    checkpoint = Checkpoint.open(sdxl_checkpoint)
+    module = wrap(component, checkpoint.network(MODULES[component][0], torch.float32), checkpoint.model)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(*sample_inputs(spec, SIZES, 100).values())
+        module(**sample_inputs(spec, SIZES, 100))
     assert count(bundle.onnx(component), SIZES).total_flops == counter.get_total_flops()
 
 
