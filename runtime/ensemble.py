@@ -1,14 +1,20 @@
 """Base and refiner: two models that draw one picture (Podell et al. 2023, arXiv:2307.01952, section 2.5)."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Unpack, cast
 
+import numpy as np
+
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.loop import StepProgress
 from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.request import Request
 from latentrt.runtime.settings import Settings
+
+log = logging.getLogger(__name__)
 
 STRENGTH = 0.3
 """Of the refiner's pass over finished latents, where none is given: it changes details only."""
@@ -43,6 +49,13 @@ class Ensemble:
                     f"refiner {self.refiner.bundle.path}: its VAE has {fact} {theirs}, the base's {ours}, so it would "
                     "not understand the base's latents. Use a refiner of the same family"
                 )
+        hashes = [one.bundle.manifest.provenance.vae_sha256 for one in (self.base, self.refiner)]
+        if all(hashes) and hashes[0] != hashes[1]:
+            log.warning(
+                "refiner %s: its VAE has other weights than the base's, though the same facts. Colours may shift; "
+                "export both with the same --vae",
+                self.refiner.bundle.path,
+            )
 
     def generate(
         self,
@@ -65,10 +78,8 @@ class Ensemble:
                 f"handover {handover!r}: must lie between 0 and 1; the refiner was trained for 0.8 and up"
             )
         ours, theirs = _split(settings)
-        ours |= {"denoising_end": handover, "decode": False}
-        first = self.base.generate(prompt, progress=progress, **ours)
-        theirs |= {**_as_drawn(first), "latents": first.latents, "denoising_start": handover}
-        return _joined(first, self.refiner.generate(prompt, progress=progress, **theirs))
+        ours["denoising_end"] = theirs["denoising_start"] = handover
+        return self._draw(prompt, ours, theirs, progress)
 
     def refine(
         self,
@@ -84,12 +95,26 @@ class Ensemble:
         Raises:
             RequestError: as of `Pipeline.generate`.
         """
+        strength = settings.pop("strength", None)
         ours, theirs = _split(settings)
-        ours["decode"] = False
-        first = self.base.generate(prompt, progress=progress, **ours)
-        strength = settings.get("strength")
-        theirs |= {**_as_drawn(first), "latents": first.latents, "strength": STRENGTH if strength is None else strength}
-        return _joined(first, self.refiner.generate(prompt, progress=progress, **theirs))
+        theirs["strength"] = STRENGTH if strength is None else strength
+        return self._draw(prompt, ours, theirs, progress)
+
+    def _draw(
+        self, prompt: str | Sequence[str], ours: Settings, theirs: Settings, progress: StepProgress | None
+    ) -> Result:
+        """Run both requests, the refiner's on the base's latents, once both are known to be served."""
+        model = self.base.bundle.manifest.model
+        first = self.base.request(prompt, **(ours | {"decode": False}))
+        size = (first.height // model.latent_scale, first.width // model.latent_scale)
+        latents = np.zeros((first.count, model.latent_channels, *size), np.float32)
+        second = self.refiner.request(prompt, **(theirs | _settled(first) | {"latents": latents}))
+        self.base.check(first)
+        self.refiner.check(second)
+        drawn = self.base.run(first, progress)
+        assert second.source is not None
+        second = replace(second, source=replace(second.source, latents=drawn.latents))
+        return _joined(drawn, self.refiner.run(second, progress))
 
     def close(self) -> None:
         """Close both pipelines."""
@@ -112,9 +137,9 @@ def _split(settings: Settings) -> tuple[Settings, Settings]:
     return cast(Settings, ours), cast(Settings, theirs)
 
 
-def _as_drawn(first: Result) -> Settings:
-    """What the base has settled: the seed where none was given, and the size, which its latents have."""
-    return {"seed": first.request.seeds, "sampler": first.request.sampler, "width": None, "height": None}
+def _settled(first: Request) -> Settings:
+    """What the base's request has settled where nothing was given; the size is that of its latents."""
+    return {"seed": first.seeds, "sampler": first.sampler, "steps": first.steps, "width": None, "height": None}
 
 
 def _joined(first: Result, second: Result) -> Result:
