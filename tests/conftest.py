@@ -42,17 +42,15 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
 
     @cache
     def made(name: str) -> tuple[Path, Path]:
-        from checkpoints import write_checkpoint
+        from family_bundles import make_family
 
-        folder = tmp_path_factory.mktemp(name)
-        checkpoint = write_checkpoint(folder / "checkpoint", name)
-        return checkpoint, _export(checkpoint, folder / "bundle", "fp32", "quick")
+        return make_family(tmp_path_factory.mktemp(name), name)
 
     return made
 
 
-def _export(checkpoint: Path, target: Path, precision: str, depth: str = "full") -> Path:
+def _export(checkpoint: Path, target: Path, precision: str) -> Path:
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.exporter import export_bundle
 
-    return export_bundle(Checkpoint.open(checkpoint), target, precision=precision, depth=depth).path
+    return export_bundle(Checkpoint.open(checkpoint), target, precision=precision).path
