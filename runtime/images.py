@@ -79,10 +79,10 @@ def latent_mask(mask: Floats, scale: int) -> Floats:
 def _length(name: str, wanted: int | None, own: int) -> int:
     """The width or height that is asked for, or the picture's own."""
     if wanted is None and own % 8:
-        below = own // 8 * 8
+        nearest = [length for length in (own // 8 * 8, own // 8 * 8 + 8) if length]
+        resized = " or ".join(f"{name}={length}" for length in nearest)
         raise RequestError(
-            f"image: its {name} of {own} pixels is not a multiple of 8. Crop it, or resize it by "
-            f"{name}={max(below, 8)} or {name}={below + 8}"
+            f"image: its {name} of {own} pixels is not a multiple of 8. Crop it, or resize it by {resized}"
         )
     if wanted is not None and not is_whole(wanted, 1):
         raise RequestError(f"{name} {wanted!r}: must be a whole number of at least 1")

@@ -49,6 +49,17 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
     return made
 
 
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint that ships, exported in fp32; read only."""
+    from latentrt.demo import CHECKPOINT
+    from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.exporter import export_bundle
+
+    folder = tmp_path_factory.mktemp("demo") / "bundle"
+    return export_bundle(Checkpoint.open(CHECKPOINT), folder, precision="fp32", depth="quick").path
+
+
 def _export(checkpoint: Path, target: Path, precision: str) -> Path:
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.exporter import export_bundle

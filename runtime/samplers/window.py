@@ -60,6 +60,8 @@ def _refuse(steps: int, **shares: float | None) -> NoReturn:
             f"strength {shares['strength']}: none of {steps} steps is left to run, the picture would stay as it is. "
             f"The least is {ceil(1000 / steps) / 1000}, one step"
         )
+    if shares["denoising_start"] is not None:
+        del shares["strength"]  # whose place it takes
     given = ", ".join(f"{name} {share}" for name, share in shares.items() if share is not None)
     raise RequestError(f"{given}: none of {steps} steps lies between. Ask for more steps or a wider part")
 

@@ -14,16 +14,15 @@ from latentrt.export.exporter import export_bundle
 from latentrt.runtime import MicroConditioning, Pipeline, Request
 from latentrt.runtime.drawing import guidance_rows
 from latentrt.runtime.prompt import Conditioning, PromptEncoder
+from latentrt.runtime.samplers import SamplerTable
 
 SCENES = held_out_scenes(20)
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    folder = tmp_path_factory.mktemp("demo") / "bundle"
-    bundle = export_bundle(Checkpoint.open(CHECKPOINT), folder, precision="fp32", depth="quick")
-    with Pipeline.load(bundle, "onnxruntime", "cpu") as pipe:
+def pipeline(demo_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.load(demo_bundle, "onnxruntime", "cpu") as pipe:
         yield pipe
 
 
@@ -58,8 +57,9 @@ def test_swapped_encoders_would_show(pipeline: Pipeline, monkeypatch: pytest.Mon
 
 
 def test_inverted_guidance_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def inverted(scale: float, guided: bool) -> np.ndarray:
-        return guidance_rows(1 - scale, guided)
+    def inverted(request: Request, table: SamplerTable, scale: float, guided: bool) -> np.ndarray:
+        """For a scale g, that of 1 - g."""
+        return guidance_rows(request, table, scale, guided)[:, ::-1]
 
     monkeypatch.setattr("latentrt.runtime.drawing.guidance_rows", inverted)
     assert scores(pipeline)["background"] <= 0.5

@@ -13,7 +13,8 @@ from cuda_stand_in import StandInBackend, StandInCuda
 from latentrt.runtime import NumericsError, Pipeline, RequestError
 from latentrt.runtime.backends import cuda
 from latentrt.runtime.loop import KEPT_SESSIONS
-from latentrt.runtime.prompt import KEPT_TEXTS
+from latentrt.runtime.model import TextEncoder
+from latentrt.runtime.prompt import KEPT_TEXTS, Text
 
 SIZE = 64
 SAMPLERS = ("euler", "euler_a", "dpmpp_2m", "unipc", "ddim", "lcm")
@@ -138,16 +139,20 @@ def test_requests_of_one_size_share_one_recorded_step(bundle: Path) -> None:
 def test_a_prompt_is_encoded_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Pipeline.load(bundle, "onnxruntime", "cpu") as pipe:
         encoded: list[list[str]] = []
-        run = pipe._prompts._run_encoders
-        monkeypatch.setattr(
-            pipe._prompts, "_run_encoders", lambda texts, tokens: encoded.append(texts) or run(texts, tokens)
-        )
+        run = pipe._prompts._run
+
+        def counting(encoder: TextEncoder, texts: list[Text], chunks: int) -> list[Any]:
+            encoded.append([text.text for text in texts])
+            return run(encoder, texts, chunks)
+
+        monkeypatch.setattr(pipe._prompts, "_run", counting)
         request = {"steps": 1, "guidance": 3, "seed": 1, "width": SIZE, "height": SIZE}
         first = pipe.generate(["a red circle", "a star"], negative="blurry", **request)
         again = pipe.generate(["a red circle", "a star"], negative="blurry", **request)
         np.testing.assert_array_equal(first.latents, again.latents)
         pipe.generate(["a star", "a cat"], negative="blurry", **request)
-        assert encoded == [["a red circle", "a star", "blurry"], ["a cat"]]
+        first_request, second_request = ["a red circle", "a star", "blurry"], ["a cat"]
+        assert encoded == [first_request, first_request, second_request, second_request]  # of two encoders
         for number in range(KEPT_TEXTS):
             pipe.begin(pipe.request(f"number {number}", **(request | {"guidance": 1})))
         assert len(pipe._prompts._encoded) == KEPT_TEXTS
