@@ -31,8 +31,8 @@ class Embeddings:
         shape = np.shape(self.hidden)
         if len(shape) != 3 or not shape[1] or shape[1] % TOKENS_PER_CHUNK:
             raise RequestError(
-                f"embeddings: hidden has shape {list(shape)}; it must be (prompts, tokens, width) with tokens a multiple "
-                f"of {TOKENS_PER_CHUNK}"
+                f"embeddings: hidden has shape {list(shape)}; it must be (prompts, tokens, width) with tokens a "
+                f"multiple of {TOKENS_PER_CHUNK}"
             )
 
     def __len__(self) -> int:
