@@ -9,6 +9,8 @@ Errors form one tree under `LatentRTError`.
 """
 
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.embeddings import Embeddings
+from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.errors import (
     BackendError,
     BenchmarkError,
@@ -24,6 +26,7 @@ from latentrt.runtime.errors import (
 )
 from latentrt.runtime.pipeline import Pipeline, Result
 from latentrt.runtime.request import MicroConditioning, Request
+from latentrt.runtime.upscale import generate_large
 
 __all__ = [
     "BackendError",
@@ -32,6 +35,8 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CheckpointError",
+    "Embeddings",
+    "Ensemble",
     "LatentRTError",
     "MicroConditioning",
     "NumericsError",
@@ -42,4 +47,5 @@ __all__ = [
     "RequestError",
     "Result",
     "StaleBuildError",
+    "generate_large",
 ]

@@ -18,10 +18,8 @@ from PIL import Image
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.verification import diffusers_pictures, diffusers_pipeline
-from latentrt.runtime import Pipeline
-from latentrt.runtime.ensemble import Ensemble
+from latentrt.runtime import Ensemble, Pipeline, generate_large
 from latentrt.runtime.samplers import SAMPLERS
-from latentrt.runtime.upscale import generate_large
 
 TOLERANCE = 2
 """Of 255: fp32 rounding differs by summation order, grows over the steps, and flips the rounding to bytes."""

@@ -18,12 +18,10 @@ from task_cases import DIFFERENT, PROMPT, ROWS, TOLERANCE, Case, Drawn, Models, 
 from task_cases import mask as a_mask
 from task_cases import picture as a_picture
 
-from latentrt.runtime import Pipeline, RequestError
-from latentrt.runtime.ensemble import Ensemble
+from latentrt.runtime import Ensemble, Pipeline, RequestError, generate_large
 from latentrt.runtime.loop import Session
 from latentrt.runtime.noise import TorchGenerator
 from latentrt.runtime.samplers import ScheduleConfig, compile_sampler
-from latentrt.runtime.upscale import generate_large
 
 SIZE = {"width": 64, "height": 64}
 
@@ -115,6 +113,18 @@ def test_several_pictures_from_several_starts_equal_diffusers(models: Models, ki
         theirs |= {"mask_image": masks, "width": drawn.size[0], "height": drawn.size[1]}
     found = models.ours("sdxl").generate(prompts, **settings).images
     assert np.abs(stack(found) - stack(drawn.peer(kind)(**theirs).images)).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["Img2Img", "Inpaint"])
+def test_two_pictures_from_one_start_equal_diffusers(models: Models, kind: str) -> None:
+    drawn = Drawn(models, Case("SDXL base", "image to image", "euler_a", 0.5))
+    start, mask = a_picture(*drawn.size), a_mask(*drawn.size)
+    masks = {"mask": mask} if kind == "Inpaint" else {}
+    found = models.ours("sdxl").generate(PROMPT, images=2, image=start, strength=0.5, **masks, **drawn.our_settings())
+    theirs = {"image": start, "strength": 0.5, "num_images_per_prompt": 2, **drawn.their_settings()}
+    if kind == "Inpaint":
+        theirs |= {"mask_image": mask, "width": drawn.size[0], "height": drawn.size[1]}
+    assert np.abs(stack(found.images) - stack(drawn.peer(kind)(**theirs).images)).max() <= TOLERANCE
 
 
 # Batches

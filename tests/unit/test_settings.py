@@ -13,15 +13,13 @@ from bundles import SDXL, edit_json, write_bundle
 from PIL import Image
 
 from latentrt.export.family import TIME_IDS
+from latentrt.runtime import Embeddings, Ensemble, generate_large
 from latentrt.runtime.backends import open_backend
 from latentrt.runtime.bundle import MANIFEST, Bundle
-from latentrt.runtime.embeddings import Embeddings
-from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.selection import Selection
 from latentrt.runtime.settings import Settings
-from latentrt.runtime.upscale import generate_large
 
 IMAGE = Image.new("RGB", (1024, 768), "red")
 MASK = Image.new("L", (1024, 768), 255)
