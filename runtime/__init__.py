@@ -9,6 +9,8 @@ Errors form one tree under `LatentRTError`.
 """
 
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.embeddings import Embeddings
+from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.errors import (
     BackendError,
     BenchmarkError,
@@ -25,6 +27,7 @@ from latentrt.runtime.errors import (
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.request import MicroConditioning, Request
 from latentrt.runtime.result import Result
+from latentrt.runtime.upscale import generate_large
 
 __all__ = [
     "BackendError",
@@ -33,6 +36,8 @@ __all__ = [
     "Bundle",
     "BundleError",
     "CheckpointError",
+    "Embeddings",
+    "Ensemble",
     "LatentRTError",
     "MicroConditioning",
     "NumericsError",
@@ -43,4 +48,5 @@ __all__ = [
     "RequestError",
     "Result",
     "StaleBuildError",
+    "generate_large",
 ]

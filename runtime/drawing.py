@@ -92,7 +92,7 @@ def guidance_rows(request: Request, table: SamplerTable, scale: float, guided: b
     """
     if not guided:
         return np.ones((table.step_count, 1), np.float32)
-    step = (table.first + np.arange(table.step_count)) / (table.first + table.step_count)
+    step = (table.first + np.arange(table.step_count)) / table.whole
     low, high = request.guidance_interval
     inside = (step >= low) & (step < high) & (scale > 1)
     return np.where(inside[:, None], [1 - scale, scale], [0, 1]).astype(np.float32)

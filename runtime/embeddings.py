@@ -17,12 +17,23 @@ class Embeddings:
 
     hidden and negative_hidden (n, tokens, context width), with tokens a multiple of 77; pooled and negative_pooled
     (n, pooled width), for models that take them. The negative ones are needed with guidance only.
+
+    Raises:
+        RequestError: hidden has other axes, or other numbers of tokens.
     """
 
     hidden: NDArray[Any]
     pooled: NDArray[Any] | None = None
     negative_hidden: NDArray[Any] | None = None
     negative_pooled: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.hidden)
+        if len(shape) != 3 or not shape[1] or shape[1] % TOKENS_PER_CHUNK:
+            raise RequestError(
+                f"embeddings: hidden has shape {list(shape)}; it must be (prompts, tokens, width) with tokens a "
+                f"multiple of {TOKENS_PER_CHUNK}"
+            )
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -39,11 +50,6 @@ class Embeddings:
             RequestError: one is missing, or of another shape than needed.
         """
         hidden = np.shape(self.hidden)
-        if len(hidden) != 3 or hidden[1] % TOKENS_PER_CHUNK:
-            raise RequestError(
-                f"embeddings: hidden has shape {list(hidden)}; it must be (prompts, tokens, {model.context_width}) "
-                f"with tokens a multiple of {TOKENS_PER_CHUNK}"
-            )
         wanted: dict[str, tuple[int, ...]] = {"hidden": (*hidden[:2], model.context_width)}
         if model.time_ids:
             wanted["pooled"] = (hidden[0], model.pooled_width)

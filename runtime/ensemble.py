@@ -1,16 +1,22 @@
 """Base and refiner: two models that draw one picture (Podell et al. 2023, arXiv:2307.01952, section 2.5)."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Unpack, cast
+
+import numpy as np
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.loop import StepProgress
 from latentrt.runtime.metadata import RefinerNote, describe, describe_bundle
 from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.request import Request
 from latentrt.runtime.result import Result
 from latentrt.runtime.settings import Settings
+
+log = logging.getLogger(__name__)
 
 STRENGTH = 0.3
 """Of the refiner's pass over finished latents, where none is given: it changes details only."""
@@ -45,6 +51,13 @@ class Ensemble:
                     f"refiner {self.refiner.bundle.path}: its VAE has {fact} {theirs}, the base's {ours}, so it would "
                     "not understand the base's latents. Use a refiner of the same family"
                 )
+        hashes = [one.bundle.manifest.provenance.vae_sha256 for one in (self.base, self.refiner)]
+        if all(hashes) and hashes[0] != hashes[1]:
+            log.warning(
+                "refiner %s: its VAE has other weights than the base's, though the same facts. Colours may shift; "
+                "export both with the same --vae",
+                self.refiner.bundle.path,
+            )
 
     def generate(
         self,
@@ -67,10 +80,8 @@ class Ensemble:
                 f"handover {handover!r}: must lie between 0 and 1; the refiner was trained for 0.8 and up"
             )
         ours, theirs = _split(settings)
-        ours |= {"denoising_end": handover, "decode": False}
-        first = self.base.generate(prompt, progress=progress, **ours)
-        theirs |= {**_as_drawn(first), "latents": first.latents, "denoising_start": handover}
-        return self._joined(prompt, settings, first, theirs, progress, start=handover)
+        ours["denoising_end"] = theirs["denoising_start"] = handover
+        return self._noted(prompt, settings, *self._draw(prompt, ours, theirs, progress), start=handover)
 
     def refine(
         self,
@@ -87,30 +98,36 @@ class Ensemble:
             RequestError: as of `Pipeline.generate`.
         """
         strength = settings.pop("strength", None)
-        strength = STRENGTH if strength is None else strength
         ours, theirs = _split(settings)
-        ours["decode"] = False
-        first = self.base.generate(prompt, progress=progress, **ours)
-        theirs |= {**_as_drawn(first), "latents": first.latents, "strength": strength}
-        return self._joined(prompt, settings, first, theirs, progress, strength=strength)
+        theirs["strength"] = strength = STRENGTH if strength is None else strength
+        return self._noted(prompt, settings, *self._draw(prompt, ours, theirs, progress), strength=strength)
 
-    def _joined(
-        self,
-        prompt: str | Sequence[str],
-        settings: Settings,
-        first: Result,
-        theirs: Settings,
-        progress: StepProgress | None,
-        **how: float,
+    def _draw(
+        self, prompt: str | Sequence[str], ours: Settings, theirs: Settings, progress: StepProgress | None
+    ) -> tuple[Result, Result]:
+        """The base's result, and the refiner's on its latents. Both requests are known to be served before one runs."""
+        model = self.base.bundle.manifest.model
+        first = self.base.request(prompt, **(ours | {"decode": False}))
+        size = (first.height // model.latent_scale, first.width // model.latent_scale)
+        latents = np.zeros((first.count, model.latent_channels, *size), np.float32)
+        second = self.refiner.request(prompt, **(theirs | _settled(first) | {"latents": latents}))
+        self.base.check(first)
+        self.refiner.check(second)
+        drawn = self.base.run(first, progress)
+        assert second.source is not None
+        second = replace(second, source=replace(second.source, latents=drawn.latents))
+        return drawn, self.refiner.run(second, progress)
+
+    def _noted(
+        self, prompt: str | Sequence[str], settings: Settings, first: Result, second: Result, **how: float
     ) -> Result:
-        """The refiner's result after the base's; `how`: the fields of the metadata's `RefinerNote`."""
-        second = self.refiner.run(self.refiner.request(prompt, **theirs), progress)
-        timings: Mapping[str, float] = {f"base {stage}": seconds for stage, seconds in first.timings.items()}
+        """The refiner's result with the timings and the metadata of both; `how`: fields of `RefinerNote`."""
+        timings = {f"base {stage}": seconds for stage, seconds in first.timings.items()}
         metadata = describe(self.base.bundle, self.base.selection, prompt, settings, first.request)
         note = RefinerNote(bundle=describe_bundle(self.refiner.bundle, self.refiner.selection), **how)
         return replace(
             second,
-            timings={**timings, **second.timings},
+            timings=timings | dict(second.timings),
             metadata=metadata.model_copy(update={"refiner": note}),
         )
 
@@ -135,14 +152,13 @@ def _split(settings: Settings) -> tuple[Settings, Settings]:
     return cast(Settings, ours), cast(Settings, theirs)
 
 
-def _as_drawn(first: Result) -> Settings:
-    """What the base has settled, by its own defaults too; its latents have the size."""
-    request = first.request
+def _settled(first: Request) -> Settings:
+    """What the base's request has settled where nothing was given; the size is that of its latents."""
     return {
-        "seed": request.seeds,
-        "steps": request.steps,
-        "sampler": request.sampler,
-        "guidance": request.guidance,
+        "seed": first.seeds,
+        "steps": first.steps,
+        "sampler": first.sampler,
+        "guidance": first.guidance,
         "width": None,
         "height": None,
     }

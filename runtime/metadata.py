@@ -61,6 +61,7 @@ class UpscaleNote(Record):
 
     scale: float
     resample: Literal["lanczos", "bicubic", "bilinear", "nearest"]
+    enlarge: Literal["pixels", "latents"] = "pixels"
     strength: float
 
 

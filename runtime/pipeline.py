@@ -16,14 +16,14 @@ from latentrt.runtime.batch import check_table
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.drawing import Drawing, start_pictures
 from latentrt.runtime.embeddings import Embeddings
-from latentrt.runtime.errors import RequestError
+from latentrt.runtime.errors import CheckpointError, RequestError
 from latentrt.runtime.images import paste_back
 from latentrt.runtime.loop import Loop, StepProgress, check_finite
 from latentrt.runtime.metadata import describe
 from latentrt.runtime.model import Limits
 from latentrt.runtime.prompt import PromptEncoder
 from latentrt.runtime.recent import Recent
-from latentrt.runtime.request import Request, check_images, check_tokens
+from latentrt.runtime.request import Request, check_images, check_size, check_tokens
 from latentrt.runtime.result import Result
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.selection import Selection, select
@@ -105,7 +105,15 @@ class Pipeline:
         Raises:
             RequestError: a value that no build serves.
         """
-        return make_request(prompt, settings, self.bundle.manifest)
+        return make_request(prompt, settings, self.bundle.manifest, self._check_size)
+
+    def check(self, request: Request, tokens: int = 0) -> None:
+        """Refuse what this build does not serve; `begin` asks the same. Nothing runs.
+
+        Raises:
+            RequestError: names the value, what is served, and what to do.
+        """
+        self._prepare(request, tokens)
 
     def run(self, request: Request, progress: StepProgress | None = None) -> Result:
         """Serve a request; see `generate`."""
@@ -123,10 +131,7 @@ class Pipeline:
             RequestError: a value that this build does not serve.
         """
         self.backend.activate()
-        request.check(self.limits, self.rebuild_command)
-        request.check_model(self.bundle.manifest.model)
-        tokens = self._tokens(request, tokens)
-        table = self._table(request)
+        tokens, table = self._prepare(request, tokens)
         timings: dict[str, float] = {}
         with self._stage(timings, "text"):
             conditioning = self._prompts.encode(request, tokens)
@@ -135,12 +140,23 @@ class Pipeline:
             pictures = start_pictures(request, conditioning, table, self.bundle.manifest.model, self._vae.encode)
         return Drawing(request, pictures, timings)
 
+    def _prepare(self, request: Request, tokens: int) -> tuple[int, SamplerTable]:
+        """A checked request's tokens and its sampler's table."""
+        request.check(self.limits, self.rebuild_command)
+        request.check_model(self.bundle.manifest.model)
+        return self._tokens(request, tokens), self._table(request)
+
     def _tokens(self, request: Request, least: int = 0) -> int:
         """How many tokens a request's prompts are encoded in: what the longest needs, checked."""
-        longest, needed = self._prompts.longest(request)
-        needed = max(needed, least)
-        check_tokens(needed, self.limits, self.rebuild_command, longest)
-        return int(max(needed, self.limits.tokens.min))
+        longest, own = self._prompts.longest(request)
+        check_tokens(max(own, least), self.limits, self.rebuild_command, longest)
+        needed = int(max(own, least, self.limits.tokens.min))
+        if request.embeddings is not None and own < needed:
+            raise RequestError(f"embeddings: {own} tokens, {needed} are needed. Make them with this pipeline's `embed`")
+        return needed
+
+    def _check_size(self, width: int, height: int) -> None:
+        check_size(width, height, self.limits, self.rebuild_command)
 
     def _engine(self, component: str) -> Engine:
         """A component's engine, loaded if it is one of the late ones."""
@@ -151,7 +167,10 @@ class Pipeline:
 
     def _table(self, request: Request) -> SamplerTable:
         """The sampler's table for the steps that the request runs."""
-        schedule = ScheduleConfig.from_diffusers(self.bundle.manifest.model.scheduler | dict(request.schedule))
+        try:
+            schedule = ScheduleConfig.from_diffusers(self.bundle.manifest.model.scheduler | dict(request.schedule))
+        except CheckpointError as error:  # the checkpoint's own config was read at load
+            raise RequestError(f"schedule: {error}") from error
         first, last = kept_rows(
             request.sampler,
             schedule,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from latentrt.runtime.errors import RequestError
 
-MARKS = re.compile(r"\\[()]|\(|:[^():]*\)|\)")
+MARKS = re.compile(r"\\[()]|\(|:[^():\\]*\)|\)")
 
 NUMBER = re.compile(r"\s*\d*\.?\d+\s*")
 UNCLOSED = re.compile(r":\s*\d*\.?\d+\s*$")

@@ -98,6 +98,10 @@ class Request:
         self._check_texts()
         self._check_numbers()
         self._check_guidance()
+        for name in ("denoising_start", "denoising_end"):
+            share = getattr(self, name)
+            if share is not None and not is_share(share):
+                raise RequestError(f"{name} {share!r}: must be a number from 0 to 1, a share of the denoising")
         if self.source is not None:
             self._check_source(self.source)
 
@@ -143,7 +147,8 @@ class Request:
         if not is_share(self.guidance_rescale):
             raise RequestError(f"guidance_rescale {self.guidance_rescale!r}: must be a number from 0 to 1")
         interval = self.guidance_interval
-        if len(interval) != 2 or not all(map(is_share, interval)) or interval[0] > interval[1]:
+        is_pair = isinstance(interval, Sequence) and len(interval) == 2
+        if not is_pair or not all(map(is_share, interval)) or interval[0] > interval[1]:
             raise RequestError(
                 f"guidance_interval {interval!r}: must be two shares of the steps, from and to, such as (0.2, 0.8)"
             )
@@ -221,8 +226,7 @@ class Request:
             RequestError: names the dimension, the nearest valid values and the command.
         """
         check_images(self.count, limits, rebuild)
-        _check_range(limits, rebuild, "width", self.width)
-        _check_range(limits, rebuild, "height", self.height)
+        check_size(self.width, self.height, limits, rebuild)
 
 
 def _check_range(limits: Limits, rebuild: Callable[[Limits], str], name: str, value: int) -> None:
@@ -237,6 +241,12 @@ def _check_range(limits: Limits, rebuild: Callable[[Limits], str], name: str, va
         steps = f" in steps of {step}" if step > 1 and low < high else ""
         served = f"{low} to {high}{steps}" if low < high else f"{low} only"
         raise RequestError(f"{name} {value}: this build serves {served}. Rebuild with: {rebuild(wider)}")
+
+
+def check_size(width: int, height: int, limits: Limits, rebuild: Callable[[Limits], str]) -> None:
+    """Raise `RequestError` where pictures of this size are not served."""
+    _check_range(limits, rebuild, "width", width)
+    _check_range(limits, rebuild, "height", height)
 
 
 def check_images(count: int, limits: Limits, rebuild: Callable[[Limits], str]) -> None:

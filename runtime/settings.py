@@ -2,17 +2,18 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
 from latentrt.runtime.embeddings import Embeddings
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.images import Mask, Picture, read_masks, read_pictures
+from latentrt.runtime.images import CheckSize, Mask, Picture, read_masks, read_pictures
 from latentrt.runtime.manifest import Manifest
 from latentrt.runtime.picture import Floats
 from latentrt.runtime.request import MicroConditioning, Request, Size, one_or_more, per_prompt
+from latentrt.runtime.samplers import ScheduleConfig
 from latentrt.runtime.source import Source
 
 Value = TypeVar("Value")
@@ -22,6 +23,13 @@ Prompt = str | Sequence[str] | Embeddings
 
 STRENGTH = 0.8
 """Of image to image, where none is given: most of the picture is new, its layout stays."""
+
+NEEDS_A_SOURCE = {
+    "mask": "an image to draw it in; add image=",
+    "paste_back": "an image and a mask; add image= and mask=",
+    "strength": "an image to start from; add image=, or latents=",
+    "denoising_start": "the latents to go on with; add latents=",
+}
 
 
 class Settings(TypedDict, total=False):
@@ -36,7 +44,7 @@ class Settings(TypedDict, total=False):
     """Layers of the text encoders that the prompts skip beyond those that the model skips (not the negatives)."""
     steps: int | None
     sampler: str | None
-    schedule: Mapping[str, Any]
+    schedule: Mapping[str, Any] | None
     """Fields of the scheduler config to override, such as {"use_karras_sigmas": True} (docs/samplers.md)."""
     guidance: float | Sequence[float] | None
     """Classifier-free guidance scale, one per prompt or one for all; 1 and below draw without, at half the cost."""
@@ -78,8 +86,8 @@ class Settings(TypedDict, total=False):
     """Time ids of the negative rows; default: those of the prompts."""
 
 
-def make_request(prompt: Prompt, settings: Settings, manifest: Manifest) -> Request:
-    """A request with the bundle's defaults where the settings say nothing.
+def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_size: CheckSize) -> Request:
+    """A request with the bundle's defaults where the settings say nothing; `check_size`: before pictures are resized.
 
     Raises:
         RequestError: a value that no build serves, or a setting that there is not.
@@ -89,7 +97,7 @@ def make_request(prompt: Prompt, settings: Settings, manifest: Manifest) -> Requ
         raise RequestError(f"{', '.join(sorted(unknown))}: no such setting; the settings are {known}")
     embeddings = prompt if isinstance(prompt, Embeddings) else None
     prompts = ("",) * len(embeddings) if embeddings else one_or_more(prompt)
-    source, width, height = _source(settings, manifest)
+    source, width, height = _source(settings, manifest, check_size)
     positive, negative = _micro_conditioning(settings)
     guidance = one_or_more(_or(settings.get("guidance"), manifest.defaults.guidance))
     return Request(
@@ -101,7 +109,7 @@ def make_request(prompt: Prompt, settings: Settings, manifest: Manifest) -> Requ
         images=settings.get("images", 1),
         steps=_or(settings.get("steps"), manifest.defaults.steps),
         sampler=_or(settings.get("sampler"), manifest.defaults.sampler),
-        schedule=tuple(settings.get("schedule", {}).items()),
+        schedule=_schedule(settings.get("schedule")),
         guidance=guidance * len(prompts) if len(guidance) == 1 else guidance,
         guidance_rescale=settings.get("guidance_rescale", 0.0),
         guidance_interval=settings.get("guidance_interval", (0.0, 1.0)),
@@ -122,16 +130,26 @@ def _or(value: Value | None, default: Value) -> Value:
     return default if value is None else value
 
 
-def _source(settings: Settings, manifest: Manifest) -> tuple[Source | None, int, int]:
+def _schedule(overrides: Mapping[str, Any] | None) -> tuple[tuple[str, object], ...]:
+    """Fields of the scheduler config that the request overrides."""
+    if not isinstance(overrides, Mapping | None):
+        raise RequestError(f"schedule {overrides!r}: must be a dict of fields, such as {{'use_karras_sigmas': True}}")
+    known = [field.name for field in fields(ScheduleConfig)]
+    if unknown := [str(name) for name in overrides or {} if name not in known]:
+        raise RequestError(f"schedule: {', '.join(unknown)}: no such field; the fields are {', '.join(sorted(known))}")
+    return tuple((overrides or {}).items())
+
+
+def _source(settings: Settings, manifest: Manifest, check_size: CheckSize) -> tuple[Source | None, int, int]:
     """What the request begins with, and its width and height."""
     image, latents, mask = settings.get("image"), settings.get("latents"), settings.get("mask")
     native, scale = manifest.model.native_size, manifest.model.latent_scale
     width, height = settings.get("width"), settings.get("height")
     if image is None and latents is None:
-        for name in ("mask", "strength", "denoising_start"):
-            if settings.get(name) is not None:
-                raise RequestError(f"{name}: given without an image to start from; add image=, or latents=")
-        return None, width or native, height or native
+        for name, remedy in NEEDS_A_SOURCE.items():
+            if settings.get(name) not in (None, False):
+                raise RequestError(f"{name}: given without {remedy}")
+        return None, _or(width, native), _or(height, native)
     if image is not None and latents is not None:
         raise RequestError("image, latents: both given; a request starts from one of them")
     strength = settings.get("strength")
@@ -145,11 +163,11 @@ def _source(settings: Settings, manifest: Manifest) -> tuple[Source | None, int,
             channels = manifest.model.latent_channels
             raise RequestError(f"latents: shape {list(values.shape)}; they must be (images, {channels}, height, width)")
         size = (values.shape[3] * scale, values.shape[2] * scale)
-        if (width or size[0], height or size[1]) != size:
+        if (_or(width, size[0]), _or(height, size[1])) != size:
             raise RequestError(f"width, height: the latents are those of {size[0]} x {size[1]} pixels; leave both out")
         return Source(latents=values, strength=strength), *size
     assert image is not None
-    pixels = read_pictures(image, width, height)
+    pixels = read_pictures(image, width, height, check_size)
     height, width = pixels.shape[2:]
     masks = None if mask is None else read_masks(mask, image, width, height)
     return Source(pixels, None, masks, strength, settings.get("paste_back", False)), width, height

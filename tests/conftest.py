@@ -42,17 +42,26 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Pa
 
     @cache
     def made(name: str) -> tuple[Path, Path]:
-        from checkpoints import write_checkpoint
+        from family_bundles import make_family
 
-        folder = tmp_path_factory.mktemp(name)
-        checkpoint = write_checkpoint(folder / "checkpoint", name)
-        return checkpoint, _export(checkpoint, folder / "bundle", "fp32", "quick")
+        return make_family(tmp_path_factory.mktemp(name), name)
 
     return made
 
 
-def _export(checkpoint: Path, target: Path, precision: str, depth: str = "full") -> Path:
+@pytest.fixture(scope="session")
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint that ships, exported in fp32; read only."""
+    from latentrt.demo import CHECKPOINT
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.exporter import export_bundle
 
-    return export_bundle(Checkpoint.open(checkpoint), target, precision=precision, depth=depth).path
+    folder = tmp_path_factory.mktemp("demo") / "bundle"
+    return export_bundle(Checkpoint.open(CHECKPOINT), folder, precision="fp32", depth="quick").path
+
+
+def _export(checkpoint: Path, target: Path, precision: str) -> Path:
+    from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.exporter import export_bundle
+
+    return export_bundle(Checkpoint.open(checkpoint), target, precision=precision).path

@@ -41,7 +41,7 @@ def family_configs(family: str, legacy_eos: bool = False) -> dict[str, Json]:
         encoder = text_config(CLIP_H, heads=2, activation="gelu", pad=0)
         configs = {"text_encoder": encoder, "unet": SD2_UNET, "vae": vae_config(0.18215, SMALL_VAE)}
     elif variant == "refiner":
-        configs = second | {"unet": REFINER_UNET, "vae": vae_config(0.13025, SMALL_VAE, force_upcast=True)}
+        configs = second | {"unet": REFINER_UNET, "vae": vae_config(0.13025, KL_F8, force_upcast=True)}
     else:
         configs = first | second | {"unet": SDXL_UNET, "vae": vae_config(0.13025, KL_F8, force_upcast=True)}
     configs = {name: dict(config) for name, config in configs.items()}

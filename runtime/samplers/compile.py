@@ -76,6 +76,7 @@ def _tabulate(name: str, plan: Plan, rows: range) -> SamplerTable:
         draws=plan.draws[kept],
         original_levels=np.append(plan.levels[kept], [[1.0, 0.0]], axis=0),
         first=rows.start,
+        whole=plan.row_count,
     )
 
 

@@ -19,7 +19,8 @@ class SamplerTable:
     original_levels[s + 1] after step s; (1, 0), the original itself, after the last.
 
     Row S stands after the last step: weights keep Z, readout gives the finished latents, and the timestep is the last
-    one again. `first` is the row of the whole schedule that row 0 is, above 0 where a loop starts late.
+    one again. `first` is the row of the whole schedule that row 0 is, above 0 where a loop starts late; `whole` is how
+    many rows the whole schedule has.
 
     Shapes, float64: weights (S + 1, k, k + 2), readout (S + 1, k), timesteps (S + 1,), original_levels (S + 1, 2);
     bool: draws (S,), true for the steps that take one standard normal draw of the latents' shape, even where its weight
@@ -33,7 +34,8 @@ class SamplerTable:
     timesteps: Floats
     draws: Flags
     original_levels: Floats
-    first: int = 0
+    first: int
+    whole: int
 
     @property
     def state_count(self) -> int:

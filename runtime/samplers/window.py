@@ -1,5 +1,8 @@
 """Which rows of a schedule a request runs: image to image, and ensembles that share the denoising between models."""
 
+from math import ceil
+from typing import NoReturn
+
 import numpy as np
 
 from latentrt.runtime.errors import RequestError
@@ -21,8 +24,9 @@ def kept_rows(
 
     `strength` keeps that share of the steps, counted from the last. `denoising_start` and `denoising_end` are shares of
     the training timesteps, whatever the spacing: a base model with `denoising_end` x leaves off where a refiner with
-    `denoising_start` x goes on; a start takes the place of the strength. A sampler with two evaluations per step leaves
-    off after the first of them, and goes on with the step that this one began, as in diffusers.
+    `denoising_start` x goes on; a start takes the place of the strength, and a start of 0 runs every step. A sampler
+    with two evaluations per step leaves off after the first of them, and goes on with the step that this one began, as
+    in diffusers.
 
     Raises:
         RequestError: a share lies outside 0 to 1, the start is not before the end, nothing is left to run, or
@@ -30,25 +34,36 @@ def kept_rows(
     """
     _check_shares(strength, denoising_start, denoising_end)
     plan = plan_sampler(name, config, steps)
-    shared = bool(denoising_start) or (denoising_end is not None and denoising_end < 1)
+    starts = denoising_start is not None and denoising_start > 0
+    shared = starts or (denoising_end is not None and denoising_end < 1)
     if shared and plan.timesteps.min() < 0:
         raise RequestError(
             f"denoising_start and denoising_end: {name} tells the model log(sigma) / 4 here, so there are no training "
             "timesteps to divide. Use strength, or another sampler"
         )
-    if denoising_start:
-        first = _start(plan, _cutoff(config, denoising_start))
+    if denoising_start is not None:
+        first = _start(plan, _cutoff(config, denoising_start)) if starts else 0
     else:
         first = (steps - int(steps * strength)) * plan.evaluations
     end = plan.row_count
     if denoising_end is not None and denoising_end < 1:
         end = first + int(np.count_nonzero(plan.timesteps[first:] >= _cutoff(config, denoising_end)))
     if first >= end:
-        raise RequestError(
-            f"strength {strength}, denoising_start {denoising_start}, denoising_end {denoising_end}: none of "
-            f"{steps} steps lies between. Ask for more steps or a wider part"
-        )
+        _refuse(steps, strength=strength, denoising_start=denoising_start, denoising_end=denoising_end)
     return first, end
+
+
+def _refuse(steps: int, **shares: float | None) -> NoReturn:
+    """Say that nothing is left to run, and what would leave something."""
+    if shares["denoising_start"] is None and int(steps * (shares["strength"] or 0)) == 0:
+        raise RequestError(
+            f"strength {shares['strength']}: none of {steps} steps is left to run, the picture would stay as it is. "
+            f"The least is {ceil(1000 / steps) / 1000}, one step"
+        )
+    if shares["denoising_start"] is not None:
+        del shares["strength"]  # whose place it takes
+    given = ", ".join(f"{name} {share}" for name, share in shares.items() if share is not None)
+    raise RequestError(f"{given}: none of {steps} steps lies between. Ask for more steps or a wider part")
 
 
 def _start(plan: Plan, cutoff: int) -> int:

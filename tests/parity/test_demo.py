@@ -21,10 +21,8 @@ STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    folder = tmp_path_factory.mktemp("demo") / "bundle"
-    bundle = export_bundle(Checkpoint.open(CHECKPOINT), folder, precision="fp32", depth="quick")
-    with Pipeline.load(bundle, "onnxruntime", "cpu") as pipe:
+def pipeline(demo_bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline.load(demo_bundle, "onnxruntime", "cpu") as pipe:
         yield pipe
 
 

@@ -49,7 +49,7 @@ PROMPT = "a photo of an astronaut riding a horse"
 REQUESTS: tuple[dict[str, Any], ...] = (
     {},
     {"sampler": "euler", "steps": 7, "guidance": 3.0, "negative": "blurry, low quality"},
-    {"sampler": "ddim", "steps": 10, "guidance": 1.0, "width": 72, "height": 56},
+    {"sampler": "ddim", "steps": 10, "guidance": 1.0, "width": 72, "height": 88},
     {"sampler": "dpmpp_2m", "steps": 6, "guidance": 7.5, "images": 3},
     {"sampler": "lcm", "steps": 4, "negative": ""},
 )
@@ -222,7 +222,7 @@ def test_an_inpainting_bundle_is_verified_but_draws_nothing_from_text(
     assert {figure["component"] for figure in verified.result["figures"]} == {*COMPONENTS, "text_encoder"}
     drawn = run_main(capsys, "generate", bundle, PROMPT, "--backend", "onnxruntime")
     assert drawn.exit == 1
-    assert "text to image: this bundle's U-Net takes 9 channels" in drawn.error
+    assert "this model is for inpainting: its U-Net takes 9 channels" in drawn.error
 
 
 # Components on their own

@@ -98,8 +98,12 @@ def test_kept_rows(name: str, options: dict[str, float], expected: tuple[int, in
             {"denoising_start": 0.8, "denoising_end": 0.8},
             r"denoising_start 0.8: it must be less than denoising_end",
         ),
-        ({"strength": 0.01}, "strength 0.01, .*: none of 30 steps lies between. Ask for more steps"),
-        ({"denoising_start": 0.999}, "denoising_start 0.999, .*: none of 30 steps"),
+        ({"strength": 0.01}, "strength 0.01: none of 30 steps is left to run, .* The least is 0.034, one step"),
+        (
+            {"strength": 0.1, "denoising_end": 0.5},
+            "strength 0.1, denoising_end 0.5: none of 30 steps lies between. Ask",
+        ),
+        ({"denoising_start": 0.999}, "^denoising_start 0.999: none of 30 steps lies between. Ask for more steps"),
     ],
 )
 def test_impossible_shares(options: dict[str, float], message: str) -> None:

@@ -1,0 +1,123 @@
+"""Pictures and masks become arrays, or are refused in words that say what to do."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.images import latent_mask, paste_back, read_masks, read_pictures
+from latentrt.runtime.source import Source
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+LEVELS = PIXELS[..., 0]
+
+
+def read(pictures: Any, width: int | None = None, height: int | None = None) -> np.ndarray:
+    return read_pictures(pictures, width, height, lambda width, height: None)
+
+
+@pytest.mark.parametrize("picture", [PIXELS, Image.fromarray(PIXELS), PIXELS / 255, (PIXELS / 255).astype(np.float32)])
+def test_pictures_of_every_kind_are_the_same(picture: Any) -> None:
+    found = read(picture)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, PIXELS.transpose(2, 0, 1)[None] / 127.5 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK"])
+def test_other_modes_are_converted(mode: str) -> None:
+    image = Image.fromarray(PIXELS).convert(mode)
+    np.testing.assert_array_equal(read(image), read(image.convert("RGB")))
+
+
+def test_sizes_are_the_first_pictures_or_those_asked() -> None:
+    assert read([PIXELS, PIXELS[:, :16]]).shape == (2, 3, 16, 24)
+    assert read(PIXELS, 32, None).shape == (1, 3, 16, 32)
+    wanted = np.asarray(Image.fromarray(PIXELS).resize((32, 8), Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(read(PIXELS, 32, 8), read(wanted))
+
+
+def test_the_size_is_checked_before_anything_is_resized() -> None:
+    def refuse(width: int, height: int) -> None:
+        raise RequestError(f"{width} x {height}")
+
+    with pytest.raises(RequestError, match="10000000 x 16"):
+        read_pictures(PIXELS, 10_000_000, None, refuse)
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ([], "image: an empty list; give one picture, or one per picture to draw"),
+        ("cat.png", "image: a str; it must be a PIL image or an array (height, width, 3)"),
+        (LEVELS, "image: an array of shape [16, 24]; it must be (height, width, 3), red, green and blue. Several"),
+        (PIXELS[None], "image: an array of shape [1, 16, 24, 3]; it must be (height, width, 3)"),
+        (PIXELS.astype(int), "image: an array of int64 from 0 to 255; it must hold bytes, or floats from 0 to 1"),
+        (PIXELS.astype(np.float32), "image: an array of float32 from 0.0 to 255.0; it must hold bytes, or floats"),
+        (np.full((8, 8, 3), np.nan), "image: an array of float64 from nan to nan; it must hold bytes, or floats"),
+        (Image.new("RGBA", (8, 8)), "image: it has an alpha channel. Put it on a background, or take its colours with"),
+        (Image.new("LA", (8, 8)), "image: it has an alpha channel."),
+        (PIXELS[:13], "image: its height of 13 pixels is not a multiple of 8. Crop it, or resize it by height=8 or"),
+        (PIXELS[:, :20], "image: its width of 20 pixels is not a multiple of 8. Crop it, or resize it by width=16 or "),
+        (PIXELS[:4], "4 pixels is not a multiple of 8. Crop it, or resize it by height=8"),
+    ],
+)
+def test_pictures_that_are_refused(picture: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        read(picture)
+
+
+@pytest.mark.parametrize("width", [0, -8, "8", 8.5, True])
+def test_a_width_that_is_none(width: Any) -> None:
+    with pytest.raises(RequestError, match=re.escape(f"width {width!r}: must be a whole number of at least 1")):
+        read(PIXELS, width, None)
+
+
+@pytest.mark.parametrize("mask", [LEVELS, LEVELS / 255, LEVELS >= 128, Image.fromarray(LEVELS)])
+def test_masks_of_every_kind_are_the_same(mask: Any) -> None:
+    found = read_masks(mask, PIXELS, 24, 16)
+    np.testing.assert_array_equal(found, (LEVELS >= 128)[None, None].astype(np.float32))
+
+
+def test_a_mask_is_resized_with_its_picture() -> None:
+    mask = np.zeros((16, 24), bool)
+    mask[:, 12:] = True
+    found = read_masks(mask, PIXELS, 48, 32)
+    assert found.shape == (1, 1, 32, 48)
+    np.testing.assert_array_equal(found[0, 0, :, ::2], np.repeat(mask, 2, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (LEVELS[:8], "mask: 24 x 8 pixels, the image has 24 x 16. Make them the same"),
+        ("mask.png", "mask: a str; it must be a PIL image or an array (height, width)"),
+        (PIXELS, "mask: an array of shape [16, 24, 3]; it must be (height, width). Several masks are a list"),
+        (LEVELS.astype(np.int32), "mask: an array of int32 from 0 to"),
+        (Image.new("RGBA", (24, 16)), "mask: it has an alpha channel; give the mask itself, light where"),
+    ],
+)
+def test_masks_that_are_refused(mask: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        read_masks(mask, PIXELS, 24, 16)
+
+
+def test_a_latent_is_masked_as_its_upper_left_pixel_is() -> None:
+    mask = np.zeros((1, 1, 16, 24), np.float32)
+    mask[..., 8, 16] = mask[..., 1, 1] = 1
+    np.testing.assert_array_equal(latent_mask(mask, 8), [[[[0, 0, 0], [0, 0, 1]]]])
+
+
+def test_paste_back_is_exact_for_every_byte() -> None:
+    every = np.arange(256, dtype=np.uint8).reshape(8, 32, 1).repeat(3, 2)
+    mask = np.zeros((8, 32), bool)
+    mask[:, 16:] = True
+    drawn = [Image.fromarray(255 - every), Image.fromarray(every)]
+    source = Source(read(every), None, read_masks(mask, every, 32, 8), paste_back=True)
+    first, second = map(np.asarray, paste_back(drawn, source))
+    np.testing.assert_array_equal(first, np.where(mask[..., None], 255 - every, every))
+    np.testing.assert_array_equal(second, every)
+    assert paste_back(drawn, Source(read(every))) is drawn
+    assert paste_back(drawn, None) is drawn

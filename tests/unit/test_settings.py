@@ -1,0 +1,238 @@
+"""What a request says beside its prompt: defaults, and refusals before anything runs; no pipeline here has engines."""
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bundles import SDXL, edit_json, write_bundle
+from PIL import Image
+
+from latentrt.export.family import TIME_IDS
+from latentrt.runtime import Embeddings, Ensemble, generate_large
+from latentrt.runtime.backends import open_backend
+from latentrt.runtime.bundle import MANIFEST, Bundle
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.selection import Selection
+from latentrt.runtime.settings import Settings
+
+IMAGE = Image.new("RGB", (1024, 768), "red")
+MASK = Image.new("L", (1024, 768), 255)
+LATENTS = np.zeros((1, 4, 96, 128), np.float32)
+
+
+def without_engines(bundle: Bundle) -> Pipeline:
+    selection = Selection("onnxruntime", "cpu", bundle.manifest.limits, {}, {})
+    return Pipeline(bundle, selection, open_backend("onnxruntime", "cpu"), {})
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    with without_engines(write_bundle(tmp_path_factory.mktemp("settings") / "my-bundle")) as pipe:
+        yield pipe
+
+
+def refused(pipeline: Pipeline, prompt: Any = "a cat", **settings: Any) -> str:
+    with pytest.raises(RequestError) as caught:
+        pipeline.generate(prompt, **settings)
+    return str(caught.value)
+
+
+def test_defaults_are_the_bundles(pipeline: Pipeline) -> None:
+    request = pipeline.request("a cat", seed=7)
+    assert (request.steps, request.sampler, request.guidance, request.seeds) == (30, "euler", (5.0,), (7,))
+    assert (request.width, request.height, request.source) == (1024, 1024, None)
+    assert pipeline.request("a cat", steps=None, guidance=None, schedule=None, width=None, seed=7) == request
+
+
+def test_of_a_picture_the_size_is_the_requests(pipeline: Pipeline) -> None:
+    request = pipeline.request("a cat", image=IMAGE)
+    assert (request.width, request.height) == (1024, 768)
+    assert request.source is not None
+    assert request.source.strength == 0.8
+    masked = pipeline.request("a cat", image=IMAGE, mask=MASK, width=512, height=512)
+    assert masked.source is not None
+    assert masked.source.strength == 1
+    assert masked.source.pixels is not None
+    assert masked.source.mask is not None
+    assert masked.source.pixels.shape == (1, 3, 512, 512)
+    assert masked.source.mask.shape == (1, 1, 512, 512)
+    assert pipeline.request("a cat", latents=LATENTS).width == 1024
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"colour": 1, "shape": 2}, "colour, shape: no such setting; the settings are aesthetic_score, clip_skip, "),
+        # pictures
+        ({"image": IMAGE, "mask": MASK.resize((512, 512))}, "mask: 512 x 512 pixels, the image has 1024 x 768. Make "),
+        ({"image": IMAGE, "strength": 1.2}, "strength 1.2: must be a number from 0 (keep) to 1 (draw anew)"),
+        ({"image": IMAGE, "strength": "0.5"}, "strength '0.5': must be a number from 0"),
+        ({"image": IMAGE, "strength": 0}, "strength 0: none of 30 steps is left to run, the picture would stay as it "),
+        ({"image": IMAGE.convert("RGBA")}, "image: it has an alpha channel. Put it on a background, or take its "),
+        ({"image": np.zeros((768, 1024), np.uint8)}, "image: an array of shape [768, 1024]; it must be (height, "),
+        ({"image": np.zeros((768, 1024, 3), int)}, "image: an array of int64 from 0 to 0; it must hold bytes, or "),
+        ({"image": IMAGE.crop((0, 0, 1023, 768))}, "image: its width of 1023 pixels is not a multiple of 8. Crop it"),
+        ({"image": IMAGE.crop((0, 0, 256, 768))}, "width 256: this build serves 512 to 1536 in steps of 8. Rebuild"),
+        ({"image": IMAGE, "width": 10**9}, "width 1000000000: this build serves 512 to 1536 in steps of 8. Rebuild"),
+        ({"image": IMAGE, "width": 1001}, "width 1001: must be a multiple of 8; the nearest are 1000 and 1008"),
+        ({"image": IMAGE, "width": 0}, "width 0: must be a whole number of at least 1"),
+        ({"width": 0}, "width 0: must be a whole number of at least 1"),
+        ({"image": [IMAGE, IMAGE]}, "image: 2 given for 1 pictures; give one, or one per picture"),
+        ({"image": [IMAGE] * 2, "images": 3}, "image: 2 given for 3 pictures; give one, or one per picture"),
+        ({"image": IMAGE, "mask": [MASK] * 2}, "mask: 2 given for 1 pictures; give one, or one per picture"),
+        ({"image": IMAGE, "images": 5}, "images 5: this build serves 1 to 4."),
+        ({"image": IMAGE, "paste_back": True}, "paste_back: given without a mask; there is nothing to paste"),
+        ({"mask": MASK}, "mask: given without an image to draw it in; add image="),
+        ({"paste_back": True}, "paste_back: given without an image and a mask; add image= and mask="),
+        ({"strength": 0.5}, "strength: given without an image to start from; add image=, or latents="),
+        # latents
+        ({"image": IMAGE, "latents": LATENTS}, "image, latents: both given; a request starts from one of them"),
+        ({"latents": LATENTS, "mask": MASK}, "mask: given with latents; a mask belongs to an image"),
+        ({"latents": LATENTS[0]}, "latents: shape [4, 96, 128]; they must be (images, 4, height, width)"),
+        ({"latents": LATENTS[:, :3]}, "latents: shape [1, 3, 96, 128]; they must be (images, 4, height, width)"),
+        ({"latents": LATENTS, "width": 512}, "width, height: the latents are those of 1024 x 768 pixels; leave both"),
+        ({"latents": LATENTS.repeat(2, 3)}, "width 2048: this build serves 512 to 1536"),
+        ({"latents": LATENTS.repeat(2, 0)}, "latents: 2 given for 1 pictures; give one, or one per picture"),
+        ({"denoising_start": 0.8}, "denoising_start: given without the latents to go on with; add latents="),
+        ({"denoising_start": 0.8, "image": IMAGE}, "denoising_start: goes on with the latents of another model; give "),
+        ({"denoising_start": 1.5, "latents": LATENTS}, "denoising_start 1.5: must be a number from 0 to 1, a share of"),
+        ({"denoising_end": "0.8"}, "denoising_end '0.8': must be a number from 0 to 1, a share of the denoising"),
+        (
+            {"denoising_start": 0.8, "denoising_end": 0.6, "latents": LATENTS},
+            "denoising_start 0.8: it must be less than denoising_end (0.6)",
+        ),
+        # guidance
+        ({"guidance": [5.0, 3.0]}, "guidance: 2 given for 1 prompts; give one, or one per prompt"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale 1.5: must be a number from 0 to 1"),
+        ({"guidance_interval": (0.8, 0.2)}, "guidance_interval (0.8, 0.2): must be two shares of the steps, from and "),
+        ({"guidance_interval": 0.5}, "guidance_interval 0.5: must be two shares of the steps, from and to, such as"),
+        ({"guidance_interval": (0, 0.5, 1)}, "guidance_interval (0, 0.5, 1): must be two shares"),
+        ({"guidance_interval": (0, 20)}, "guidance_interval (0, 20): must be two shares of the steps"),
+        # steps
+        ({"schedule": {"karras": True}}, "schedule: karras: no such field; the fields are algorithm_type, beta_end, "),
+        ({"schedule": "karras"}, "schedule 'karras': must be a dict of fields, such as {'use_karras_sigmas': True}"),
+        ({"schedule": {"timestep_spacing": "odd"}}, "schedule: scheduler config: timestep_spacing 'odd': latentrt "),
+        ({"steps": 1000, "sampler": "heun"}, "heun: 1999 evaluations of the U-Net; at most "),
+        ({"steps": 1001}, "steps 1001: this checkpoint's schedule takes 1 to 1000"),
+        # prompts
+        ({"prompt": "a (red:much) cat"}, "prompt 'a (red:much) cat': 'much' is not a weight; write a number from 0 "),
+        ({"negative": "(blur:99)"}, "prompt '(blur:99)': '99' is not a weight"),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_refused(pipeline: Pipeline, settings: dict[str, Any], message: str) -> None:
+    assert refused(pipeline, **settings).startswith(message)
+
+
+def test_every_setting_is_known_by_its_name(pipeline: Pipeline) -> None:
+    message = refused(pipeline, unknown=1)
+    assert message.endswith(", ".join(sorted(Settings.__annotations__)))
+
+
+# Embeddings
+
+HIDDEN, POOLED = np.zeros((1, 77, 2048), np.float32), np.zeros((1, 1280), np.float32)
+WHOLE = Embeddings(HIDDEN, POOLED, HIDDEN, POOLED)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden": HIDDEN[..., :768]}, "embeddings: hidden is of shape [1, 77, 768]; this model needs [1, 77, 2048]"),
+        (
+            {"hidden": HIDDEN[0]},
+            "embeddings: hidden has shape [77, 2048]; it must be (prompts, tokens, width) with tok",
+        ),
+        ({"hidden": HIDDEN[:, :76]}, "embeddings: hidden has shape [1, 76, 2048]; it must be (prompts, tokens, width)"),
+        ({"hidden": HIDDEN[:, :0]}, "embeddings: hidden has shape [1, 0, 2048]; it must be (prompts, tokens, width)"),
+        ({"pooled": None}, "embeddings: pooled is missing; this model needs [1, 1280]"),
+        ({"pooled": POOLED[:, :768]}, "embeddings: pooled is of shape [1, 768]; this model needs [1, 1280]"),
+        ({"negative_hidden": None}, "embeddings: negative_hidden is missing; this model needs [1, 77, 2048]"),
+        ({"negative_pooled": None}, "embeddings: negative_pooled is missing; this model needs [1, 1280]"),
+        (
+            {"negative_hidden": np.zeros((1, 154, 2048))},
+            "embeddings: negative_hidden is of shape [1, 154, 2048]; this model needs [1, 77, 2048]",
+        ),
+    ],
+)
+def test_embeddings_that_the_model_does_not_read(pipeline: Pipeline, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}"):
+        pipeline.generate(replace(WHOLE, **changes))
+
+
+def test_embeddings_without_guidance_need_no_negative_ones(pipeline: Pipeline) -> None:
+    pipeline.check(pipeline.request(Embeddings(HIDDEN, POOLED), guidance=1.0))
+    pipeline.check(pipeline.request(WHOLE))
+
+
+def test_embeddings_of_another_length_than_is_needed(pipeline: Pipeline) -> None:
+    with pytest.raises(RequestError, match=r"embeddings: 77 tokens, 154 are needed\. Make them with this"):
+        pipeline.check(pipeline.request(WHOLE), tokens=154)
+    long = Embeddings(*(np.concatenate([part] * 4, 1) if part.ndim == 3 else part for part in (HIDDEN, POOLED) * 2))
+    assert "needs 4 chunks of 75 tokens, this build serves up to 3" in refused(pipeline, long)
+
+
+# The high-resolution fix
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 1}, "scale 1: must be above 1; it enlarges the picture before it is drawn again"),
+        ({"scale": 2}, "width 2048: this build serves 512 to 1536 in steps of 8."),
+        ({"resample": "box"}, "resample 'box': the filters are bicubic, bilinear, lanczos, nearest"),
+        ({"enlarge": "tokens"}, "enlarge 'tokens': must be 'pixels' or 'latents'"),
+        ({"scale": 1.5, "strength": 1.2}, "strength 1.2: must be a number from 0 (keep) to 1 (draw anew)"),
+        ({"scale": 1.5, "strength": 0}, "strength 0: none of 30 steps is left to run"),
+        ({"image": IMAGE, "mask": MASK}, "image, mask: the high-resolution fix begins with a prompt; leave it out"),
+    ],
+)
+def test_a_large_picture_is_refused_before_the_small_one_is_drawn(
+    pipeline: Pipeline, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=f"^{re.escape(message)}"):
+        generate_large(pipeline, "a cat", **options)
+
+
+# Base and refiner
+
+
+def refiner(folder: Path, **facts: Any) -> Pipeline:
+    bundle = write_bundle(folder / "refiner")
+    vae = facts.pop("vae_sha256", "")
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["model"] |= {"time_ids": list(TIME_IDS[5])} | facts
+        manifest["provenance"]["vae_sha256"] = vae
+
+    edit_json(bundle.path / MANIFEST, change)
+    return without_engines(Bundle.open(bundle.path))
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"scaling_factor": 0.18215}, f"scaling_factor 0.18215, the base's {SDXL.scaling_factor}, so it would not "),
+        ({"latent_scale": 4}, "latent_scale 4, the base's 8, so it would not understand the base's latents. Use a "),
+        ({"latents_mean": [0.5] * 4}, "latents_mean (0.5, 0.5, 0.5, 0.5), the base's ()"),
+    ],
+)
+def test_a_refiner_whose_vae_differs(pipeline: Pipeline, tmp_path: Path, facts: dict[str, Any], message: str) -> None:
+    with refiner(tmp_path, **facts) as other, pytest.raises(RequestError, match=re.escape(f"its VAE has {message}")):
+        Ensemble(pipeline, other)
+
+
+@pytest.mark.parametrize(("hashes", "warned"), [(("a" * 8, "b" * 8), True), (("a", "a"), False), (("a", ""), False)])
+def test_another_vae_with_the_same_facts_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hashes: tuple[str, str], warned: bool
+) -> None:
+    (tmp_path / "base").mkdir()
+    base, other = refiner(tmp_path / "base", vae_sha256=hashes[0]), refiner(tmp_path, vae_sha256=hashes[1])
+    with caplog.at_level(logging.WARNING, "latentrt.runtime.ensemble"), Ensemble(base, other):
+        assert ("its VAE has other weights than the base's" in caplog.text) is warned
