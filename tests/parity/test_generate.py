@@ -182,7 +182,12 @@ def test_second_passes_are_those_of_the_library(draw, pipe):
     (file,) = draw(*TEXT, "--seed", "4", "--upscale", "1.5", "--upscale-strength", "0.7")
     wanted = generate_large(pipe, TEXT[0], scale=1.5, strength=0.7, steps=2, seed=4, width=64, height=64)
     assert wanted.images[0].tobytes() == pixels(file)
-    assert stored(file)["upscale"] == {"scale": 1.5, "resample": "lanczos", "strength": 0.7}
+    assert stored(file)["upscale"] == {
+        "scale": 1.5,
+        "resample": "lanczos",
+        "enlarge": "pixels",
+        "strength": 0.7,
+    }
 
 
 def test_options_win_over_the_png(draw):

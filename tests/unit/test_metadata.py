@@ -55,6 +55,10 @@ ELSEWHERE = {"image", "mask", "latents", "denoising_start"}
 """Settings that other tests here are about, or that need latents."""
 
 
+def any_size(width: int, height: int) -> None:
+    """Pictures of every size are taken."""
+
+
 @pytest.fixture
 def bundle(tmp_path):
     return write_bundle(tmp_path / "my-bundle")
@@ -65,7 +69,7 @@ def selection(bundle, folder="onnx"):
 
 
 def described(bundle, prompt, settings):
-    request = make_request(prompt, settings, bundle.manifest)
+    request = make_request(prompt, settings, bundle.manifest, any_size)
     return describe(bundle, selection(bundle), prompt, settings, request), request
 
 
@@ -84,7 +88,7 @@ def test_every_setting_comes_back(bundle, tmp_path):
         assert list(stored.prompt) == PROMPTS
         settings = stored.given_settings()
         assert settings == {name: tuple(v) if isinstance(v, list) else v for name, v in SETTINGS.items()}
-        again = make_request(stored.prompt, settings | {name: PICTURE for name in PICTURES}, bundle.manifest)
+        again = make_request(stored.prompt, settings | {name: PICTURE for name in PICTURES}, bundle.manifest, any_size)
         for field in type(request).__dataclass_fields__:
             if field != "source":
                 assert getattr(again, field) == getattr(request, field)
