@@ -35,7 +35,7 @@ TASKS = ("text to image", *OF_PICTURES, "inpainting, 9 channels", *OF_BOTH_MODEL
 
 GRID = ("euler", "euler_a", "dpmpp_2m", "ddim", "heun", "dpmpp_2m_sde", "unipc", "deis", "pndm")
 SCHEDULES: Mapping[str, Mapping[str, Any]] = {"pndm": {"skip_prk_steps": True}}
-"""Schedule fields that a sampler needs where it starts late: latentrt refuses Runge-Kutta steps there."""
+"""Schedule fields that a sampler needs: latentrt has no Runge-Kutta steps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from latentrt.runtime import Embeddings, Ensemble, generate_large
 from latentrt.runtime.backends import open_backend
 from latentrt.runtime.bundle import MANIFEST, Bundle
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.pipeline import Pipeline, Result
+from latentrt.runtime.request import Request
 from latentrt.runtime.selection import Selection
 from latentrt.runtime.settings import Settings
 
@@ -205,9 +206,10 @@ def test_a_large_picture_is_refused_before_the_small_one_is_drawn(
 
 def refiner(folder: Path, **facts: Any) -> Pipeline:
     bundle = write_bundle(folder / "refiner")
-    vae = facts.pop("vae_sha256", "")
+    vae, defaults = facts.pop("vae_sha256", ""), facts.pop("defaults", {})
 
     def change(manifest: dict[str, Any]) -> None:
+        manifest["defaults"] |= defaults
         manifest["model"] |= {"time_ids": list(TIME_IDS[5])} | facts
         manifest["provenance"]["vae_sha256"] = vae
 
@@ -236,3 +238,31 @@ def test_another_vae_with_the_same_facts_is_a_warning(
     base, other = refiner(tmp_path / "base", vae_sha256=hashes[0]), refiner(tmp_path, vae_sha256=hashes[1])
     with caplog.at_level(logging.WARNING, "latentrt.runtime.ensemble"), Ensemble(base, other):
         assert ("its VAE has other weights than the base's" in caplog.text) is warned
+
+
+def test_the_refiner_goes_on_with_the_bases_seed_steps_and_sampler(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Request] = []
+
+    def run(self: Pipeline, request: Request, progress: object) -> Result:
+        ran.append(request)
+        return Result([], np.full((1, 4, 64, 96), len(ran), np.float32), {"denoise": 1.0}, request)
+
+    monkeypatch.setattr(Pipeline, "run", run)
+    with refiner(tmp_path, defaults={"steps": 50, "sampler": "ddim"}) as other:
+        both = Ensemble(pipeline, other)
+        result = both.generate("a cat", width=768, height=512, prompt_2="a dog", aesthetic_score=7.0, handover=0.7)
+        both.refine("a cat", width=768, height=512, strength=0.4, original_size=(1024, 1024))
+    base, refined, _, second = ran
+    for one in (base, refined):
+        assert (one.seeds, one.steps, one.sampler, one.width, one.height) == (base.seeds, 30, "euler", 768, 512)
+    assert (base.denoising_end, base.decode, base.prompts_2) == (0.7, False, ("a dog",))
+    assert (refined.denoising_start, refined.decode, refined.prompts_2) == (0.7, True, (None,))
+    assert (base.conditioning.aesthetic_score, refined.conditioning.aesthetic_score) == (None, 7.0)
+    assert refined.source is not None
+    assert refined.source.latents is not None
+    assert (refined.source.latents == 1).all()
+    assert result.timings == {"base denoise": 1.0, "denoise": 1.0}
+    assert second.source is not None
+    assert (second.source.strength, second.denoising_start) == (0.4, None)
