@@ -21,7 +21,8 @@ from latentrt.benchmarks.models import (
 from latentrt.benchmarks.results import Failure, NotRun
 from latentrt.benchmarks.scenarios import CPU, GPU, QUICK, SUITES, Point, named, rehearsed
 from latentrt.benchmarks.suite import RUNNERS, check_gpu, scenario_command
-from latentrt.export.checkpoint import CLASSES, Checkpoint
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.family import CLASSES
 from latentrt.runtime.errors import BenchmarkError
 from latentrt.runtime.model import Limits
 
