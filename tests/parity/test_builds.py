@@ -86,7 +86,7 @@ def test_a_prologue_and_a_body_draw_what_the_whole_draws(fp32: Path) -> None:
     assert set(whole) == ENGINES - {"unet_prologue", "unet_body"} | {"unet"}
     assert not parts["unet_prologue"].files.keys() & whole["unet"].files.keys()
     for one, other in zip(results[:2], results[2:], strict=True):
-        np.testing.assert_allclose(other.latents, one.latents, atol=1e-4)
+        np.testing.assert_allclose(other.latents, one.latents, rtol=1e-4, atol=1e-3)
         for first, second in zip(one.images, other.images, strict=True):
             assert np.abs(np.asarray(first).astype(int) - np.asarray(second)).max() <= 1
 

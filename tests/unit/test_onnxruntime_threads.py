@@ -19,7 +19,7 @@ if sys.argv[2] == "one":
 bundle = Bundle.open(sys.argv[1])
 engine = open_backend("onnxruntime", "cpu").load(bundle.manifest.specs(bundle.manifest.limits)["vae_decoder"],
                                                  bundle.onnx("vae_decoder"))
-print(json.dumps(engine._session.get_session_options().intra_op_num_threads))
+print(json.dumps(engine.session.get_session_options().intra_op_num_threads))
 """
 
 

@@ -12,6 +12,7 @@ from latentrt.runtime.backends.targets import cpu_target
 from latentrt.runtime.bundle import BUILD, Bundle
 from latentrt.runtime.errors import BackendError, BundleError, StaleBuildError
 from latentrt.runtime.model import Limits
+from latentrt.runtime.parts import PASSES
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.selection import select
 
@@ -197,7 +198,7 @@ def test_a_build_with_the_unet_in_two_parts(bundle):
 @pytest.mark.parametrize(
     ("engine", "field", "change", "difference"),
     [
-        ("unet_body", "passes", lambda value: value + 1, "unet_body passes 2, needed 1"),
+        ("unet_body", "passes", lambda value: value + 1, f"unet_body passes {PASSES + 1}, needed {PASSES}"),
         ("unet_prologue", "content", lambda value: "1" * 64, f"unet_prologue content {'1' * 16}…, needed "),
         (
             "unet_body",
