@@ -24,8 +24,9 @@ from latentrt.runtime.errors import (
     RequestError,
     StaleBuildError,
 )
+from latentrt.runtime.micro_conditioning import MicroConditioning
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.request import MicroConditioning, Request
+from latentrt.runtime.request import Request
 from latentrt.runtime.result import Result
 from latentrt.runtime.upscale import generate_large
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.picture import Floats
-from latentrt.runtime.request import is_whole
 from latentrt.runtime.source import Source
+from latentrt.runtime.values import is_whole
 
 Picture = Image.Image | NDArray[Any]
 """A PIL image, or an array (height, width, 3) of bytes or of floats from 0 to 1."""

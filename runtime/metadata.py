@@ -15,8 +15,9 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.embeddings import Embeddings
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.images import one_or_several
+from latentrt.runtime.micro_conditioning import MicroConditioning
 from latentrt.runtime.model import Record
-from latentrt.runtime.request import MicroConditioning, Request
+from latentrt.runtime.request import Request
 from latentrt.runtime.selection import Selection
 from latentrt.runtime.settings import Prompt, Settings
 

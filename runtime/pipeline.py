@@ -23,10 +23,11 @@ from latentrt.runtime.metadata import describe
 from latentrt.runtime.model import Limits
 from latentrt.runtime.prompt import PromptEncoder
 from latentrt.runtime.recent import Recent
-from latentrt.runtime.request import Request, check_images, check_size, check_tokens
+from latentrt.runtime.request import Request
 from latentrt.runtime.result import Result
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.selection import Selection, select
+from latentrt.runtime.served import check_images, check_size, check_tokens
 from latentrt.runtime.settings import Prompt, Settings, make_request
 from latentrt.runtime.tokenizer import Tokenizer
 from latentrt.runtime.vae import Vae
@@ -241,6 +242,10 @@ class Pipeline:
         yield
         self.backend.synchronize()
         timings[name] = time.perf_counter() - started
+
+    def forget_prompts(self) -> None:
+        """Encode prompts anew that were encoded before: for measurements, and to give memory back."""
+        self._prompts.forget()
 
     def rebuild_command(self, limits: Limits) -> str:
         """The command that would build engines for other limits."""

@@ -162,10 +162,14 @@ class PromptEncoder:
             outputs["pooled"] = found["pooled"][::chunks]
         return [{name: values[number] for name, values in outputs.items()} for number in range(len(texts))]
 
+    def forget(self) -> None:
+        """Encode every text anew from now on."""
+        self._encoded.clear()
+
     def close(self) -> None:
         """Give back the encoders' buffers, and forget the texts."""
         self._bindings.clear()
-        self._encoded.clear()
+        self.forget()
 
     def _time_ids(self, request: Request, guided: bool) -> NDArray[np.float32]:
         positive = request.conditioning

@@ -1,62 +1,18 @@
 """A request as the user writes it, normalised and checked before anything runs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import Any
 
 from latentrt.runtime.embeddings import Embeddings
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.model import Limits, Model, TimeId
+from latentrt.runtime.micro_conditioning import MicroConditioning
+from latentrt.runtime.model import Limits, Model
 from latentrt.runtime.samplers import SAMPLERS
+from latentrt.runtime.served import Rebuild, check_images, check_size
 from latentrt.runtime.source import Source
-
-Size = tuple[int, int]
-"""(height, width) in pixels, or (top, left) of a crop, in SDXL's own order."""
+from latentrt.runtime.values import is_number, is_share, is_whole
 
 MAX_SEED = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class MicroConditioning:
-    """SDXL's time ids: the size an image had, where it was cropped, the size asked for (Podell et al. 2023, 2.2).
-
-    `original` and `target` default to the request's own size. `aesthetic_score` is what SDXL's refiner takes in place
-    of the target size; it defaults to 6.0, in the negative rows to 2.5, as in diffusers.
-
-    Raises:
-        RequestError: a size is not a pair of whole numbers, or the score not a number.
-    """
-
-    original: Size | None = None
-    crop: Size = (0, 0)
-    target: Size | None = None
-    aesthetic_score: float | None = None
-
-    def __post_init__(self) -> None:
-        pairs = {"original size": self.original or (0, 0), "crop": self.crop, "target size": self.target or (0, 0)}
-        for name, pair in pairs.items():
-            if not isinstance(pair, Sequence) or len(pair) != 2 or not all(is_whole(number, 0) for number in pair):
-                raise RequestError(
-                    f"{name} {pair!r}: must be two whole numbers of at least 0, (height, width) or (top, left)"
-                )
-        score = self.aesthetic_score
-        if score is not None and not is_number(score):
-            raise RequestError(f"aesthetic score {score!r}: must be a number, usually 1 to 10")
-
-    def time_ids(self, names: Sequence[TimeId], height: int, width: int, score: float) -> tuple[float, ...]:
-        """The named numbers for an image of this size; `score` stands in for an aesthetic score that is not given."""
-        original, target = self.original or (height, width), self.target or (height, width)
-        values: Mapping[TimeId, float] = {
-            "original_height": original[0],
-            "original_width": original[1],
-            "crop_top": self.crop[0],
-            "crop_left": self.crop[1],
-            "target_height": target[0],
-            "target_width": target[1],
-            "aesthetic_score": score if self.aesthetic_score is None else self.aesthetic_score,
-        }
-        return tuple(values[name] for name in names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +175,7 @@ class Request:
                     f"{name} {getattr(self, name)}: this model's VAE needs multiples of {model.latent_scale}"
                 )
 
-    def check(self, limits: Limits, rebuild: Callable[[Limits], str]) -> None:
+    def check(self, limits: Limits, rebuild: Rebuild) -> None:
         """Compare with what is served; `rebuild` gives the command that would serve more.
 
         Raises:
@@ -227,75 +183,3 @@ class Request:
         """
         check_images(self.count, limits, rebuild)
         check_size(self.width, self.height, limits, rebuild)
-
-
-def _check_range(limits: Limits, rebuild: Callable[[Limits], str], name: str, value: int) -> None:
-    low, opt, high = limits.bounds(name)
-    step = limits.STEP[name]
-    if value % step:
-        below, above = value // step * step, (value // step + 1) * step
-        nearest = f"nearest are {below} and {above}" if below else f"smallest is {above}"
-        raise RequestError(f"{name} {value}: must be a multiple of {step}; the {nearest}")
-    if not low <= value <= high:
-        wider = limits.replace(**{name: f"{min(low, value)}:{opt}:{max(high, value)}"})
-        steps = f" in steps of {step}" if step > 1 and low < high else ""
-        served = f"{low} to {high}{steps}" if low < high else f"{low} only"
-        raise RequestError(f"{name} {value}: this build serves {served}. Rebuild with: {rebuild(wider)}")
-
-
-def check_size(width: int, height: int, limits: Limits, rebuild: Callable[[Limits], str]) -> None:
-    """Raise `RequestError` where pictures of this size are not served."""
-    _check_range(limits, rebuild, "width", width)
-    _check_range(limits, rebuild, "height", height)
-
-
-def check_images(count: int, limits: Limits, rebuild: Callable[[Limits], str]) -> None:
-    """Raise `RequestError` where one batch would have more pictures, or fewer, than are served."""
-    _check_range(limits, rebuild, "images", count)
-
-
-def check_tokens(tokens: int, limits: Limits, rebuild: Callable[[Limits], str], prompt: str) -> None:
-    """Raise `RequestError` where a prompt needs more tokens (77 per chunk) than are served."""
-    low, opt, high = limits.bounds("tokens")
-    if tokens > high:
-        wider = limits.replace(tokens=f"{low}:{opt}:{tokens}")
-        chunks, most = tokens // limits.STEP["tokens"], high // limits.STEP["tokens"]
-        start = prompt if len(prompt) <= 30 else f"{prompt[:30]}…"
-        raise RequestError(
-            f"prompt {start!r}: it needs {chunks} chunks of 75 tokens, this build serves up to {most}. "
-            f"Shorten it, or rebuild with: {rebuild(wider)}"
-        )
-
-
-def is_whole(value: object, least: int) -> bool:
-    """Whether a value is a whole number, Python's or numpy's, of at least `least`; True and False are not."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a real number, Python's or numpy's; True and False are not."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def is_share(value: object) -> bool:
-    """Whether a value is a number from 0 to 1."""
-    return isinstance(value, Real) and is_number(value) and 0 <= float(value) <= 1
-
-
-def one_or_more(value: object) -> tuple[Any, ...]:
-    """A tuple from one value or a list of them; a text is one value."""
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, str) else (value,)
-
-
-def per_prompt(name: str, value: str | Sequence[str | None] | None, prompts: int) -> tuple[str | None, ...]:
-    """One entry per prompt from one for all or a list.
-
-    Raises:
-        RequestError: a list of another length.
-    """
-    if value is None or isinstance(value, str):
-        return (value,) * prompts
-    values = one_or_more(value)
-    if len(values) != prompts:
-        raise RequestError(f"{name}: {len(values)} given for {prompts} prompts; give one, or one per prompt")
-    return values

@@ -11,10 +11,12 @@ from latentrt.runtime.embeddings import Embeddings
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.images import CheckSize, Mask, Picture, read_masks, read_pictures
 from latentrt.runtime.manifest import Manifest
+from latentrt.runtime.micro_conditioning import MicroConditioning, Size
 from latentrt.runtime.picture import Floats
-from latentrt.runtime.request import MicroConditioning, Request, Size, one_or_more, per_prompt
+from latentrt.runtime.request import Request
 from latentrt.runtime.samplers import ScheduleConfig
 from latentrt.runtime.source import Source
+from latentrt.runtime.values import one_or_more, per_prompt
 
 Value = TypeVar("Value")
 

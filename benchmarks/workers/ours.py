@@ -51,6 +51,7 @@ class Latentrt:
         if self.pipeline is None:
             raise RuntimeError("sample before load")
         times: list[float] = []
+        self.pipeline.forget_prompts()  # the peers encode them for every request
         self.backend.synchronize()
         started = time.perf_counter()
         result = self.pipeline.generate(**request, progress=lambda done, total: times.append(time.perf_counter()))

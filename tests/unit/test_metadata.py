@@ -12,8 +12,8 @@ from PIL.PngImagePlugin import PngInfo
 from latentrt.runtime.embeddings import Embeddings
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.metadata import PICTURES, describe, describe_bundle, describe_picture
+from latentrt.runtime.micro_conditioning import MicroConditioning
 from latentrt.runtime.png import read_request, save_images
-from latentrt.runtime.request import MicroConditioning
 from latentrt.runtime.result import Result
 from latentrt.runtime.selection import Selection
 from latentrt.runtime.settings import Settings, make_request
