@@ -1,7 +1,7 @@
 """The sampler cases that are compared with diffusers: every sampler with every schedule option that its class has."""
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -57,6 +57,7 @@ NO_SAMPLE_PREDICTION = frozenset(
 
 NO_EPSILON_AT_ZERO_SNR = frozenset({"ddim", "ddpm", "lcm", "tcd"})
 
+_RUNGE_KUTTA: Config = {"skip_prk_steps": False}
 _SIGMA_MIN: Config = {"final_sigmas_type": "sigma_min"}
 _SOLVER: tuple[Config, ...] = (
     {"solver_type": "heun"},
@@ -141,7 +142,17 @@ OWN: Mapping[str, tuple[Config, ...]] = {
     "kdpm2_a": ({"use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0},),
     "lcm": ({"original_inference_steps": 100}, {"original_inference_steps": 30, "timestep_scaling": 3.0}),
     "lms": ({"use_karras_sigmas": True, "sigma_min": 0.1, "sigma_max": 9.0},),
-    "pndm": ({"set_alpha_to_one": True},),
+    "pndm": (
+        {"set_alpha_to_one": True},
+        _RUNGE_KUTTA,
+        {**_RUNGE_KUTTA, "set_alpha_to_one": True, "steps_offset": 0},
+        {**_RUNGE_KUTTA, "timestep_spacing": "trailing"},
+        {**_RUNGE_KUTTA, "timestep_spacing": "linspace"},
+        {**_RUNGE_KUTTA, "prediction_type": "v_prediction"},
+        {**_RUNGE_KUTTA, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+        {**_RUNGE_KUTTA, "prediction_type": "v_prediction", "timestep_spacing": "linspace"},
+        {**_RUNGE_KUTTA, "beta_schedule": "squaredcos_cap_v2"},
+    ),
     "tcd": ({"eta": 0.0}, {"eta": 1.0}, {"original_inference_steps": 100}),
     "unipc": (
         {"solver_order": 1},
@@ -188,6 +199,11 @@ class Case:
     def runs(self) -> bool:
         """Whether diffusers can be asked here."""
         return HAS_SCIPY or not (self.sampler == "lms" or self.changes.get("use_beta_sigmas"))
+
+    def served(self, counts: Iterable[int]) -> list[int]:
+        """Those of the step counts that diffusers takes: the Runge-Kutta warm-up needs four steps."""
+        least = 1 if self.config["skip_prk_steps"] else 4
+        return [steps for steps in counts if steps >= least]
 
 
 def has(name: str, option: str) -> bool:

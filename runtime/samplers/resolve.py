@@ -20,7 +20,6 @@ REFUSED: Mapping[tuple[str, object], str] = {
         "clip_sample",
         True,
     ): "clipping the predicted latents is not linear; set clip_sample to false",
-    ("skip_prk_steps", False): "the Runge-Kutta warm-up takes nine more evaluations; set skip_prk_steps to true",
     ("thresholding", True): "thresholding is not linear; set thresholding to false",
     ("use_flow_sigmas", True): "latentrt has no flow-matching schedules; set it to false",
     ("variance_type", "learned"): _NO_VARIANCE,

@@ -98,6 +98,12 @@ def test_impossible_steps(steps: int) -> None:
         compile_sampler("euler", SDXL, steps)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_too_few_steps_for_runge_kutta(steps: int) -> None:
+    with pytest.raises(RequestError, match=f"steps {steps}: pndm with skip_prk_steps false takes 4 or more"):
+        compile_sampler("pndm", replace(SDXL, skip_prk_steps=False), steps)
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -111,7 +117,6 @@ def test_impossible_steps(steps: int) -> None:
         ),
         ("ddpm", {"clip_sample": None}, r"clip_sample is True \(the default of DDPMScheduler\)"),
         ("heun", {"clip_sample": True}, "sampler 'heun': clip_sample is True"),
-        ("pndm", {"skip_prk_steps": False}, "skip_prk_steps is False: .*set skip_prk_steps to true"),
         ("pndm", {"prediction_type": "sample"}, "pndm: prediction_type 'sample': the method averages predicted noise"),
         ("edm_euler", {"prediction_type": "sample"}, "edm_euler: prediction_type 'sample': EDM's preconditioning"),
         (

@@ -107,6 +107,29 @@ def test_unipc_last_step_is_first_order() -> None:
     np.testing.assert_allclose(tables[0].weights[5, 0], tables[1].weights[5, 0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [4, 7, 30])
+def test_runge_kutta_warm_up(steps: int) -> None:
+    """Twelve rows for three steps, two of them in each step's middle; six state tensors."""
+    table = compile_sampler("pndm", replace(SDXL, skip_prk_steps=False), steps)
+    once = compile_sampler("ddim", SDXL, steps).timesteps[:-1]
+    middle = once[1:4] + 1000 // steps // 2
+    warm_up = np.stack([once[:3], middle, middle, once[1:4]], axis=1).ravel()
+    assert table.timesteps[:-1].tolist() == [*warm_up, *once[3:]]
+    assert (table.step_count, table.state_count) == (steps + 9, 6)
+
+
+@pytest.mark.parametrize("skip_prk_steps", [True, False])
+def test_pndm_of_a_constant_output_is_ddim(skip_prk_steps: bool) -> None:
+    """Every mean of equal outputs is that output, and what is left of PNDM is DDIM's step."""
+    config = replace(SDXL, skip_prk_steps=skip_prk_steps)
+    latents, output = np.random.default_rng(3).standard_normal((2, 8))
+    ends = [
+        walk(table, latents, np.tile(output, (table.step_count, 1)), np.zeros((table.step_count, 8)))
+        for table in (compile_sampler(name, config, 10) for name in ("pndm", "ddim"))
+    ]
+    np.testing.assert_allclose(ends[0], ends[1], rtol=1e-9)
+
+
 def test_dpmpp_first_order_keeps_no_history() -> None:
     assert compile_sampler("dpmpp_2m", replace(SDXL, solver_order=1), 5).state_count == 1
 
