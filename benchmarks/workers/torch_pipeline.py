@@ -1,7 +1,6 @@
 """diffusers as a contender: eager, compiled by torch, or through stable-fast."""
 
 import importlib
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +133,13 @@ class Diffusers:
 
         dtype = next(self.module.parameters()).dtype
         with np.load(inputs, allow_pickle=False) as arrays, torch.no_grad():
-            values = []
-            for name in inspect.signature(self.module.forward).parameters:
+            values = {}
+            for name in arrays:
                 tensor = torch.from_numpy(arrays[name]).to(self.device)
-                values.append(tensor if name in FLOAT32_INPUTS else tensor.to(dtype))
+                keeps = name in FLOAT32_INPUTS or not tensor.is_floating_point()
+                values[name] = tensor if keeps else tensor.to(dtype)
             self.clock.start()
-            found = self.module(*values)
+            found = self.module(**values)
             timing = self.clock.stop("component")
         if result:
             first = found[0] if isinstance(found, tuple) else found
