@@ -134,10 +134,10 @@ class PromptEncoder:
         known = {text: self._encoded.find((encoder.component, text, tokens)) for text in texts}
         fresh = [text for text, encoded in known.items() if encoded is None]
         made = dict(zip(fresh, self._run(encoder, fresh, tokens // TOKENS_PER_CHUNK), strict=True)) if fresh else {}
-        for text in made:
+        for text, encoded in made.items():  # an empty text, which weights need, comes first
+            made[text] = self._weighted(encoder, text, encoded, tokens)
             self._encoded.get((encoder.component, text, tokens), partial(made.__getitem__, text))
-        found = {text: made[text] if encoded is None else encoded for text, encoded in known.items()}
-        return {text: self._weighted(encoder, text, encoded, tokens) for text, encoded in found.items()}
+        return {text: made[text] if encoded is None else encoded for text, encoded in known.items()}
 
     def _weighted(self, encoder: TextEncoder, text: Text, encoded: Encoded, tokens: int) -> Encoded:
         _, weights = token_rows(self.tokenizers[encoder.tokenizer], text.text)

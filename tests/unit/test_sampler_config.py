@@ -5,20 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from schedules import SDXL
 
 from latentrt.runtime.errors import CheckpointError, RequestError
 from latentrt.runtime.samplers import SAMPLERS, ScheduleConfig, compile_sampler, sampler_for
-
-SDXL = ScheduleConfig(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    timestep_spacing="leading",
-    steps_offset=1,
-    clip_sample=False,
-    set_alpha_to_one=False,
-    skip_prk_steps=True,
-)
 
 
 def test_table_and_config_are_frozen() -> None:

@@ -4,22 +4,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from schedules import SDXL
 
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.samplers import SAMPLERS, ScheduleConfig, compile_sampler, kept_rows
+from latentrt.runtime.samplers import SAMPLERS, compile_sampler, kept_rows
 from latentrt.runtime.samplers.beta import inverse_beta, lower_share
 from latentrt.runtime.samplers.lagrange import interpolation_weights
 
-SDXL = ScheduleConfig(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    timestep_spacing="leading",
-    steps_offset=1,
-    clip_sample=False,
-    set_alpha_to_one=False,
-    skip_prk_steps=True,
-)
 TWO_ROWS = {"heun", "kdpm2", "kdpm2_a"}
 
 

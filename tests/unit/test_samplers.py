@@ -4,23 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from schedules import SDXL
 
-from latentrt.runtime.samplers import SAMPLERS, SamplerTable, ScheduleConfig, compile_sampler
+from latentrt.runtime.samplers import SAMPLERS, SamplerTable, compile_sampler
 from latentrt.runtime.samplers.prediction import predicted_noise, predicted_x0
 from latentrt.runtime.samplers.resolve import resolve
 from latentrt.runtime.samplers.schedule import spaced_timesteps
 from latentrt.runtime.samplers.training import training_sigmas
 
-SDXL = ScheduleConfig(
-    beta_start=0.00085,
-    beta_end=0.012,
-    beta_schedule="scaled_linear",
-    timestep_spacing="leading",
-    steps_offset=1,
-    clip_sample=False,
-    set_alpha_to_one=False,
-    skip_prk_steps=True,
-)
 STATES = {
     "ddim": 1,
     "ddpm": 1,
