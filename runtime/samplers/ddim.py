@@ -3,7 +3,7 @@
 import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
-from latentrt.runtime.samplers.discrete import preserving_levels, signal_at, whole_timesteps
+from latentrt.runtime.samplers.discrete import preserving_plan, signal_at, whole_timesteps
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
 from latentrt.runtime.samplers.prediction import predicted_noise, predicted_x0, rates
 from latentrt.runtime.samplers.schedule import SPACING_FIELDS
@@ -46,13 +46,7 @@ def plan_ddim(config: ScheduleConfig, steps: int, first: int) -> Plan:
         fresh = eta * fresh_rate(signal[row], signal_next[row]) if eta else 0.0
         return (ddim(x0, predicted, signal_next[row], fresh) + fresh * noise,)
 
-    return Plan(
-        timesteps=timesteps.astype(np.float64),
-        input_scale=np.ones(steps),
-        levels=preserving_levels(signal),
-        draws=np.full(steps, eta > 0),
-        advance=advance,
-    )
+    return preserving_plan(timesteps, signal, np.full(steps, eta > 0), advance)
 
 
 DDIM = Sampler(

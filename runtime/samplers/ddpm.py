@@ -4,7 +4,7 @@ import numpy as np
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
-from latentrt.runtime.samplers.discrete import preserving_levels, whole_timesteps
+from latentrt.runtime.samplers.discrete import preserving_plan, whole_timesteps
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
 from latentrt.runtime.samplers.prediction import predicted_x0, rates
 from latentrt.runtime.samplers.schedule import SPACING_FIELDS
@@ -50,13 +50,7 @@ def plan_ddpm(config: ScheduleConfig, steps: int, first: int) -> Plan:
         spread: float = np.sqrt(variance(signal[row], signal_next[row], kind))
         return (mean + spread * noise,)
 
-    return Plan(
-        timesteps=timesteps.astype(np.float64),
-        input_scale=np.ones(steps),
-        levels=preserving_levels(signal),
-        draws=draws,
-        advance=advance,
-    )
+    return preserving_plan(timesteps, signal, draws, advance)
 
 
 DDPM = Sampler(

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.errors import CheckpointError, RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
-from latentrt.runtime.samplers.plan import Floats
+from latentrt.runtime.samplers.plan import Advance, Flags, Floats, Plan
 from latentrt.runtime.samplers.schedule import spaced_timesteps
 
 Timesteps = NDArray[np.int64]
@@ -55,3 +55,14 @@ def signal_at(signal: Floats, timesteps: Timesteps, final: float) -> Floats:
 def preserving_levels(alpha_bar: Floats) -> Floats:
     """Signal and noise rates (S, 2) of squared signal rates (S,)."""
     return np.stack([np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)], axis=1)
+
+
+def preserving_plan(timesteps: Timesteps, signal: Floats, draws: Flags, advance: Advance) -> Plan:
+    """The plan of a sampler on these timesteps, whose squared signal rates (S,) are `signal`."""
+    return Plan(
+        timesteps=timesteps.astype(np.float64),
+        input_scale=np.ones(len(timesteps)),
+        levels=preserving_levels(signal),
+        draws=draws,
+        advance=advance,
+    )

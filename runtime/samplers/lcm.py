@@ -3,7 +3,7 @@
 import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
-from latentrt.runtime.samplers.discrete import distilled_timesteps, preserving_levels
+from latentrt.runtime.samplers.discrete import distilled_timesteps, preserving_plan
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
 from latentrt.runtime.samplers.prediction import predicted_x0, rates
 from latentrt.runtime.samplers.training import LATENT_BETAS, alpha_bars
@@ -41,13 +41,7 @@ def plan_lcm(config: ScheduleConfig, steps: int, first: int) -> Plan:
             return (denoised,)
         return (lcm(denoised, noise, signal[row + 1]),)
 
-    return Plan(
-        timesteps=timesteps.astype(np.float64),
-        input_scale=np.ones(steps),
-        levels=preserving_levels(signal),
-        draws=np.arange(steps) < steps - 1,
-        advance=advance,
-    )
+    return preserving_plan(timesteps, signal, np.arange(steps) < steps - 1, advance)
 
 
 LCM = Sampler(

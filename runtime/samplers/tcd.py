@@ -4,7 +4,7 @@ import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.ddim import ddim
-from latentrt.runtime.samplers.discrete import distilled_timesteps, preserving_levels
+from latentrt.runtime.samplers.discrete import distilled_timesteps, preserving_plan
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
 from latentrt.runtime.samplers.prediction import predicted_noise, predicted_x0, rates
 from latentrt.runtime.samplers.training import LATENT_BETAS, alpha_bars
@@ -38,13 +38,7 @@ def plan_tcd(config: ScheduleConfig, steps: int, first: int) -> Plan:
         moved = ddim(x0, predicted, signal_lower[row])
         return (noised_again(moved, noise, signal_lower[row], signal_next[row]) if draws[row] else moved,)
 
-    return Plan(
-        timesteps=timesteps.astype(np.float64),
-        input_scale=np.ones(steps),
-        levels=preserving_levels(signal),
-        draws=draws,
-        advance=advance,
-    )
+    return preserving_plan(timesteps, signal, draws, advance)
 
 
 TCD = Sampler(
