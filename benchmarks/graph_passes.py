@@ -27,6 +27,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from latentrt.engine.passes.flat_attention import flatten_attention
 from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.hoist import hoist
+from latentrt.runtime.backends.onnxruntime import LOG_ERRORS_ONLY, STOP_SPINNING
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.components import DTYPES
 from latentrt.runtime.parts import LOOP_INPUTS, WHOLE
@@ -129,7 +130,8 @@ def open_session(model: ir.Model, file: Path, threads: int) -> Any:
     ir.save(model, file)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = LOG_ERRORS_ONLY
+    options.add_session_config_entry(*STOP_SPINNING)
     return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 

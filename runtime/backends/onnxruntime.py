@@ -20,6 +20,9 @@ ELEMENT_TYPES: Mapping[DType, int] = {"float32": 1, "uint8": 2, "int64": 7, "flo
 
 LOG_ERRORS_ONLY = 3
 
+STOP_SPINNING = ("session.force_spinning_stop", "1")
+"""Each session has threads of its own; spinning on after a run, they would take the cores from the next component's."""
+
 CAPTURED_BINDINGS = 16
 """How many bindings of one engine get a CUDA graph: a session keeps its graphs until it ends."""
 
@@ -78,6 +81,7 @@ class OnnxRuntimeBackend:
     def _session(self, path: Path, providers: list[Any]) -> Any:
         options = self.library.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
+        options.add_session_config_entry(*STOP_SPINNING)
         if self.kind == "cpu" and usable_cores() < (os.cpu_count() or 1):
             options.intra_op_num_threads = usable_cores()
         if path.parent.parent.name == "builds":  # what build-engine wrote is optimised already
