@@ -1,9 +1,12 @@
 """An ONNX graph, in latentrt's words."""
 
+import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
 from latentrt.engine.checks import Layer, Tensor
 
@@ -67,3 +70,18 @@ def heavy_nodes(graph: onnx.GraphProto) -> list[Layer]:
         for node, dtype in node_dtypes(graph)
         if node.op_type in HEAVY
     ]
+
+
+def link_data(model: ir.Model, source: Path, folder: Path) -> None:
+    """Put the model's data files into `folder`, too: ONNX Runtime refuses ones that lie elsewhere.
+
+    A hard link where the disk is the same, a copy elsewhere.
+    """
+    tensors = (value.const_value for value in model.graph.initializers.values())
+    for name in {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}:
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source / name, target)
+        except OSError:
+            shutil.copyfile(source / name, target)

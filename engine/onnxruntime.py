@@ -1,11 +1,14 @@
 """Builds ONNX Runtime's engines: the graph as its optimiser leaves it, saved so that a session starts without it."""
 
-from collections.abc import Mapping
-from typing import Any
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from latentrt.engine import graph as graphs
 from latentrt.engine.base import Built, Job
 from latentrt.engine.checks import check_ports, check_precision
+from latentrt.engine.forms import AS_EXPORTED, Form, forms_of
+from latentrt.engine.trial import Trial
 from latentrt.runtime.backends.onnxruntime import NO_BF16
 from latentrt.runtime.backends.targets import load_module
 from latentrt.runtime.errors import BuildError
@@ -25,6 +28,7 @@ class OnnxRuntimeBuilder:
     """Optimises for the CPU or the CUDA provider, whichever the target names."""
 
     def __init__(self, backend: str, target: str):
+        self.backend = backend
         self.ort = load_module(backend)
         self.device = target.partition("-")[0]
         available = self.ort.get_available_providers()
@@ -42,22 +46,52 @@ class OnnxRuntimeBuilder:
         job.report("checking")
         counts = check_graph(job)
         job.report("optimising")
+        forms = list(forms_of(self.device, job.onnx, job.folder / "forms"))
+        if len(forms) == 1:
+            return Built(self._optimise(AS_EXPORTED, job.onnx, job, job.folder), counts)
+        files, note = self._fastest(forms, job)
+        return Built(files, counts, (note,))
+
+    def _fastest(self, forms: Sequence[tuple[Form, Path]], job: Job) -> tuple[tuple[str, ...], str]:
+        """Build every form, try it on this machine, and keep the fastest one's files."""
+        trial = Trial(self.backend, "cpu" if self.device == "cpu" else "cuda:0", job.spec, job.precision)
+        folder = job.folder / "trial"
+        kept: tuple[str, ...] = ()
+        for form, file in forms:
+            job.report(f"trying {form.name}")
+            folder.mkdir()
+            try:
+                files = self._optimise(form, file, job, folder)
+            except BuildError as error:
+                trial.fail(form.name, error)
+            else:
+                if trial.run(form.name, folder / files[0]):
+                    for name in files:
+                        (folder / name).replace(job.folder / name)
+                    kept = files
+            shutil.rmtree(folder)
+        if not kept:
+            raise BuildError(f"{job.spec.name}: no form of {job.onnx} runs here. {'; '.join(map(str, trial.tried))}")
+        return kept, str(trial)
+
+    def _optimise(self, form: Form, file: Path, job: Job, folder: Path) -> tuple[str, ...]:
+        """Let ONNX Runtime optimise a graph: creating a session writes the files, whose names this gives."""
         model, data = f"{job.stem}.onnx", f"{job.stem}.onnx.data"
         options = self.ort.SessionOptions()
         options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.optimized_model_filepath = str(job.folder / model)
+        options.optimized_model_filepath = str(folder / model)
         options.log_severity_level = FATAL
         options.add_session_config_entry(OPTION + "file_name", data)
         options.add_session_config_entry(OPTION + "min_size_in_bytes", str(EXTERNAL_BYTES))
-        self._optimise(options, job)
-        return Built((model, data) if (job.folder / data).is_file() else (model,), counts)
-
-    def _optimise(self, options: Any, job: Job) -> None:
-        """Creating a session writes the file."""
+        first, *others = PROVIDERS[self.device]
+        providers = [(first, dict(form.options)), *others]
         try:
-            self.ort.InferenceSession(str(job.onnx.absolute()), options, providers=list(PROVIDERS[self.device]))
+            session = self.ort.InferenceSession(str(file.absolute()), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no other base class
-            raise BuildError(f"{job.spec.name}: ONNX Runtime cannot build {job.onnx}: {error}") from error
+            raise BuildError(f"{job.spec.name}: ONNX Runtime cannot build {file}: {error}") from error
+        if session.get_providers()[0] != first:
+            raise BuildError(f"{job.spec.name}: ONNX Runtime fell back to the CPU. Run latentrt doctor to see why")
+        return (model, data) if (folder / data).is_file() else (model,)
 
 
 def check_graph(job: Job) -> Mapping[str, int]:

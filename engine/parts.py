@@ -1,7 +1,6 @@
 """The ONNX file of each engine to be built: the bundle's own, or one part of its U-Net, split when it is needed."""
 
 import logging
-import os
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -131,23 +130,8 @@ def split_file(file: Path, folder: Path, target: str) -> Hoisted:
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in ((PROLOGUE, split.prologue), (BODY, split.body)):
         ir.save(part, folder / f"{name}.onnx")
-    link_data(model, file.parent, folder)
+    graphs.link_data(model, file.parent, folder)
     return split
-
-
-def link_data(model: ir.Model, source: Path, folder: Path) -> None:
-    """Put the model's data files into `folder`, too: ONNX Runtime refuses ones that lie elsewhere.
-
-    A hard link where the disk is the same, a copy elsewhere.
-    """
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    for name in {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}:
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source / name, target)
-        except OSError:
-            shutil.copyfile(source / name, target)
 
 
 def part_port(value: ir.Value) -> Port:

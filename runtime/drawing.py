@@ -13,6 +13,7 @@ from latentrt.runtime.prompt import Conditioning
 from latentrt.runtime.request import Request
 from latentrt.runtime.samplers import SamplerTable
 from latentrt.runtime.source import Source
+from latentrt.runtime.timing import Timeline
 
 Encode = Callable[[Floats], tuple[Floats, Floats]]
 """The VAE's encoder: pixels (n, 3, height, width) -> mean and standard deviation of the latents (n, 4, h, w)."""
@@ -20,11 +21,11 @@ Encode = Callable[[Floats], tuple[Floats, Floats]]
 
 @dataclass(eq=False, slots=True)
 class Drawing:
-    """One request's pictures on their way; all are at the same step. `timings`: seconds per stage so far."""
+    """One request's pictures on their way; all are at the same step."""
 
     request: Request
     pictures: list[Picture]
-    timings: dict[str, float] = field(default_factory=dict)
+    timeline: Timeline = field(default_factory=Timeline)
 
     @property
     def steps_left(self) -> int:

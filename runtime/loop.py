@@ -7,7 +7,7 @@ every step, sampler and prompt.
 
 from collections.abc import Callable, Mapping, Sequence
 
-from latentrt.runtime.backends import Backend, Buffer, Engine
+from latentrt.runtime.backends import Backend, Buffer, Engine, Mark
 from latentrt.runtime.batch import Arrays, lay_out
 from latentrt.runtime.errors import NumericsError, RequestError
 from latentrt.runtime.parts import BODY, PROLOGUE, WHOLE, bind_parts
@@ -143,21 +143,21 @@ class _Report:
         self._progress = progress
         self._steps = steps
         self._told = 0
-        self._wait: Callable[[], None] | None = None
+        self._last: Mark | None = None
 
     def stepped(self) -> None:
         """A step was enqueued."""
-        wait, self._wait = self._wait, self._mark()
-        if wait is not None:
-            self._tell(wait)
+        before, self._last = self._last, self._mark()
+        if before is not None:
+            self._tell(before)
 
     def finish(self) -> None:
         """All steps were enqueued."""
-        if self._wait is not None:
-            self._tell(self._wait)
+        if self._last is not None:
+            self._tell(self._last)
 
-    def _tell(self, wait: Callable[[], None]) -> None:
-        wait()
+    def _tell(self, mark: Mark) -> None:
+        mark.wait()
         self._told += 1
         self._progress(self._told, self._steps)
 

@@ -1,8 +1,6 @@
 """The runtime's front door: load a bundle, generate pictures."""
 
-import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -29,6 +27,7 @@ from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_samp
 from latentrt.runtime.selection import Selection, select
 from latentrt.runtime.served import check_images, check_size, check_tokens
 from latentrt.runtime.settings import Prompt, Settings, make_request
+from latentrt.runtime.timing import Timeline, stage
 from latentrt.runtime.tokenizer import Tokenizer
 from latentrt.runtime.vae import Vae
 
@@ -133,13 +132,13 @@ class Pipeline:
         """
         self.backend.activate()
         tokens, table = self._prepare(request, tokens)
-        timings: dict[str, float] = {}
-        with self._stage(timings, "text"):
+        timeline = Timeline()
+        with stage(self.backend, "text", [timeline]):
             conditioning = self._prompts.encode(request, tokens)
         has_pixels = request.source is not None and request.source.pixels is not None
-        with self._stage(timings, "encode" if has_pixels else "denoise"):
+        with stage(self.backend, "encode" if has_pixels else "denoise", [timeline]):
             pictures = start_pictures(request, conditioning, table, self.bundle.manifest.model, self._vae.encode)
-        return Drawing(request, pictures, timings)
+        return Drawing(request, pictures, timeline)
 
     def _prepare(self, request: Request, tokens: int) -> tuple[int, SamplerTable]:
         """A checked request's tokens and its sampler's table."""
@@ -209,11 +208,8 @@ class Pipeline:
         self.backend.activate()
         pictures = [picture for drawing in drawings for picture in drawing.pictures]
         check_images(len(pictures), self.limits, self.rebuild_command)
-        started = time.perf_counter()
-        self._loop.advance(pictures, steps, progress)
-        seconds = time.perf_counter() - started
-        for drawing in drawings:
-            drawing.timings["denoise"] = drawing.timings.get("denoise", 0.0) + seconds
+        with stage(self.backend, "denoise", [drawing.timeline for drawing in drawings]):
+            self._loop.advance(pictures, steps, progress)
 
     def finish(self, drawing: Drawing) -> Result:
         """Decode a drawing whose steps are done.
@@ -225,23 +221,15 @@ class Pipeline:
         if drawing.steps_left:
             raise RequestError(f"this drawing has {drawing.steps_left} steps left; advance it before it is finished")
         self.backend.activate()
-        started = time.perf_counter()
-        self._loop.settle()
-        drawing.timings["denoise"] += time.perf_counter() - started
+        with stage(self.backend, "denoise", [drawing.timeline]):
+            self._loop.settle()
         check_finite(drawing.pictures)
         latents = np.stack([picture.state[0] for picture in drawing.pictures])
         images: list[Image.Image] = []
         if drawing.request.decode:
-            with self._stage(drawing.timings, "decode"):
+            with stage(self.backend, "decode", [drawing.timeline]):
                 images = paste_back(self._vae.decode(latents), drawing.request.source)
-        return Result(images, latents, drawing.timings, drawing.request)
-
-    @contextmanager
-    def _stage(self, timings: dict[str, float], name: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.backend.synchronize()
-        timings[name] = time.perf_counter() - started
+        return Result(images, latents, drawing.timeline.seconds(), drawing.request)
 
     def forget_prompts(self) -> None:
         """Encode prompts anew that were encoded before: for measurements, and to give memory back."""

@@ -73,12 +73,14 @@ class Latentrt:
                 binding.buffers[port.name].write(arrays[port.name])
         self.backend.synchronize()
         started = time.perf_counter()
+        before = self.backend.mark()
         binding.run()
-        self.backend.synchronize()
+        after = self.backend.mark()
+        after.wait()
         wall = time.perf_counter() - started
         if result:
             np.save(result, binding.buffers[output].numpy())
-        return {"wall": wall, "stages": {"component": wall}, "step": None} | self._memory()
+        return {"wall": wall, "stages": {"component": after.seconds_since(before)}, "step": None} | self._memory()
 
     def _memory(self) -> dict[str, Any]:
         free = device_free(self.backend.device)

@@ -6,6 +6,8 @@ from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from latentrt.engine.passes.values import constant, has_constants
+
 EPSILON = 1e-5
 """Of the operator, where a node does not say."""
 
@@ -17,7 +19,7 @@ def use_instance_norm(model: ir.Model) -> PassResult:
     2. (rows, channels, ...) is reshaped to (rows, groups, elements of a group), normalised and reshaped back.
     3. Without this ONNX Runtime computes the operator's definition, step by step, in ten operators.
     """
-    nodes = [node for node in model.graph if node.op_type == "GroupNormalization" and _has_constants(node)]
+    nodes = [node for node in model.graph if node.op_type == "GroupNormalization" and has_constants(node)]
     for node in nodes:
         replacement = _instance_norm(model.graph, node)
         output, old = replacement[-1].outputs[0], node.outputs[0]
@@ -30,25 +32,15 @@ def use_instance_norm(model: ir.Model) -> PassResult:
     return PassResult(model, bool(nodes))
 
 
-def _has_constants(node: ir.Node) -> bool:
-    return all(value is not None and value.const_value is not None for value in node.inputs[1:])
-
-
 def _instance_norm(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
     value, scale, bias = (one for one in node.inputs if one is not None)
     name, groups = str(node.outputs[0].name), node.attributes["num_groups"].as_int()
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else EPSILON
 
-    def constant(suffix: str, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> ir.Value:
-        made = ir.Value(name=f"{name}_{suffix}", const_value=ir.tensor(values))
-        made.dtype, made.shape = ir.DataType.from_numpy(values.dtype), ir.Shape(values.shape)
-        graph.register_initializer(made)
-        return made
-
     def per_channel(suffix: str, source: ir.Value) -> ir.Value:
         assert source.const_value is not None
         axes = len(value.shape) - 2 if value.shape is not None else 2
-        return constant(suffix, source.const_value.numpy().reshape(-1, *[1] * axes))
+        return constant(graph, f"{name}_{suffix}", source.const_value.numpy().reshape(-1, *[1] * axes))
 
     def operator(kind: str, inputs: list[ir.Value], **attributes: float) -> ir.Node:
         made = ir.node(kind, inputs, attributes)
@@ -58,8 +50,11 @@ def _instance_norm(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
     assert scale.const_value is not None
     dtype = scale.const_value.numpy().dtype
     shape = operator("Shape", [value])
-    grouped = operator("Reshape", [value, constant("groups", np.array([0, groups, -1], np.int64))])
-    plain = [constant("ones", np.ones(groups, dtype)), constant("zeros", np.zeros(groups, dtype))]
+    grouped = operator("Reshape", [value, constant(graph, f"{name}_groups", np.array([0, groups, -1], np.int64))])
+    plain = [
+        constant(graph, f"{name}_ones", np.ones(groups, dtype)),
+        constant(graph, f"{name}_zeros", np.zeros(groups, dtype)),
+    ]
     normal = operator("InstanceNormalization", [grouped.outputs[0], *plain], epsilon=epsilon)
     back = operator("Reshape", [normal.outputs[0], shape.outputs[0]])
     back.outputs[0].name = f"{name}_ungrouped"

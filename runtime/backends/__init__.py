@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.metadata import version
 
-from latentrt.runtime.backends.base import Backend, Binding, Buffer, Engine
+from latentrt.runtime.backends.base import Backend, Binding, Buffer, Engine, Mark
 from latentrt.runtime.backends.targets import backend_version, load_module
 
-__all__ = ["BACKENDS", "Backend", "Binding", "Buffer", "Engine", "identity", "open_backend"]
+__all__ = ["BACKENDS", "Backend", "Binding", "Buffer", "Engine", "Mark", "identity", "open_backend"]
 
 BACKENDS: Mapping[str, str] = {
     "tensorrt": "latentrt.runtime.backends.tensorrt:TensorRTBackend",

@@ -11,6 +11,16 @@ from latentrt.runtime.errors import BackendError
 from latentrt.runtime.specs import ComponentSpec
 
 
+class Mark(Protocol):
+    """A point in a backend's work."""
+
+    def wait(self) -> None:
+        """Wait until the work before it is done."""
+
+    def seconds_since(self, earlier: Any) -> float:
+        """Seconds from an earlier mark of the same backend, by the device's clock; both must have been reached."""
+
+
 class Buffer(Protocol):
     """Memory for one tensor on a backend's device, contiguous in C order, owned by the binding that allocated it."""
 
@@ -108,8 +118,8 @@ class Backend(Protocol):
         `work` only enqueues: runs of bindings and copies between their buffers, always the same ones.
         """
 
-    def mark(self) -> Callable[[], None]:
-        """Mark the end of the work enqueued so far; calling what this returns waits for it."""
+    def mark(self) -> Mark:
+        """Mark the end of the work enqueued so far."""
 
     def synchronize(self) -> None:
         """Wait for all enqueued work."""

@@ -106,15 +106,11 @@ class Stream:
         call("cudaStreamSynchronize", self._stream)
         self._in_flight.clear()
 
-    def mark(self) -> Callable[[], None]:
-        """Mark the end of the work enqueued so far; calling what this returns waits for it."""
+    def mark(self) -> "Event":
+        """Mark the end of the work enqueued so far."""
         event = Event()
         event.record(self)
-        return event.synchronize
-
-    def wait(self, event: "Event") -> None:
-        """Let work enqueued from now on wait for an event, without stopping the host."""
-        call("cudaStreamWaitEvent", self._stream, event.event, 0)
+        return event
 
     def close(self) -> None:
         """Wait for all enqueued work and destroy the stream. Closing twice is allowed."""
@@ -124,7 +120,7 @@ class Stream:
 
 
 class Event:
-    """A point in a stream's work, to wait for from another stream or to measure time between."""
+    """A point in a stream's work, to wait for or to measure time between; see `base.Mark`."""
 
     def __init__(self) -> None:
         self.event = call("cudaEventCreate")
@@ -134,7 +130,7 @@ class Event:
         """Mark the end of the work enqueued so far."""
         call("cudaEventRecord", self.event, stream.handle)
 
-    def synchronize(self) -> None:
+    def wait(self) -> None:
         """Wait until the marked work is done."""
         call("cudaEventSynchronize", self.event)
 
@@ -194,10 +190,10 @@ class DeviceBuffer:
             self._staging = page_locked(self.shape, self.dtype)
         staging = self._staging
         self._copy(staging.ctypes.data, self.pointer, "cudaMemcpyDeviceToHost")
-        wait = self.stream.mark()
+        copied = self.stream.mark()
 
         def values() -> NDArray[Any]:
-            wait()
+            copied.wait()
             return staging.copy()
 
         return values

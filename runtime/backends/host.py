@@ -1,5 +1,6 @@
-"""Buffers in host memory, for engines that run on the CPU."""
+"""Buffers in host memory and moments of the host's clock, for engines that run on the CPU."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,20 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.backends.base import Buffer
 from latentrt.runtime.backends.bfloat16 import RAW, as_numbers, to_bits
+
+
+class HostMark:
+    """A moment of the host's clock: on the CPU work is done when the call that starts it returns."""
+
+    def __init__(self) -> None:
+        self._time = time.perf_counter()
+
+    def wait(self) -> None:
+        """There is nothing to wait for."""
+
+    def seconds_since(self, earlier: "HostMark") -> float:
+        """Seconds from an earlier moment."""
+        return self._time - earlier._time
 
 
 class HostBuffer:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from latentrt.runtime.backends.base import Buffer, check_shared
-from latentrt.runtime.backends.host import HostBuffer
+from latentrt.runtime.backends.base import Buffer, Mark, check_shared
+from latentrt.runtime.backends.host import HostBuffer, HostMark
 from latentrt.runtime.backends.targets import load_module
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
 from latentrt.runtime.specs import ComponentSpec, DType, Port
@@ -84,7 +84,7 @@ class OnnxRuntimeBackend:
         options.add_session_config_entry(*STOP_SPINNING)
         if self.kind == "cpu" and usable_cores() < (os.cpu_count() or 1):
             options.intra_op_num_threads = usable_cores()
-        if path.parent.parent.name == "builds":  # what build-engine wrote is optimised already
+        if was_built(path):
             options.graph_optimization_level = self.library.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             return self.library.InferenceSession(path, options, providers=providers)
@@ -108,9 +108,12 @@ class OnnxRuntimeBackend:
         """The work itself: each session captures and replays its own graph."""
         return work
 
-    def mark(self) -> Callable[[], None]:
-        """An event on the stream; on the CPU everything is done when a call returns."""
-        return _nothing if self.stream is None else self.stream.mark()
+    def mark(self) -> Mark:
+        """An event on the stream; on the CPU the moment itself."""
+        if self.stream is None:
+            return HostMark()
+        mark: Mark = self.stream.mark()
+        return mark
 
     def allocate(self, port: Port, shape: tuple[int, ...]) -> Buffer:
         """Memory for one port on this device."""
@@ -133,8 +136,10 @@ class OnnxRuntimeBackend:
             self.stream = None
 
 
-def _nothing() -> None:
-    """There is nothing to wait for."""
+def was_built(path: Path) -> bool:
+    """Whether `build-engine` wrote a file, below the `builds` folder of a bundle: it is optimised already."""
+    folders = (folder for folder in path.absolute().parents if folder.name == "builds")
+    return any((folder.parent / "manifest.json").is_file() for folder in folders)
 
 
 def usable_cores() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.backends.base import Buffer, check_shared
-from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, describe_device
+from latentrt.runtime.backends.cuda import DeviceBuffer, Event, Stream, describe_device
 from latentrt.runtime.backends.cuda_graph import Recording
 from latentrt.runtime.backends.kernel_cache import KernelCache
 from latentrt.runtime.backends.targets import load_module, runnable_targets
@@ -87,7 +87,7 @@ class TensorRTBackend:
         """The work as one CUDA graph, captured when it is asked for the second time."""
         return Recording(self.stream, work)
 
-    def mark(self) -> Callable[[], None]:
+    def mark(self) -> Event:
         """An event on the stream."""
         return self.stream.mark()
 

@@ -4,17 +4,13 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
+from graphs import INPUTS, SIZES, inputs_of, names, operators, parse, run
 
 from latentrt.engine.passes.axes import describe_tensors
-from latentrt.engine.passes.flat_attention import flatten_attention
-from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.hoist import Hoisted, hoist
 from latentrt.engine.passes.lengths import fold_lengths
 from latentrt.runtime.errors import BuildError
@@ -26,8 +22,6 @@ CROSSING = {
     "batch 4 sequence 16": 1,
     "batch 4 16 sequence": 1,
 }
-SIZES = {"rows": 2, "tokens": 5, "h": 3, "w": 4, "words": 6}
-HEADER = '<ir_version: 10, opset_import: ["" : 23]>'
 
 
 @dataclass
@@ -42,8 +36,6 @@ class Case:
     body_inputs: tuple[str, ...] = LOOP
     """Inputs of the original that the body has."""
 
-
-INPUTS = "float[rows,4,h,w] sample, float[rows] timestep, float[rows,tokens,16] prompt"
 
 CASES = {
     "a projection, with its weight": Case(
@@ -184,50 +176,12 @@ NOTHING = {
 }
 
 
-def parse(text: str) -> ir.Model:
-    proto = onnx.parser.parse_model(HEADER + text)
-    draw = np.random.default_rng(0).standard_normal
-    for value in [value for value in proto.graph.value_info if value.name.isupper()]:
-        shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(draw(shape).astype("f4"), value.name))
-        proto.graph.value_info.remove(value)
-    return ir.from_proto(proto)
-
-
-def run(model: ir.Model, feeds: dict[str, Any]) -> dict[str, Any]:
-    proto = ir.to_proto(model)
-    onnx.checker.check_model(proto, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    outputs = [value.name for value in session.get_outputs()]
-    given = {value.name: feeds[value.name] for value in session.get_inputs()}
-    return dict(zip(outputs, session.run(outputs, given), strict=True))
-
-
-def inputs_of(model: ir.Model, sizes: dict[str, int]) -> dict[str, Any]:
-    draw = np.random.default_rng(1).standard_normal
-    shapes = {str(value.name): value.shape or () for value in model.graph.inputs}
-    return {
-        name: np.asarray(draw([n if isinstance(n, int) else sizes[str(n)] for n in shape]), "f4")
-        for name, shape in shapes.items()
-    }
-
-
 def assert_same_numbers(model: ir.Model, split: Hoisted, sizes: dict[str, int]) -> None:
     feeds = inputs_of(model, sizes)
     crossing = run(split.prologue, feeds)
     assert tuple(crossing) == split.interface
     for name, values in run(model, feeds).items():
         np.testing.assert_array_equal(run(split.body, feeds | crossing)[name], values)
-
-
-def operators(model: ir.Model) -> list[str]:
-    return sorted(node.op_type for node in model.graph)
-
-
-def names(values: Any) -> list[str]:
-    return [value.name for value in values]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -257,139 +211,6 @@ def test_nothing_to_hoist(name: str) -> None:
 def test_a_loop_input_that_is_not_there() -> None:
     with pytest.raises(BuildError, match="unet: no input step for the loop, the inputs are sample"):
         hoist(parse(NOTHING["no input outside the loop"]), ("sample", "step"))
-
-
-FOLDED = {
-    "heads and channels": (
-        f"""unet ({INPUTS}) => (float[rows,4,tokens,heads] out) <float[16,32] KEY>
-        {{ key = MatMul(prompt, KEY)
-           shape = Shape(key)
-           two = Constant<value_int=2>()
-           width = Gather(shape, two)
-           heads = Constant<value_int=4>()
-           each = Div(width, heads)
-           zero = Constant<value_ints=[0]>()
-           one = Unsqueeze(each, zero)
-           rows = Constant<value_ints=[0,0,4]>()
-           four = Concat<axis=0>(rows, one)
-           split = Reshape(key, four)
-           out = Transpose<perm=[0,2,1,3]>(split) }}""",
-        "MatMul Reshape Transpose",
-    ),
-    "a whole shape, once the one before it is known": (
-        """unet (float[4,6] sample, float[rows] prompt) => (float[24] out)
-        { two = Constant<value_ints=[2,2]>()
-          whole = Shape(sample)
-          half = Div(whole, two)
-          same = Mul(half, two)
-          view = Reshape(sample, same)
-          positive = Relu(view)
-          width = Shape<start=1>(positive)
-          four = Constant<value_ints=[4]>()
-          all = Mul(width, four)
-          first = Constant<value_ints=[0]>()
-          length = Gather(all, first)
-          out = Reshape(positive, length) }""",
-        "Relu Reshape Reshape",
-    ),
-    "lengths that are not fixed": (
-        f"unet ({INPUTS}) => (int64 out) {{ s = Shape(prompt) \n i = Constant<value_int=1>() \n out = Gather(s, i) }}",
-        "Constant Gather Shape",
-    ),
-    "weights": (
-        f"""unet ({INPUTS}) => (float[rows,tokens,16] out) <float[16,16] A, float[16,16] B>
-        {{ both = Mul(A, B)
-           out = MatMul(prompt, both) }}""",
-        "MatMul Mul",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FOLDED)
-def test_folding_lengths(name: str) -> None:
-    graph, left = FOLDED[name]
-    model, folded = parse(graph), parse(graph)
-    modified = operators(model) != left.split()
-    assert fold_lengths(folded).modified == modified
-    assert operators(folded) == left.split()
-    assert not fold_lengths(folded).modified, "a second run changes something"
-    for side in ("inputs", "outputs"):
-        assert names(getattr(folded.graph, side)) == names(getattr(model.graph, side))
-    feeds = inputs_of(model, SIZES)
-    np.testing.assert_array_equal(run(folded, feeds)["out"], run(model, feeds)["out"])
-
-
-TWO_HEADS = """
-        { view = Constant<value_ints=[0,-1,2,8]>()
-          flat = Constant<value_ints=[0,-1,16]>()
-          q4 = Reshape(prompt, view)
-          q = Transpose<perm=[0,2,1,3]>(q4)
-          key = MatMul(prompt, KEY)
-          k4 = Reshape(key, view)
-          k = Transpose<perm=[0,2,1,3]>(k4)
-          a = Attention(q, k, k)
-          b = Transpose<perm=[0,2,1,3]>(a)
-          c = Reshape(b, flat)
-          out = Relu(c) }"""
-FLATTENED = {
-    "two heads": (TWO_HEADS, "Attention MatMul Relu"),
-    "another order of axes": (
-        TWO_HEADS.replace("b = Transpose<perm=[0,2,1,3]>", "b = Transpose<perm=[0,2,3,1]>"),
-        None,
-    ),
-    "a result that is used twice": (TWO_HEADS.replace("Relu(c) }", "Relu(c) \n other = Relu(a) }"), None),
-    "heads that are no part of the last axis": (TWO_HEADS.replace("[0,-1,2,8]", "[0,2,-1,8]"), None),
-}
-
-
-@pytest.mark.parametrize("name", FLATTENED)
-def test_flattening_attention(name: str) -> None:
-    body, left = FLATTENED[name]
-    text = f"unet ({INPUTS}) => (float[rows,n,m] out) <float[16,16] KEY> {body}"
-    proto = onnx.shape_inference.infer_shapes(ir.to_proto(parse(text)))
-    (result,) = (value for value in proto.graph.value_info if value.name == "c")
-    kind = onnx.helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, ["rows", None, None])
-    result.type.CopyFrom(kind)  # which ONNX leaves open, and torch's exporter writes down
-    model, flat = ir.from_proto(proto), ir.from_proto(proto)
-    assert flatten_attention(flat).modified == (left is not None)
-    assert operators(flat) == (operators(model) if left is None else left.split())
-    assert not flatten_attention(flat).modified, "a second run changes something"
-    feeds = inputs_of(model, SIZES)
-    np.testing.assert_array_equal(run(flat, feeds)["out"], run(model, feeds)["out"])
-
-
-GROUP_NORMS = {
-    "of a convolution's output": (
-        """
-        { y = GroupNormalization<num_groups=2, epsilon=0.001>(sample, SCALE, BIAS)
-          out = Relu(y) }""",
-        "Add InstanceNormalization Mul Relu Reshape Reshape Shape",
-    ),
-    "as the graph's output": (
-        "{ out = GroupNormalization<num_groups=1>(sample, SCALE, BIAS) }",
-        "Add InstanceNormalization Mul Reshape Reshape Shape",
-    ),
-    "with a scale that is computed": (
-        """
-        { scale = Relu(SCALE)
-          out = GroupNormalization<num_groups=2>(sample, scale, BIAS) }""",
-        None,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", GROUP_NORMS)
-def test_group_norms_as_instance_norms(name: str) -> None:
-    body, left = GROUP_NORMS[name]
-    weights = "<float[4] SCALE = {1.0,2.0,-3.0,0.5}, float[4] BIAS = {0.0,1.0,2.0,-1.0}>"
-    text = f"unet ({INPUTS}) => (float[rows,4,h,w] out) {weights} {body}"
-    model, changed = parse(text), parse(text)
-    assert use_instance_norm(changed).modified == (left is not None)
-    assert operators(changed) == (operators(model) if left is None else left.split())
-    assert not use_instance_norm(changed).modified, "a second run changes something"
-    assert names(changed.graph.outputs) == names(model.graph.outputs)
-    feeds = inputs_of(model, SIZES)
-    np.testing.assert_allclose(run(changed, feeds)["out"], run(model, feeds)["out"], atol=1e-5)
 
 
 def test_axes_are_found_without_symbols() -> None:

@@ -1,0 +1,83 @@
+"""Group normalisation and the activation behind it as one operator of ONNX Runtime's CUDA provider."""
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.convenience import replace_all_uses_with
+from onnx_ir.passes import PassResult
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from latentrt.engine.passes.group_norm import EPSILON
+from latentrt.engine.passes.values import constant, has_constants
+
+MICROSOFT = "com.microsoft"
+
+TO_CHANNELS_LAST, TO_CHANNELS_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
+
+DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+
+
+def fuse_group_norm(model: ir.Model) -> PassResult:
+    """`GroupNormalization` of images, and x * sigmoid(x) of it, become `com.microsoft.GroupNorm`.
+
+    1. The tensor has four axes and is float32 or float16; scale and bias are initializers, which become float32.
+    2. The operator wants channels last, so it gets a transpose before and behind; ONNX Runtime removes what two
+       neighbours undo.
+    3. The activation goes along where nothing else reads the normalised values.
+    """
+    nodes = [node for node in model.graph if node.op_type == "GroupNormalization" and _is_image(node)]
+    for node in nodes:
+        end = _silu_behind(node)
+        old = (end or node).outputs[0]
+        replacement = _channels_last(model.graph, node, activation=end is not None)
+        output = replacement[-1].outputs[0]
+        output.name, output.type, output.shape = f"{old.name}_fused", old.type, old.shape
+        model.graph.insert_after(end or node, replacement)
+        if old.is_graph_output():
+            old.name, output.name = f"{old.name}_unfused", old.name
+        replace_all_uses_with(old, output, replace_graph_outputs=True)
+    if nodes:
+        model.graph.opset_imports[MICROSOFT] = 1
+        RemoveUnusedNodesPass()(model)
+    return PassResult(model, bool(nodes))
+
+
+def _is_image(node: ir.Node) -> bool:
+    value = node.inputs[0]
+    if value is None or value.shape is None:
+        return False
+    return len(value.shape) == 4 and value.dtype in DTYPES and has_constants(node)
+
+
+def _silu_behind(node: ir.Node) -> ir.Node | None:
+    """The product of the normalised values and their sigmoid, if these are all that reads them."""
+    normal = node.outputs[0]
+    readers = {use.node for use in normal.uses()}
+    sigmoids = [reader for reader in readers if reader.op_type == "Sigmoid"]
+    products = [reader for reader in readers if reader.op_type == "Mul"]
+    if normal.is_graph_output() or len(readers) != 2 or not len(sigmoids) == len(products) == 1:
+        return None
+    sigmoid = sigmoids[0].outputs[0]
+    alone = len(sigmoid.uses()) == 1 and not sigmoid.is_graph_output()
+    return products[0] if alone and set(products[0].inputs) == {normal, sigmoid} else None
+
+
+def _channels_last(graph: ir.Graph, node: ir.Node, activation: bool) -> list[ir.Node]:
+    value, scale, bias = (one for one in node.inputs if one is not None)
+    name = str(node.outputs[0].name)
+    numbers = [
+        constant(graph, f"{name}_{suffix}", one.const_value.numpy().astype(np.float32))
+        for suffix, one in (("gamma", scale), ("beta", bias))
+        if one.const_value is not None
+    ]
+    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else EPSILON
+    facts = {
+        "groups": node.attributes["num_groups"].as_int(),
+        "epsilon": epsilon,
+        "activation": int(activation),
+        "channels_last": 1,
+    }
+    last = ir.node("Transpose", [value], {"perm": TO_CHANNELS_LAST})
+    normal = ir.node("GroupNorm", [last.outputs[0], *numbers], facts, domain=MICROSOFT)
+    first = ir.node("Transpose", [normal.outputs[0]], {"perm": TO_CHANNELS_FIRST})
+    last.outputs[0].name, normal.outputs[0].name = f"{name}_channels_last", f"{name}_normal"
+    return [last, normal, first]

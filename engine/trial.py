@@ -1,0 +1,130 @@
+"""Engines of one component tried side by side on the device, to find the fastest that computes the same."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.backends import Binding, open_backend
+from latentrt.runtime.errors import LatentRTError
+from latentrt.runtime.specs import ComponentSpec, Port, Precision
+
+WARM_UPS, RUNS = 3, 15
+
+LARGEST_ERROR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
+"""Relative distance (L2) from the first engine's outputs at which an engine no longer computes the same."""
+
+SMALLEST_WIN = 0.98
+"""Ratio of medians from which on one engine is faster than another, and not just luckier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One engine: seconds of a run at the spec's best sizes, or why it is out of the race."""
+
+    name: str
+    seconds: float = 0.0
+    failure: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.failure or f'{1e3 * self.seconds:.2f} ms'}"
+
+
+class Trial:
+    """Runs engines of one component on the same random inputs. The first is what the others are compared with.
+
+    An engine is out when it does not load or run, when its outputs differ from the first one's by more than rounding,
+    or when they differ from run to run: the same seed must draw the same picture.
+    """
+
+    def __init__(self, backend: str, device: str, spec: ComponentSpec, precision: Precision):
+        self.tried: list[Tried] = []
+        self._backend, self._device = backend, device
+        self._spec, self._precision = spec, precision
+        draw = np.random.default_rng(0)
+        sizes = spec.sizes("opt")
+        self._inputs = {port.name: random_values(port, port.shape(sizes), draw) for port in spec.inputs}
+        self._reference: list[NDArray[Any]] | None = None
+        self._best: Tried | None = None
+
+    def run(self, name: str, file: Path) -> bool:
+        """Try an engine; whether it is the best so far."""
+        try:
+            found = self._measure(name, file)
+        except LatentRTError as error:
+            found = Tried(name, failure=f"does not run ({error})")
+        return self._enter(found)
+
+    def fail(self, name: str, error: Exception) -> None:
+        """An engine that could not be built."""
+        self._enter(Tried(name, failure=f"cannot be built ({error})"))
+
+    def _enter(self, found: Tried) -> bool:
+        self.tried.append(found)
+        if found.failure or (self._best and found.seconds > SMALLEST_WIN * self._best.seconds):
+            return False
+        self._best = found
+        return True
+
+    def _measure(self, name: str, file: Path) -> Tried:
+        backend = open_backend(self._backend, self._device)
+        engine = None
+        try:
+            engine = backend.load(self._spec, file)
+            binding = engine.bind(self._spec.sizes("opt"))
+            for port, values in self._inputs.items():
+                binding.buffers[port].write(values)
+            seconds = []
+            for number in range(WARM_UPS + RUNS):
+                before = backend.mark()
+                binding.run()
+                after = backend.mark()
+                after.wait()
+                if number == WARM_UPS:
+                    first = self._outputs(binding)
+                seconds.append(after.seconds_since(before))
+            failure = self._compare(first, self._outputs(binding))
+            return Tried(name, statistics.median(seconds[WARM_UPS:]), failure)
+        finally:
+            if engine is not None:
+                engine.close()
+            backend.close()
+
+    def _outputs(self, binding: Binding) -> list[NDArray[Any]]:
+        return [binding.buffers[port.name].numpy() for port in self._spec.outputs]
+
+    def _compare(self, first: list[NDArray[Any]], last: list[NDArray[Any]]) -> str:
+        """Why these outputs of two runs cannot be trusted; empty where they can."""
+        if any(one.tobytes() != other.tobytes() for one, other in zip(first, last, strict=True)):
+            return "its results differ from run to run"
+        if self._reference is None:
+            self._reference = first
+        error = max(distance(one, other) for one, other in zip(first, self._reference, strict=True))
+        return (
+            "" if error <= LARGEST_ERROR[self._precision] else f"computes something else (relative error {error:.1e})"
+        )
+
+    def __str__(self) -> str:
+        """For the build's record."""
+        others = "; ".join(str(one) for one in self.tried if one is not self._best)
+        return f"kept, of {len(self.tried)} forms tried: {self._best}. {others}"
+
+
+def random_values(port: Port, shape: tuple[int, ...], draw: np.random.Generator) -> NDArray[Any]:
+    """Standard normal numbers, or small positive integers."""
+    if port.dtype in ("int64", "uint8"):
+        return draw.integers(0, 100, shape)
+    return draw.standard_normal(shape).astype(np.float32)
+
+
+def distance(found: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Relative L2 distance; infinite where either holds NaN or infinity and the other does not."""
+    one, other = found.astype(np.float64), wanted.astype(np.float64)
+    if not np.array_equal(np.isfinite(one), np.isfinite(other)):
+        return float("inf")
+    finite = np.isfinite(one)
+    apart, length = float(np.linalg.norm((one - other)[finite])), float(np.linalg.norm(other[finite]))
+    return apart / max(length, 1e-12)

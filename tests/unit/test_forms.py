@@ -1,0 +1,136 @@
+"""Forms of a graph on trial: the fastest that computes the same is kept, and the record says what the others did."""
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from engine_bundles import write_bundle
+from onnx_ir.passes import PassResult
+from onnx_ir.passes.common import ShapeInferencePass
+
+from latentrt.engine import forms, trial
+from latentrt.engine.build import build_engines
+from latentrt.engine.forms import AS_EXPORTED, CHANNELS_LAST, FORMS, Form
+from latentrt.engine.passes.fused_group_norm import fuse_group_norm
+from latentrt.engine.passes.group_norm import use_instance_norm
+from latentrt.runtime.backends import identity
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.errors import BackendError, BuildError
+
+BACKEND = "onnxruntime"
+
+
+def scaled(model: ir.Model) -> PassResult:
+    """A pass with a mistake: what it changes becomes twice as large."""
+    if not convolutions(model):
+        return PassResult(model, False)
+    return between(model, ir.node("Add", [last(model), last(model)]))
+
+
+def convolutions(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == "Conv"]
+
+
+def last(model: ir.Model) -> ir.Value:
+    """What the last convolution reads."""
+    value = convolutions(model)[-1].inputs[0]
+    assert value is not None
+    return value
+
+
+def between(model: ir.Model, node: ir.Node) -> PassResult:
+    node.outputs[0].name = f"{node.op_type}_between"
+    model.graph.insert_before(convolutions(model)[-1], node)
+    convolutions(model)[-1].replace_input_with(0, node.outputs[0])
+    return PassResult(model, True)
+
+
+def build_in_forms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *others: Form, whole: bool = True
+) -> tuple[str, Bundle]:
+    """The note of a U-Net's build that had these forms, and the bundle."""
+    monkeypatch.setitem(FORMS, "cpu", (AS_EXPORTED, *others))
+    bundle = write_bundle(tmp_path, precision="fp32")
+    record = build_engines(bundle, BACKEND, hoist=not whole)
+    bundle.check_build(record, **identity(BACKEND, record.target))
+    (note,) = record.engines["unet" if whole else "unet_body"].notes or ("",)
+    return note, bundle
+
+
+def operators(bundle: Bundle, engine: str = "unet") -> set[str]:
+    (file,) = bundle.path.glob(f"builds/*/{engine}-*.onnx")
+    return {node.op_type for node in onnx.load(file, load_external_data=False).graph.node}
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_the_fastest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, faster: bool) -> None:
+    """By the clock that the trial reads: here one that says which engine is faster."""
+    times = iter([2.0, 1.0] if faster else [1.0, 0.99])
+    monkeypatch.setattr(trial.statistics, "median", lambda values: next(times))
+    note, bundle = build_in_forms(tmp_path, monkeypatch, Form("instance norms", (use_instance_norm,)))
+    assert ("InstanceNormalization" in operators(bundle)) == faster
+    assert note == (
+        "kept, of 2 forms tried: instance norms: 1000.00 ms. as exported: 2000.00 ms"
+        if faster
+        else "kept, of 2 forms tried: as exported: 1000.00 ms. instance norms: 990.00 ms"
+    )
+    assert len(list(bundle.path.glob("builds/*/unet-*"))) == 2, "files of the form that was not kept are left"
+
+
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (Form("faulty", (scaled,)), r"computes something else \(relative error [0-9.e+-]+\)"),
+        (
+            Form("fused", (ShapeInferencePass(), fuse_group_norm)),
+            r"cannot be built \(unet: ONNX Runtime cannot build .*GroupNorm.*\)",
+        ),
+    ],
+)
+def test_what_must_not_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Form, reason: str) -> None:
+    monkeypatch.setattr(trial, "SMALLEST_WIN", float("inf"))  # whatever runs last wins
+    note, _ = build_in_forms(tmp_path, monkeypatch, form)
+    assert note.startswith("kept, of 2 forms tried: as exported: ")
+    assert re.search(rf"ms\. {form.name}: {reason}$", note), note
+
+
+def test_no_form_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise BackendError("out of memory")
+
+    monkeypatch.setattr(trial.Trial, "_measure", refuse)
+    reason = r"as exported: does not run \(out of memory\); instance norms: does not run \(out of memory\)"
+    with pytest.raises(BuildError, match=rf"unet: no form of .*unet.onnx runs here. {reason}"):
+        build_in_forms(tmp_path, monkeypatch, Form("instance norms", (use_instance_norm,)))
+
+
+def test_results_that_differ_from_run_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same seed would not draw the same picture."""
+    numbers = (np.array([number]) for number in itertools.count())
+    monkeypatch.setattr(trial.Trial, "_outputs", lambda _trial, _binding: [next(numbers)])
+    with pytest.raises(BuildError, match="instance norms: its results differ from run to run"):
+        build_in_forms(tmp_path, monkeypatch, Form("instance norms", (use_instance_norm,)))
+
+
+def test_graphs_without_a_form_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prologue has no group norm and no convolution."""
+    monkeypatch.setattr(trial, "Trial", None)
+    monkeypatch.setitem(FORMS, "cpu", FORMS["cuda"])
+    bundle = write_bundle(tmp_path, precision="fp32")
+    (only,) = forms.forms_of("cpu", bundle.onnx("text_encoder"), tmp_path / "forms")
+    assert only == (AS_EXPORTED, bundle.onnx("text_encoder"))
+
+
+def test_options_alone_are_a_form_of_what_convolves(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path, precision="fp32")
+    form = Form("channels last", (), CHANNELS_LAST)
+    assert form.write(bundle.onnx("text_encoder"), tmp_path / "a") is None
+    file = form.write(bundle.onnx("unet"), tmp_path / "b")
+    assert file == tmp_path / "b" / "unet.onnx"
+    wanted, found = (onnx.load(one) for one in (bundle.onnx("unet"), file))
+    for one, other in zip(wanted.graph.initializer, found.graph.initializer, strict=True):
+        np.testing.assert_array_equal(onnx.numpy_helper.to_array(one), onnx.numpy_helper.to_array(other))
