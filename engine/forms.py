@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from latentrt.engine.graph import link_data
-from latentrt.engine.passes import Pass
+from latentrt.engine.passes import Pass, apply
 from latentrt.engine.passes.flat_attention import flatten_attention
 from latentrt.engine.passes.fused_group_norm import fuse_group_norm
 from latentrt.engine.passes.gated_gelu import fuse_gated_gelu
@@ -30,9 +30,9 @@ class Form:
         if not self.passes and not self.options:
             return file
         model = ir.load(file)
-        changed = [change(model).modified for change in self.passes]
+        changed = apply(self.passes, model, file.stem)
         convolves = any(node.op_type == "Conv" for node in model.graph)
-        if (self.passes and not any(changed)) or (self.options and not convolves):
+        if (self.passes and not changed) or (self.options and not convolves):
             return None
         folder.mkdir(parents=True, exist_ok=True)
         ir.save(model, folder / file.name)
@@ -43,7 +43,7 @@ class Form:
 AS_EXPORTED = Form("as exported")
 CHANNELS_LAST = {"prefer_nhwc": "1"}
 PLAIN = (flatten_attention, fuse_gated_gelu, use_instance_norm)
-FUSED = (flatten_attention, fuse_gated_gelu, fuse_group_norm)
+FUSED = (flatten_attention, fuse_gated_gelu, fuse_group_norm, use_instance_norm)
 
 FORMS: Mapping[str, Sequence[Form]] = {
     "cpu": (AS_EXPORTED,),

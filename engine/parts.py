@@ -8,7 +8,7 @@ from types import TracebackType
 import onnx_ir as ir
 
 from latentrt.engine import graph as graphs
-from latentrt.engine.passes import passes_for
+from latentrt.engine.passes import apply, passes_for
 from latentrt.engine.passes.hoist import Hoisted, hoist
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.components import DTYPES
@@ -109,10 +109,7 @@ def split_file(file: Path, folder: Path, target: str) -> Hoisted:
         model = ir.load(file)
     except Exception as error:  # protobuf's and onnx_ir's exceptions have no other base class
         raise BuildError(f"{WHOLE}: {file} cannot be read: {error}") from error
-    for change in passes_for(target):
-        before = len(model.graph)
-        change(model)
-        logger.info("%s: %s saves %d nodes", WHOLE, change.__name__, before - len(model.graph))
+    apply(passes_for(target), model, WHOLE)
     split = hoist(model, LOOP_INPUTS)
     if split is None:
         others = [str(value.name) for value in model.graph.inputs if value.name not in LOOP_INPUTS]

@@ -30,7 +30,8 @@ class Tried:
     failure: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.failure or f'{1e3 * self.seconds:.2f} ms'}"
+        measured = f"{1e3 * self.seconds:.2f} ms" if self.seconds else ""
+        return f"{self.name}: {', '.join(filter(None, (measured, self.failure)))}"
 
 
 class Trial:

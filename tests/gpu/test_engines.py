@@ -19,10 +19,12 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not device_count(), reason="ne
 DEVICE = "cuda:0"
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime"])
 def test_engines_compute_what_onnxruntime_computes(tmp_path: Path, name: str) -> None:
     pytest.importorskip(name.replace("-", "_"))
     onnxruntime = pytest.importorskip("onnxruntime")
+    if name == "onnxruntime" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has no CUDA provider")
     targets = runnable_targets(name, DEVICE)
     if not targets:
         pytest.skip(f"{name} does not serve this GPU")

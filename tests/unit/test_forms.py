@@ -31,6 +31,11 @@ def scaled(model: ir.Model) -> PassResult:
     return between(model, ir.node("Add", [last(model), last(model)]))
 
 
+def with_shapes(model: ir.Model) -> PassResult:
+    """What exporters write down, and the graphs of these bundles lack."""
+    return ShapeInferencePass()(model)
+
+
 def convolutions(model: ir.Model) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == "Conv"]
 
@@ -86,7 +91,7 @@ def test_the_fastest_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fa
     [
         (Form("faulty", (scaled,)), r"computes something else \(relative error [0-9.e+-]+\)"),
         (
-            Form("fused", (ShapeInferencePass(), fuse_group_norm)),
+            Form("fused", (with_shapes, fuse_group_norm)),
             r"cannot be built \(unet: ONNX Runtime cannot build .*GroupNorm.*\)",
         ),
     ],
