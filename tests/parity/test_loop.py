@@ -179,7 +179,7 @@ def test_captured_steps_draw_the_same_pictures(
             launches = [name for name, *_ in gpu.calls].count("cudaGraphLaunch")
             # A session's first step runs as it is; so does a decoder's first run.
             assert launches >= found.request.steps - 1
-            # The device's clock, on which every stage takes 1.5 s here; noise, steps and the states' way back are three.
+            # The device's clock, on which every span takes 1.5 s here: noise, steps and the states' way back are three.
             assert found.timings == {"text": 1.5, "denoise": 4.5, "decode": 1.5}
         drawing = captured.begin(captured.request(**settings(2)))
         captured.advance([drawing], 2)

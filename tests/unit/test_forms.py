@@ -117,7 +117,7 @@ def test_results_that_differ_from_run_to_run(tmp_path: Path, monkeypatch: pytest
     """The same seed would not draw the same picture."""
     numbers = (np.array([number]) for number in itertools.count())
     monkeypatch.setattr(trial.Trial, "_outputs", lambda _trial, _binding: [next(numbers)])
-    with pytest.raises(BuildError, match="instance norms: [0-9.]+ ms, its results differ from run to run"):
+    with pytest.raises(BuildError, match=r"instance norms: [0-9.]+ ms, its results differ from run to run"):
         build_in_forms(tmp_path, monkeypatch, Form("instance norms", (use_instance_norm,)))
 
 
