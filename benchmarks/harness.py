@@ -40,8 +40,9 @@ class Task:
     suffix: str
 
     def run(self, worker: Worker, file: Path | None = None) -> dict[str, Any]:
-        """Ask one worker; the result goes to `file`."""
+        """Ask one worker, and wait until it leaves the processor to the next; the result goes to `file`."""
         answer: dict[str, Any] = worker.call(self.call, **self.arguments, **{self.result: str(file) if file else None})
+        worker.settle()
         return answer
 
 

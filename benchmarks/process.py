@@ -6,6 +6,7 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +18,10 @@ MODULE = serve.__name__
 TAIL_LINES = 15
 PATIENCE = 3600.0
 """Seconds that one call may take: torch.compile at full size takes many minutes."""
+
+
+QUIET, LONGEST_SPIN = 0.03, 3.0
+"""Seconds without work after which a process is idle, and after which nobody waits for that any more."""
 
 
 class Worker:
@@ -85,6 +90,14 @@ class Worker:
             raise BenchmarkError(f"{self.name}: {call}: {answer['error']}")
         return answer["value"]
 
+    def settle(self) -> None:
+        """Wait until the process has stopped using the processor: threads of its libraries may spin on after a call."""
+        deadline = time.monotonic() + LONGEST_SPIN
+        before = -1
+        while before != (now := processor_ticks(self._process.pid)) and time.monotonic() < deadline:
+            before = now
+            time.sleep(QUIET)
+
     def _death(self) -> str:
         """Why the process ended, as far as its log tells."""
         code = self._process.wait()
@@ -110,6 +123,15 @@ class Worker:
         if self._process.stdout:
             self._process.stdout.close()
         self._log.close()
+
+
+def processor_ticks(process: int) -> int:
+    """Processor time that a process has used, in ticks of some 10 ms; 0 where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def worker_environment(threads: int) -> Mapping[str, str]:

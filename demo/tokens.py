@@ -74,11 +74,16 @@ def vocabulary_of(sentences: Iterable[str]) -> tuple[dict[str, int], tuple[str, 
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE, end_of_word_suffix="</w>", show_progress=False)
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # Pairs that are equally frequent merge in the order of their symbols' ids, so these must not be left to chance.
+    ends = [symbol + "</w>" for symbol in symbols]
+    size = VOCAB_SIZE + len(symbols)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, initial_alphabet=symbols, special_tokens=ends, end_of_word_suffix="</w>", show_progress=False
+    )
     tokenizer.train_from_iterator(sentences, trainer)
     learned = json.loads(tokenizer.to_str())["model"]["merges"][:MERGES]
-    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in learned), BOS, EOS]
+    tokens = [*symbols, *ends, *("".join(pair) for pair in learned), BOS, EOS]
     if len(set(tokens)) != VOCAB_SIZE:
         raise ValueError(f"tokenizer: the sentences give {len(set(tokens))} tokens, wanted {VOCAB_SIZE}; add sentences")
     return {token: number for number, token in enumerate(tokens)}, tuple(" ".join(pair) for pair in learned)

@@ -26,6 +26,8 @@ TOLERANCE: Mapping[Precision, float] = {
 }
 """Largest allowed error of one output: root mean square of the difference over that of the reference."""
 
+BYTES = 1e-3
+"""Allowed on top where an output is bytes: a value between two of them may round to either, in every sixtieth or so."""
 
 SESSION_DTYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
 
@@ -126,10 +128,11 @@ def _compare(
         outputs = session.run(None, feed(session, spec, inputs))
         for port, found, wanted in zip(spec.outputs, outputs, case.outputs, strict=True):
             record = _measure(case, port.name, found, wanted)
-            if not record.relative <= TOLERANCE[precision]:
+            allowed = TOLERANCE[precision] + (BYTES if port.dtype == "uint8" else 0)
+            if not record.relative <= allowed:
                 raise ParityError(
                     f"{spec.name}: output {port.name} differs from torch by {record.relative:.1e} (relative) in case "
-                    f"{case.name!r}, allowed {TOLERANCE[precision]:.0e} in {precision}. The export is not trustworthy"
+                    f"{case.name!r}, allowed {allowed:.1e} in {precision}. The export is not trustworthy"
                 )
             records.append(record)
     return tuple(records)

@@ -114,7 +114,7 @@ def test_a_component_out_of_tolerance_fails_the_export_and_nothing_is_left(
     checkpoint = Checkpoint.open(sdxl_checkpoint)
     specs = component_specs(checkpoint.model, Limits.around(128), dict.fromkeys(MODULES, "fp32"))
     with pytest.raises(
-        ParityError, match=r"vae_decoder: output image differs from torch by .* in case 'min', allowed 1e-04"
+        ParityError, match=r"vae_decoder: output image differs from torch by .* in case 'min', allowed 1.1e-03"
     ):
         ComponentExporter(checkpoint, tmp_path, "fp32", "full").export(specs["vae_decoder"], "fp32")
 

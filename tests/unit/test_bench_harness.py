@@ -1,13 +1,17 @@
 """Workers as real processes, rounds in turns, and what happens to those who fail."""
 
 import io
+import itertools
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from latentrt.benchmarks import process
 from latentrt.benchmarks.contenders import CONTENDERS, DEFAULT_PEERS, PEERS, check_installed, chosen_peers
 from latentrt.benchmarks.harness import Entrant, Round, picture_task, rotated
 from latentrt.benchmarks.peers import parse_pythons, peer_python
@@ -61,6 +65,31 @@ def test_a_worker_that_fails_stays_alive_and_logs_the_trace(worker):
     assert worker.call("begin") is None
 
 
+def test_the_next_turn_begins_when_a_worker_is_idle(tmp_path, monkeypatch):
+    """Its threads may spin on after the answer; only so long is waited for them."""
+    busy = Worker("busy", "workers.measure:Clock", tmp_path / "busy.log")
+    ticks = iter([5, 7, 9, 9])
+    monkeypatch.setattr(process, "processor_ticks", lambda pid: next(ticks))
+    busy.settle()
+    assert list(ticks) == []
+    growing = itertools.count()
+    monkeypatch.setattr(process, "LONGEST_SPIN", 0.1)
+    monkeypatch.setattr(process, "processor_ticks", lambda pid: next(growing))
+    started = time.monotonic()
+    busy.settle()
+    assert 0.1 <= time.monotonic() - started < 1
+    busy.close()
+
+
+def test_processor_time_of_a_process():
+    before = process.processor_ticks(os.getpid())
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    assert not Path("/proc/self/stat").exists() or process.processor_ticks(os.getpid()) - before >= 5
+    assert process.processor_ticks(1 << 30) == 0
+
+
 def test_a_worker_that_dies(tmp_path):
     dead = Worker("nobody", "workers.nothing:Nobody", tmp_path / "dead.log")
     with pytest.raises(
@@ -100,6 +129,9 @@ class Scripted:
     def __init__(self, name, log, order, fails_at=None):
         self.name, self.log, self.order, self.calls, self.fails_at = name, log, order, 0, fails_at
 
+    def settle(self):
+        self.order.append("idle")
+
     def call(self, call, picture=None, **_arguments):
         if call == "begin":
             return None
@@ -127,6 +159,8 @@ def race(tmp_path, **fails_at):
 def test_rounds_are_interleaved_and_each_begins_with_another(tmp_path):
     rows, order, failures = race(tmp_path)
     assert failures == []
+    assert order[1::2] == ["idle"] * 15, "a turn begins before the one before is over"
+    order = order[::2]
     assert order[:6] == ["latentrt"] * 2 + ["diffusers"] * 2 + ["optimum"] * 2
     assert order[6:9] == ["latentrt", "diffusers", "optimum"]
     assert order[9:12] == ["diffusers", "optimum", "latentrt"]

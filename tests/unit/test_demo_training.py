@@ -40,6 +40,12 @@ def test_words_of_the_captions_are_single_tokens(tokenizers: Path) -> None:
     assert len(tokenizer.tokenize(caption)) == len(caption.replace(",", " ,").split())
 
 
+def test_training_again_gives_the_same_tokenizers(tokenizers: Path, tmp_path: Path) -> None:
+    write_tokenizers(tmp_path)
+    for name in ("tokenizer/vocab.json", "tokenizer_2/merges.txt"):
+        assert (tmp_path / name).read_bytes() == (tokenizers / name).read_bytes()
+
+
 def test_zeroed_captions_are_zeros_and_empty_ones_are_not(tokenizers: Path) -> None:
     conditioner = Conditioner(tokenizers, [build("text_encoder"), build("text_encoder_2")])
     hidden, pooled = conditioner(["", ""], [True, False])
