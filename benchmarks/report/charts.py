@@ -226,18 +226,16 @@ def build_bars(rows: Sequence[BuildRow]) -> str:
 
 
 def host_bars(rows: Sequence[HostRow]) -> str:
-    """The host's time per step, on a logarithmic scale."""
+    """The host's time per step."""
     with mpl.rc_context(STYLE):
         figure, (axes,) = _figure(0.6 * len(rows) + 0.9)
         medians = [statistics.median(row.per_step) for row in rows]
         shades = colours([row.contender for row in rows], [row.contender.startswith("latentrt") for row in rows])
+        widest = max(*medians, 1e-6) * 1e6
         for place, (row, median) in enumerate(zip(rows, medians, strict=True)):
             axes.barh(place, median * 1e6, 0.58, color=shades[row.contender])
-            axes.text(median * 1.1e6, place, seconds(median), va="center", fontweight="bold")
-        if min(medians) > 0:  # on a busy machine a slope may come out negative
-            axes.set_xscale("log")
-            axes.set_xlim(min(medians) * 1e6 / 5, max(medians) * 1e6 * 4)
-            axes.xaxis.set_major_formatter(plain)
+            axes.text(max(median, 0) * 1e6 + widest / 100, place, seconds(median), va="center", fontweight="bold")
+        axes.set_xlim(0, widest * 1.15)
         axes.set_yticks(range(len(rows)), [label(row.contender) for row in rows])
         axes.invert_yaxis()
         axes.grid(visible=False, axis="y")

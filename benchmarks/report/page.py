@@ -63,7 +63,7 @@ def _environment(results: Results) -> Iterator[str]:
     """The machine and its peaks, every version, how to read the figures."""
     yield "<section><h2>Environment and method</h2>"
     for environment in results.of(Environment):
-        facts = [("machine", ""), *((name, str(value)) for name, value in environment.machine.items())]
+        facts = [("machine", ""), *((WORDS.get(name, name), str(value)) for name, value in environment.machine.items())]
         facts += [("threads per contender", str(environment.threads)), ("commit", environment.commit)]
         facts += [(f"GPU {name}", value) for gpu in environment.gpus for name, value in gpu.items()]
         yield markup.table(facts)
@@ -75,6 +75,9 @@ def _environment(results: Results) -> Iterator[str]:
     yield markup.paragraph(METHOD, "faint")
     yield "</section>"
 
+
+WORDS = {"memory_gb": "memory, GB", "load_before": "load before the run"}
+"""Facts of the machine whose names are no words."""
 
 METHOD = (
     "Every contender runs in a process of its own and stays warm; rounds ask them in turns, each round beginning with "

@@ -133,20 +133,20 @@ def _builds(results: Results, found: Finished, folder: Path) -> Iterator[str]:
     if not rows:
         return
     yield charts.build_bars(rows)
-    names = list(dict.fromkeys(name for row in rows for name in row.components))
-    header = ("form", "sizes", "seconds", "size", "peak memory", *names)
     lines = [
         (
             label(row.contender),
-            f"{row.limits['width']} × {row.limits['height']}, {row.limits['images']} pictures",
+            f"{row.limits['width']} × {row.limits['height']}, pictures {row.limits['images']}",
             text.seconds(row.seconds),
             text.size(row.bytes),
             text.size(row.memory),
-            *(_component(row, name) for name in names),
         )
         for row in rows
     ]
-    yield markup.table([header, *lines])
+    yield markup.table([("form", "sizes", "seconds", "size", "peak memory"), *lines])
+    names = dict.fromkeys(name for row in rows for name in row.components)
+    engines = [(name, *(_component(row, name) for row in rows)) for name in names]
+    yield markup.table([("engine", *(label(row.contender) for row in rows)), *engines])
     inside = [
         (label(row.contender), name, _products(layers))
         for row in rows

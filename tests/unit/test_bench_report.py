@@ -73,8 +73,8 @@ def test_figures_failures_and_who_did_not_run_are_told(page):
         "diffusers: load: <out of memory>",
         "optimum-onnx: not asked for",
         "A <fast> processor",
-        "60 µs",
-        "3 ms",
+        "60.0 µs",
+        "3.00 ms",
         "70 dB",
         "channels-last",
         "4 Conv float16",
@@ -122,8 +122,8 @@ def test_the_markdown_table(run):
     )
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     assert lines[0][:4] == ["contender", "median", "quartiles", "time over latentrt's"]
-    assert lines[2][:4] == ["latentrt", "2 s", "1.5 s – 2.5 s", "1"]
-    assert lines[3][:4] == ["diffusers", "6 s", "4 s – 9 s", "3.00× (2.00 – 4.00)"]
+    assert lines[2][:4] == ["latentrt", "2.00 s", "1.50 s – 2.50 s", "1"]
+    assert lines[3][:4] == ["diffusers", "6.00 s", "4.00 s – 9.00 s", "3.00× (2.00 – 4.00)"]
     assert all(len(line) == len(lines[0]) for line in lines[:4])
     assert "    latentrt bench --scenario race\n" in table
     assert "A <fast> processor, 2 threads, 24.0 GB, Some GPU (driver 580.1). 2026-11-22, commit 0123456789ab." in table
@@ -155,7 +155,8 @@ def test_a_readme_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("value", "said"), [(123.4, "123 s"), (1.234, "1.23 s"), (0.0456, "45.6 ms"), (7.89e-5, "78.9 µs"), (0.0, "0 µs")]
+    ("value", "said"),
+    [(123.4, "123 s"), (1.234, "1.23 s"), (18.0, "18.0 s"), (0.0456, "45.6 ms"), (7.89e-5, "78.9 µs"), (0.0, "0 µs")],
 )
 def test_seconds_in_words(value, said):
     assert text.seconds(value) == said
