@@ -60,7 +60,7 @@ def test_a_kept_run_is_reported_anew_and_its_failures_fail(capsys, tmp_path):
     assert run.result["median_seconds"]["race: 96×96, 10 steps"] == {"latentrt": 2.0, "diffusers": 6.0}
     assert "FAILED broken diffusers: diffusers: load: <out of memory>" in run.error
     assert (tmp_path / "run" / "report.html").is_file()
-    assert "| latentrt | 2 s |" in readme.read_text()
+    assert "| latentrt | 2.00 s |" in readme.read_text()
 
 
 def test_a_kept_run_without_failures_succeeds(capsys, tmp_path):
