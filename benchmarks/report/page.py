@@ -81,8 +81,8 @@ WORDS = {"memory_gb": "memory, GB", "load_before": "load before the run"}
 
 METHOD = (
     "Every contender runs in a process of its own and stays warm; rounds ask them in turns, each round beginning with "
-    "another one, each turn when the process before it is idle. Same checkpoint, prompt, seed, sampler and steps. Differences are against diffusers in float32. "
-    "The floor is the work in the ONNX graphs over the machine's measured peaks, stage by stage: the larger of "
-    "arithmetic and unavoidable memory traffic. Host memory is the largest resident set during the timed requests. "
-    "Every sample is in results.jsonl beside this page."
+    "another one, each turn when the process before it is idle. Same checkpoint, prompt, seed, sampler and steps. "
+    "Differences are against diffusers in float32. The floor is the work in the ONNX graphs over the machine's "
+    "measured peaks, stage by stage: the larger of arithmetic and unavoidable memory traffic. Host memory is the "
+    "largest resident set during the timed requests. Every sample is in results.jsonl beside this page."
 )

@@ -180,7 +180,7 @@ def load_pipeline(checkpoint: str, precision: str, sampler: str) -> Any:
 
 
 def compile_networks(pipeline: Any, device: str) -> str:
-    """torch.compile with the settings that were found best; returns them in words."""
+    """torch.compile with settings that were tried against others (benchmarks/compile_settings.py); returns them in words."""
     import torch
 
     decode = pipeline.vae.decode
