@@ -180,7 +180,7 @@ def load_pipeline(checkpoint: str, precision: str, sampler: str) -> Any:
 
 
 def compile_networks(pipeline: Any, device: str) -> str:
-    """torch.compile with settings that were tried against others (benchmarks/compile_settings.py); returns them in words."""
+    """torch.compile as benchmarks/compile_settings.py found it no slower than in other settings; returns it in words."""
     import torch
 
     decode = pipeline.vae.decode
