@@ -180,7 +180,7 @@ def load_pipeline(checkpoint: str, precision: str, sampler: str) -> Any:
 
 
 def compile_networks(pipeline: Any, device: str) -> str:
-    """torch.compile as benchmarks/compile_settings.py found it no slower than in other settings; returns it in words."""
+    """torch.compile, in settings that benchmarks/compile_settings.py found no slower than others; gives them in words."""
     import torch
 
     decode = pipeline.vae.decode
