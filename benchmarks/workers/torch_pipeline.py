@@ -180,7 +180,7 @@ def load_pipeline(checkpoint: str, precision: str, sampler: str) -> Any:
 
 
 def compile_networks(pipeline: Any, device: str) -> str:
-    """torch.compile, in settings that benchmarks/compile_settings.py found no slower than others; gives them in words."""
+    """torch.compile in settings no slower than others (benchmarks/compile_settings.py); gives them in words."""
     import torch
 
     decode = pipeline.vae.decode
