@@ -1,6 +1,6 @@
-"""What each graph pass wins on a U-Net, in ONNX Runtime on the CPU, all variants side by side in one process.
+"""What each graph pass wins on a U-Net or a VAE, in ONNX Runtime on the CPU, all variants side by side in one process.
 
-    python benchmarks/graph_passes.py BUNDLE [--size PIXELS] [--images N] [--runs N] [--threads N]
+    python benchmarks/graph_passes.py BUNDLE [--component NAME] [--size PIXELS] [--images N] [--runs N] [--threads N]
 
 Hoisting, flat attention and instance norms are what `build-engine` does; merging the products and ONNX Runtime's own
 attention operator stand here because they have not won.
@@ -37,24 +37,27 @@ def main() -> None:
     """Measure every variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle")
+    parser.add_argument("--component", default=WHOLE, help="unet, vae_decoder or vae_encoder")
     parser.add_argument("--size", type=int, default=0, help="pixels; default: the bundle's own")
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--runs", type=int, default=40)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     bundle = Bundle.open(arguments.bundle)
-    file = bundle.onnx(WHOLE)
+    file = bundle.onnx(arguments.component)
     size = (arguments.size or bundle.manifest.model.native_size) // bundle.manifest.model.latent_scale
     sizes = {"rows": 2 * arguments.images, "tokens": 77, "latent_height": size, "latent_width": size}
+    sizes["vae_images"] = arguments.images
     draw = np.random.default_rng(0)
     feeds = {}
-    for port in bundle.manifest.specs()[WHOLE].inputs:
+    for port in bundle.manifest.specs()[arguments.component].inputs:
         values = draw.standard_normal(port.shape(sizes))
         feeds[port.name] = (100 * np.abs(values) if port.name in ("timestep", "time_ids") else values).astype(
             DTYPES[bundle.manifest.precision] if port.dtype != "float32" else "float32"
         )
     with tempfile.TemporaryDirectory() as folder:
-        variants = {name: Variant(name, file, Path(folder), feeds, arguments.threads) for name in RECIPES}
+        names = [name for name, (hoisted, _) in RECIPES.items() if arguments.component == WHOLE or not hoisted]
+        variants = {name: Variant(name, file, Path(folder), feeds, arguments.threads) for name in names}
     report(variants, measure(variants, arguments.runs), vars(arguments) | sizes)
 
 
@@ -103,6 +106,7 @@ RECIPES: dict[str, tuple[bool, tuple[Pass, ...]]] = {
     "hoisted": (True, ()),
     "products merged": (False, (merge_projections,)),
     "attention flat": (False, (flatten_attention,)),
+    "attention flat, instance norms": (False, (flatten_attention, use_instance_norm)),
     "hoisted, products merged": (True, (merge_projections,)),
     "hoisted, attention flat": (True, (flatten_attention,)),
     "hoisted, attention flat, instance norms": (True, (flatten_attention, use_instance_norm)),
@@ -172,7 +176,7 @@ def report(variants: dict[str, Variant], times: dict[str, list[float]], conditio
     for name, found in times.items():
         ratios = [one / other for one, other in zip(found, times["whole"], strict=True)]
         low, median, high = statistics.quantiles(found, n=4)
-        error = float(np.abs(variants[name].output.astype("f8") - whole.output).max())
+        error = float(np.abs(variants[name].output.astype("f8") - whole.output.astype("f8")).max())
         rows[name] = {
             "nodes": variants[name].nodes,
             "min_ms": round(min(found), 2),

@@ -1,13 +1,13 @@
 """Forms of one graph that compute the same. Where a device has several, a trial on it decides which is kept."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
 
 from latentrt.engine.graph import link_data
-from latentrt.engine.passes import Pass, apply
+from latentrt.engine.passes import ON_THE_CPU, Pass, apply
 from latentrt.engine.passes.flat_attention import flatten_attention
 from latentrt.engine.passes.fused_group_norm import fuse_group_norm
 from latentrt.engine.passes.gated_gelu import fuse_gated_gelu
@@ -46,7 +46,7 @@ PLAIN = (flatten_attention, fuse_gated_gelu, use_instance_norm)
 FUSED = (flatten_attention, fuse_gated_gelu, fuse_group_norm, use_instance_norm)
 
 FORMS: Mapping[str, Sequence[Form]] = {
-    "cpu": (AS_EXPORTED,),
+    "cpu": (Form("instance norms", ON_THE_CPU),),
     "cuda": (
         AS_EXPORTED,
         Form("instance norms", PLAIN),
@@ -55,12 +55,10 @@ FORMS: Mapping[str, Sequence[Form]] = {
         Form("fused group norms, channels last", FUSED, CHANNELS_LAST),
     ),
 }
-"""By ONNX Runtime's provider. What the CPU's U-Net goes through was measured once and stands in `passes_for`."""
+"""By ONNX Runtime's provider. For the CPU one form was measured to win wherever it was tried."""
 
 
-def forms_of(device: str, file: Path, folder: Path) -> Iterator[tuple[Form, Path]]:
-    """The forms that a graph has on this device, each with its file; one after the other, the first as it is."""
-    for number, form in enumerate(FORMS[device]):
-        written = form.write(file, folder / str(number))
-        if written is not None:
-            yield form, written
+def forms_of(device: str, file: Path, folder: Path) -> list[tuple[Form, Path]]:
+    """The forms that a graph has on this device, each with its file; as it was exported where it has none."""
+    written = [(form, form.write(file, folder / str(number))) for number, form in enumerate(FORMS[device])]
+    return [(form, made) for form, made in written if made is not None] or [(AS_EXPORTED, file)]

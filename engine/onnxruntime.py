@@ -7,7 +7,7 @@ from pathlib import Path
 from latentrt.engine import graph as graphs
 from latentrt.engine.base import Built, Job
 from latentrt.engine.checks import check_ports, check_precision
-from latentrt.engine.forms import AS_EXPORTED, Form, forms_of
+from latentrt.engine.forms import Form, forms_of
 from latentrt.engine.trial import Trial
 from latentrt.runtime.backends.onnxruntime import NO_BF16
 from latentrt.runtime.backends.targets import load_module
@@ -46,9 +46,10 @@ class OnnxRuntimeBuilder:
         job.report("checking")
         counts = check_graph(job)
         job.report("optimising")
-        forms = list(forms_of(self.device, job.onnx, job.folder / "forms"))
+        forms = forms_of(self.device, job.onnx, job.folder / "forms")
         if len(forms) == 1:
-            return Built(self._optimise(AS_EXPORTED, job.onnx, job, job.folder), counts)
+            (only,) = forms
+            return Built(self._optimise(*only, job, job.folder), counts)
         files, note = self._fastest(forms, job)
         return Built(files, counts, (note,))
 

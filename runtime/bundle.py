@@ -71,7 +71,7 @@ class Bundle:
                 outputs=port_table(spec.outputs),
                 dims={dim.name: str(dim) for dim in spec.dims.values()},
                 precision=self.manifest.components[component_of(name)].precision,
-                passes=passes_of(name),
+                passes=passes_of(name, backend["backend"]),
                 **backend,
             )
             for name, spec in specs.items()

@@ -20,7 +20,7 @@ PARTS = (PROLOGUE, BODY)
 LOOP_INPUTS = ("sample", "timestep")
 """The U-Net's inputs that change from step to step."""
 
-PASSES = 2
+PASSES = 3
 """Version of the graph passes: counts up when they would make other engines of the same file."""
 
 
@@ -29,9 +29,9 @@ def component_of(engine: str) -> str:
     return WHOLE if engine in PARTS else engine
 
 
-def passes_of(engine: str) -> int:
+def passes_of(engine: str, backend: str) -> int:
     """The version of the passes that an engine went through; 0 for one that is built as it was exported."""
-    return PASSES if engine in PARTS else 0
+    return PASSES if engine in PARTS or backend == "onnxruntime" else 0
 
 
 def replace_whole(

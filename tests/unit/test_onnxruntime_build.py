@@ -52,7 +52,10 @@ def test_built_files_give_the_same_numbers(tmp_path: Path, precision: Precision)
         for wanted, found in zip(
             run(bundle.onnx(name), feeds, True), run(bundle.path / first, feeds, False), strict=True
         ):
-            np.testing.assert_array_equal(wanted, found)
+            if name == "unet":  # alone has group norms, which become other operators
+                np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=2e-3 if precision == "fp16" else 1e-5)
+            else:
+                np.testing.assert_array_equal(found, wanted)
 
 
 def test_weights_stand_in_one_data_file(tmp_path: Path) -> None:
