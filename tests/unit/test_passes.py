@@ -122,11 +122,11 @@ GROUP_NORMS = {
         """
         { y = GroupNormalization<num_groups=2, epsilon=0.001>(sample, SCALE, BIAS)
           out = Relu(y) }""",
-        "Add InstanceNormalization Mul Relu Reshape Reshape Shape",
+        "BatchNormalization InstanceNormalization Relu Reshape Reshape Shape",
     ),
     "as the graph's output": (
         "{ out = GroupNormalization<num_groups=1>(sample, SCALE, BIAS) }",
-        "Add InstanceNormalization Mul Reshape Reshape Shape",
+        "BatchNormalization InstanceNormalization Reshape Reshape Shape",
     ),
     "with a scale that is computed": (
         """
