@@ -9,8 +9,9 @@ from latentrt.engine.base import Built, Job
 from latentrt.engine.checks import check_ports, check_precision
 from latentrt.engine.forms import Form, forms_of
 from latentrt.engine.trial import Trial
+from latentrt.runtime.backends.cuda import device_count
 from latentrt.runtime.backends.onnxruntime import NO_BF16
-from latentrt.runtime.backends.targets import load_module
+from latentrt.runtime.backends.targets import load_module, runnable_targets
 from latentrt.runtime.errors import BuildError
 
 EXTERNAL_BYTES = 1024
@@ -38,6 +39,7 @@ class OnnxRuntimeBuilder:
                 f"target {target}: needs {needed}, this onnxruntime has {', '.join(available)}. For NVIDIA GPUs "
                 "install: pip install 'latentrt[cuda]'"
             )
+        self.place = place_for(backend, target)
 
     def build(self, job: Job) -> Built:
         """Check one component's graph, optimise it and save what comes out."""
@@ -55,7 +57,7 @@ class OnnxRuntimeBuilder:
 
     def _fastest(self, forms: Sequence[tuple[Form, Path]], job: Job) -> tuple[tuple[str, ...], str]:
         """Build every form, try it on this machine, and keep the fastest one's files."""
-        trial = Trial(self.backend, "cpu" if self.device == "cpu" else "cuda:0", job.spec, job.precision)
+        trial = Trial(self.backend, self.place, job.spec, job.precision)
         folder = job.folder / "trial"
         kept: tuple[str, ...] = ()
         for form, file in forms:
@@ -85,7 +87,8 @@ class OnnxRuntimeBuilder:
         options.add_session_config_entry(OPTION + "file_name", data)
         options.add_session_config_entry(OPTION + "min_size_in_bytes", str(EXTERNAL_BYTES))
         first, *others = PROVIDERS[self.device]
-        providers = [(first, dict(form.options)), *others]
+        index = self.place.partition(":")[2]
+        providers = [(first, dict(form.options) | ({"device_id": index} if index else {})), *others]
         try:
             session = self.ort.InferenceSession(str(file.absolute()), options, providers=providers)
         except Exception as error:  # onnxruntime's exceptions have no other base class
@@ -93,6 +96,23 @@ class OnnxRuntimeBuilder:
         if session.get_providers()[0] != first:
             raise BuildError(f"{job.spec.name}: ONNX Runtime fell back to the CPU. Run latentrt doctor to see why")
         return (model, data) if (folder / data).is_file() else (model,)
+
+
+def place_for(backend: str, target: str) -> str:
+    """`cpu`, or `cuda:<index>` of the first GPU here that the target names.
+
+    Raises:
+        BuildError: there is none.
+    """
+    if target.startswith("cpu"):
+        return "cpu"
+    found = [name for name in map("cuda:{}".format, range(device_count())) if target in runnable_targets(backend, name)]
+    if not found:
+        raise BuildError(
+            f"target {target}: this machine has no such GPU, and ONNX Runtime's engines are built and tried on the "
+            "card that they are for"
+        )
+    return found[0]
 
 
 def check_graph(job: Job) -> Mapping[str, int]:

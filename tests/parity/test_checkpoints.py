@@ -104,7 +104,7 @@ def test_images_depend_on_the_request(pipe, request_):
 )
 def test_other_forms_give_the_same_image(pipe, tmp_path, options):
     other = load(write_sdxl(tmp_path / "other", **options), variant=options.get("variant"))
-    tolerance = 2 / 255 if "dtype" in options else 1e-5
+    tolerance = 4 / 255 if "dtype" in options else 1e-5  # weights rounded to 11 bits
     np.testing.assert_allclose(image(other), image(pipe), atol=tolerance)
 
 

@@ -7,11 +7,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from cuda_stand_in import StandInCuda
 from engine_bundles import GRAPHS, LIMITS, write_bundle
 
 from latentrt.engine.build import build_engines
 from latentrt.engine.graph import count_nodes, read_graph
-from latentrt.runtime.backends import identity, targets
+from latentrt.engine.onnxruntime import OnnxRuntimeBuilder
+from latentrt.runtime.backends import cuda, identity, targets
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BuildError, PrecisionError
 from latentrt.runtime.specs import ComponentSpec, Precision
@@ -129,6 +131,16 @@ def test_a_provider_that_is_not_there(tmp_path: Path) -> None:
     for target in ("cuda-sm89", "tpu-1"):
         with pytest.raises(BuildError, match=rf"target {target}: needs .*, this onnxruntime has .*CPUExec"):
             build_engines(bundle, BACKEND, target=target)
+
+
+def test_engines_are_built_on_the_card_that_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are tried there."""
+    gpu = StandInCuda((8, 9))
+    monkeypatch.setattr(cuda, "bindings", lambda: gpu)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    assert OnnxRuntimeBuilder(BACKEND, "cuda-sm89").place == "cuda:0"
+    with pytest.raises(BuildError, match=r"^target cuda-sm90: this machine has no such GPU, and "):
+        OnnxRuntimeBuilder(BACKEND, "cuda-sm90")
 
 
 def test_nodes_are_counted_with_their_dtypes(tmp_path: Path) -> None:
