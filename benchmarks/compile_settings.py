@@ -2,7 +2,7 @@
 
     python benchmarks/compile_settings.py CHECKPOINT [--size PIXELS] [--runs N] [--threads N]
 
-What wins here is what the suite's contender `diffusers-compile` uses on CPUs. Prints a table (milliseconds per
+The suite's contender `diffusers-compile` uses channels-last and freezing on CPUs. Prints a table (milliseconds per
 evaluation of two rows; ratio to eager, run by run) and one JSON line at the end.
 """
 
@@ -12,10 +12,13 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
 
+from latentrt.benchmarks.harness import in_turns
+from latentrt.benchmarks.summary import ratios, summarise
 from latentrt.benchmarks.workers.torch_pipeline import load_pipeline
 
 SETTINGS: dict[str, tuple[bool, dict[str, Any] | None]] = {
@@ -47,7 +50,8 @@ def main() -> None:
         first[name] = seconds(variants[name], inputs)
         print(f"{name}: first run {first[name]:.1f} s", flush=True)
         seconds(variants[name], inputs)
-    times = measure(variants, inputs, arguments.runs)
+    runs = {name: partial(seconds, variant, inputs) for name, variant in variants.items()}
+    times = in_turns(runs, arguments.runs)
     report(times, first, vars(arguments) | {"torch": torch.__version__})
 
 
@@ -87,26 +91,15 @@ def seconds(network: Callable[..., Any], inputs: dict[str, Any]) -> float:
         return time.perf_counter() - started
 
 
-def measure(variants: dict[str, Callable[..., Any]], inputs: dict[str, Any], runs: int) -> dict[str, list[float]]:
-    """Seconds of each run; every round runs every variant once, each round beginning with another."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    names = list(variants)
-    for number in range(runs):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            times[name].append(seconds(variants[name], inputs))
-    return times
-
-
 def report(times: dict[str, list[float]], first: dict[str, float], conditions: dict[str, Any]) -> None:
     """The table and the JSON line."""
     rows = {}
     for name, found in times.items():
-        low, median, high = statistics.quantiles(found, n=4)
-        ratios = [one / other for one, other in zip(found, times["eager"], strict=True)]
+        summary = summarise(found)
         rows[name] = {
-            "median_ms": round(1e3 * median, 1),
-            "quartiles_ms": [round(1e3 * low, 1), round(1e3 * high, 1)],
-            "ratio": round(statistics.median(ratios), 3),
+            "median_ms": round(1e3 * summary.median, 1),
+            "quartiles_ms": [round(1e3 * summary.lower, 1), round(1e3 * summary.upper, 1)],
+            "ratio": round(statistics.median(ratios(found, times["eager"])), 3),
             "first_s": round(first[name], 1),
         }
         print(f"{name:46}", *(f"{key} {value}" for key, value in rows[name].items()), sep="  ")

@@ -24,6 +24,8 @@ import onnx_ir as ir
 import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from latentrt.benchmarks.harness import in_turns
+from latentrt.benchmarks.summary import ratios
 from latentrt.engine.passes.flat_attention import flatten_attention
 from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.hoist import hoist
@@ -58,7 +60,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         names = [name for name, (hoisted, _) in RECIPES.items() if arguments.component == WHOLE or not hoisted]
         variants = {name: Variant(name, file, Path(folder), feeds, arguments.threads) for name in names}
-    report(variants, measure(variants, arguments.runs), vars(arguments) | sizes)
+    times = in_turns({name: variant.milliseconds for name, variant in variants.items()}, arguments.runs)
+    report(variants, times, vars(arguments) | sizes)
 
 
 def merge_projections(model: ir.Model) -> None:
@@ -137,9 +140,9 @@ class Variant:
         self.feeds = {value.name: feeds[value.name] for value in self.session.get_inputs()}
         self.output = self.session.run(None, self.feeds)[0]
 
-    def step(self) -> None:
-        """What the loop runs."""
-        self.session.run(None, self.feeds)
+    def milliseconds(self) -> float:
+        """How long what the loop runs takes."""
+        return milliseconds(lambda: self.session.run(None, self.feeds), self.clock)
 
 
 def open_session(model: ir.Model, file: Path, threads: int) -> Any:
@@ -159,22 +162,11 @@ def milliseconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
     return 1e3 * (clock() - started)
 
 
-def measure(variants: dict[str, Variant], runs: int) -> dict[str, list[float]]:
-    """Milliseconds of each run; every round runs every variant once, each round beginning with another."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    names = list(variants)
-    for number in range(runs):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            times[name].append(milliseconds(variants[name].step, variants[name].clock))
-    return times
-
-
 def report(variants: dict[str, Variant], times: dict[str, list[float]], conditions: dict[str, Any]) -> None:
     """The table and the JSON line."""
     rows = {}
     whole = variants["whole"]
     for name, found in times.items():
-        ratios = [one / other for one, other in zip(found, times["whole"], strict=True)]
         low, median, high = statistics.quantiles(found, n=4)
         error = float(np.abs(variants[name].output.astype("f8") - whole.output.astype("f8")).max())
         rows[name] = {
@@ -183,7 +175,7 @@ def report(variants: dict[str, Variant], times: dict[str, list[float]], conditio
             "median_ms": round(median, 2),
             "quartiles_ms": [round(low, 2), round(high, 2)],
             "ratio_of_minima": round(min(found) / min(times["whole"]), 4),
-            "median_ratio": round(statistics.median(ratios), 4),
+            "median_ratio": round(statistics.median(ratios(found, times["whole"])), 4),
             "prologue_ms": round(variants[name].prologue_ms, 2),
             "max_abs_difference": error,
         }

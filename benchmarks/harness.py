@@ -4,13 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from latentrt.benchmarks.difference import compare_files
 from latentrt.benchmarks.process import Worker
 from latentrt.benchmarks.results import Failure, Row, Sample
 from latentrt.benchmarks.scenarios import Point, Scenario
 from latentrt.runtime.errors import BenchmarkError
+
+Anyone = TypeVar("Anyone")
 
 PROMPT = "a red circle on a blue background"
 NEGATIVE = "blurry, low quality"
@@ -136,7 +138,16 @@ class Round:
         )
 
 
-def rotated(entrants: Sequence[Entrant], number: int) -> list[Entrant]:
+def rotated(entrants: Sequence[Anyone], number: int) -> list[Anyone]:
     """The order of a round: everybody is first once in a while."""
     start = number % len(entrants) if entrants else 0
     return [*entrants[start:], *entrants[:start]]
+
+
+def in_turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """What each measure gives, round by round: for variants that share one process."""
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for number in range(rounds):
+        for name in rotated(list(measures), number):
+            found[name].append(measures[name]())
+    return found

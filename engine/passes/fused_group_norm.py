@@ -2,12 +2,11 @@
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from latentrt.engine.passes.group_norm import EPSILON
-from latentrt.engine.passes.values import constant, has_constants
+from latentrt.engine.passes.group_norm import epsilon_of
+from latentrt.engine.passes.rewriting import constant, has_constants, only_reader, put_in_place
 
 MICROSOFT = "com.microsoft"
 
@@ -27,14 +26,7 @@ def fuse_group_norm(model: ir.Model) -> PassResult:
     nodes = [node for node in model.graph if node.op_type == "GroupNormalization" and _is_image(node)]
     for node in nodes:
         end = _silu_behind(node)
-        old = (end or node).outputs[0]
-        replacement = _channels_last(model.graph, node, activation=end is not None)
-        output = replacement[-1].outputs[0]
-        output.name, output.type, output.shape = f"{old.name}_fused", old.type, old.shape
-        model.graph.insert_after(end or node, replacement)
-        if old.is_graph_output():
-            old.name, output.name = f"{old.name}_unfused", old.name
-        replace_all_uses_with(old, output, replace_graph_outputs=True)
+        put_in_place(model.graph, end or node, _channels_last(model.graph, node, activation=end is not None))
     if nodes:
         model.graph.opset_imports[MICROSOFT] = 1
         RemoveUnusedNodesPass()(model)
@@ -56,9 +48,9 @@ def _silu_behind(node: ir.Node) -> ir.Node | None:
     products = [reader for reader in readers if reader.op_type == "Mul"]
     if normal.is_graph_output() or len(readers) != 2 or not len(sigmoids) == len(products) == 1:
         return None
-    sigmoid = sigmoids[0].outputs[0]
-    alone = len(sigmoid.uses()) == 1 and not sigmoid.is_graph_output()
-    return products[0] if alone and set(products[0].inputs) == {normal, sigmoid} else None
+    sigmoid, (product,) = sigmoids[0].outputs[0], products
+    alone = only_reader(sigmoid, "Mul") is product
+    return product if alone and set(product.inputs) == {normal, sigmoid} else None
 
 
 def _channels_last(graph: ir.Graph, node: ir.Node, activation: bool) -> list[ir.Node]:
@@ -69,10 +61,9 @@ def _channels_last(graph: ir.Graph, node: ir.Node, activation: bool) -> list[ir.
         for suffix, one in (("gamma", scale), ("beta", bias))
         if one.const_value is not None
     ]
-    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else EPSILON
     facts = {
         "groups": node.attributes["num_groups"].as_int(),
-        "epsilon": epsilon,
+        "epsilon": epsilon_of(node),
         "activation": int(activation),
         "channels_last": 1,
     }

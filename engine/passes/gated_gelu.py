@@ -1,11 +1,11 @@
 """Gated linear units of transformers as one operator of ONNX Runtime's CUDA provider."""
 
 import onnx_ir as ir
-from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from latentrt.engine.passes.fused_group_norm import DTYPES, MICROSOFT
+from latentrt.engine.passes.rewriting import only_reader, put_in_place
 
 WIDTHS = frozenset({1280, 2560, 3072, 5120, 6144})
 """Of each half; for others ONNX Runtime 1.31 has no kernel."""
@@ -20,17 +20,13 @@ def fuse_gated_gelu(model: ir.Model) -> PassResult:
     """
     fused = 0
     for gelu in [node for node in model.graph if node.op_type == "Gelu"]:
-        add, product = _sum_before(gelu), _only_reader(gelu.outputs[0], "Mul")
+        product = only_reader(gelu.outputs[0], "Mul")
+        add = _sum_before(gelu, product) if product is not None else None
         if add is None or product is None:
             continue
         value, bias = sorted((one for one in add.inputs if one is not None), key=lambda one: one.is_initializer())
         made = ir.node("BiasSplitGelu", [value, bias], domain=MICROSOFT)
-        output, old = made.outputs[0], product.outputs[0]
-        output.name, output.type, output.shape = f"{old.name}_fused", old.type, old.shape
-        model.graph.insert_after(product, made)
-        if old.is_graph_output():
-            old.name, output.name = f"{old.name}_unfused", old.name
-        replace_all_uses_with(old, output, replace_graph_outputs=True)
+        put_in_place(model.graph, product, [made])
         fused += 1
     if fused:
         model.graph.opset_imports[MICROSOFT] = 1
@@ -38,22 +34,21 @@ def fuse_gated_gelu(model: ir.Model) -> PassResult:
     return PassResult(model, bool(fused))
 
 
-def _sum_before(gelu: ir.Node) -> ir.Node | None:
-    """The addition of the bias whose second half, and nothing else, this gelu reads."""
+def _sum_before(gelu: ir.Node, product: ir.Node) -> ir.Node | None:
+    """The addition of the bias whose second half, and nothing else, this gelu reads; `product`: by the first half."""
     half = gelu.inputs[0]
     split = half.producer() if half is not None else None
-    product = _only_reader(gelu.outputs[0], "Mul")
     exact = "approximate" not in gelu.attributes or gelu.attributes["approximate"].as_string() == "none"
-    if half is None or split is None or product is None or split.op_type != "Split" or not exact:
+    if half is None or split is None or split.op_type != "Split" or not exact:
         return None
     first, second = split.outputs[0], split.outputs[-1]
     halves = len(split.outputs) == 2 and half is second and set(product.inputs) == {first, gelu.outputs[0]}
-    alone = _only_reader(first, "Mul") is product and _only_reader(second, "Gelu") is gelu
+    alone = only_reader(first, "Mul") is product and only_reader(second, "Gelu") is gelu
     if not (halves and alone and _halves_last_axis(split)):
         return None
     total = split.inputs[0]
     add = total.producer() if total is not None else None
-    if add is None or add.op_type != "Add" or _only_reader(add.outputs[0], "Split") is not split:
+    if add is None or add.op_type != "Add" or only_reader(add.outputs[0], "Split") is not split:
         return None
     known = [one for one in add.inputs if one is not None and one.is_initializer()]
     one_axis = len(known) == 1 and known[0].shape is not None and len(known[0].shape) == 1
@@ -72,9 +67,3 @@ def _halves_last_axis(split: ir.Node) -> bool:
     axis = split.attributes["axis"].as_int() if "axis" in split.attributes else 0
     widths = {shape[-1] for shape in shapes if shape is not None}
     return axis in (-1, 2) and len(widths) == 1 and widths <= WIDTHS
-
-
-def _only_reader(value: ir.Value, kind: str) -> ir.Node | None:
-    uses = tuple(value.uses())
-    alone = len(uses) == 1 and not value.is_graph_output()
-    return uses[0].node if alone and uses[0].node.op_type == kind else None

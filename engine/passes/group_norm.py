@@ -2,11 +2,10 @@
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from latentrt.engine.passes.values import constant, has_constants
+from latentrt.engine.passes.rewriting import constant, has_constants, put_in_place
 
 EPSILON = 1e-5
 """Of the operators, where a node does not say."""
@@ -22,21 +21,20 @@ def use_instance_norm(model: ir.Model) -> PassResult:
     """
     nodes = [node for node in model.graph if node.op_type == "GroupNormalization" and has_constants(node)]
     for node in nodes:
-        replacement = _instance_norm(model.graph, node)
-        output, old = replacement[-1].outputs[0], node.outputs[0]
-        output.name, output.type, output.shape = old.name, old.type, old.shape
-        old.name = f"{old.name}_by_group"
-        model.graph.insert_after(node, replacement)
-        replace_all_uses_with(old, output, replace_graph_outputs=True)
+        put_in_place(model.graph, node, _instance_norm(model.graph, node))
     if nodes:
         RemoveUnusedNodesPass()(model)
     return PassResult(model, bool(nodes))
 
 
+def epsilon_of(node: ir.Node) -> float:
+    """What a group norm adds to the variance."""
+    return node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else EPSILON
+
+
 def _instance_norm(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
     value, scale, bias = (one for one in node.inputs if one is not None)
     name, groups = str(node.outputs[0].name), node.attributes["num_groups"].as_int()
-    epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else EPSILON
 
     def operator(kind: str, inputs: list[ir.Value], **attributes: float) -> ir.Node:
         made = ir.node(kind, inputs, attributes)
@@ -52,7 +50,7 @@ def _instance_norm(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
         constant(graph, f"{name}_ones", np.ones(groups, dtype)),
         constant(graph, f"{name}_zeros", np.zeros(groups, dtype)),
     ]
-    normal = operator("InstanceNormalization", [grouped.outputs[0], *plain], epsilon=epsilon)
+    normal = operator("InstanceNormalization", [grouped.outputs[0], *plain], epsilon=epsilon_of(node))
     back = operator("Reshape", [normal.outputs[0], shape.outputs[0]])
     back.outputs[0].name = f"{name}_ungrouped"
     known = [

@@ -10,6 +10,7 @@ from typing import Any
 from latentrt.runtime.backends.base import Buffer, Mark, check_shared
 from latentrt.runtime.backends.host import HostBuffer, HostMark
 from latentrt.runtime.backends.targets import load_module
+from latentrt.runtime.bundle import MANIFEST
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
 from latentrt.runtime.specs import ComponentSpec, DType, Port
 
@@ -139,7 +140,7 @@ class OnnxRuntimeBackend:
 def was_built(path: Path) -> bool:
     """Whether `build-engine` wrote a file, below the `builds` folder of a bundle: it is optimised already."""
     folders = (folder for folder in path.absolute().parents if folder.name == "builds")
-    return any((folder.parent / "manifest.json").is_file() for folder in folders)
+    return any((folder.parent / MANIFEST).is_file() for folder in folders)
 
 
 def usable_cores() -> int:

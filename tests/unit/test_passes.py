@@ -12,6 +12,7 @@ from graphs import INPUTS, SIZES, inputs_of, names, operators, parse, run
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
+from latentrt.engine.passes import Pass
 from latentrt.engine.passes.flat_attention import flatten_attention
 from latentrt.engine.passes.fused_group_norm import MICROSOFT, fuse_group_norm
 from latentrt.engine.passes.gated_gelu import fuse_gated_gelu
@@ -225,14 +226,7 @@ FUSED_NORMS = {
 def test_fused_group_norms(name: str) -> None:
     body, left = FUSED_NORMS[name]
     text = f"unet ({INPUTS}) => (float[rows,4,h,w] out) {NORMS} {body}"
-    model, fused = shaped(text), shaped(text)
-    assert fuse_group_norm(fused).modified == (left is not None)
-    assert operators(fused) == (operators(model) if left is None else left.split())
-    assert not fuse_group_norm(fused).modified, "a second run changes something"
-    assert names(fused.graph.outputs) == names(model.graph.outputs)
-    feeds = inputs_of(model, SIZES)
-    if left is not None:
-        np.testing.assert_allclose(run_fused(fused, feeds), run(model, feeds)["out"], atol=2e-6, rtol=1e-5)
+    check_fusion(fuse_group_norm, text, left, atol=2e-6, rtol=1e-5)
 
 
 GATED = """{ wide = MatMul(prompt, WIDE)
@@ -261,14 +255,19 @@ def test_gated_gelus(name: str) -> None:
     half = 1280 if "kernel" not in name else 1270
     weights = f"<float[16,{2 * half}] WIDE, float[{2 * half}] BIAS, float[{half},16] BACK>"
     text = f"unet ({INPUTS}) => (float[rows,tokens,n] out) {weights} {body}"
+    check_fusion(fuse_gated_gelu, text, left, atol=1e-4, rtol=1e-4)
+
+
+def check_fusion(fuse: Pass, text: str, left: str | None, **tolerances: float) -> None:
+    """What a fusion leaves of a graph (None: everything), and that the numbers stay."""
     model, fused = shaped(text), shaped(text)
-    assert fuse_gated_gelu(fused).modified == (left is not None)
+    assert fuse(fused).modified == (left is not None)
     assert operators(fused) == (operators(model) if left is None else left.split())
-    assert not fuse_gated_gelu(fused).modified, "a second run changes something"
+    assert not fuse(fused).modified, "a second run changes something"
     assert names(fused.graph.outputs) == names(model.graph.outputs)
     feeds = inputs_of(model, SIZES)
     if left is not None:
-        np.testing.assert_allclose(run_fused(fused, feeds), run(model, feeds)["out"], atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(run_fused(fused, feeds), run(model, feeds)["out"], **tolerances)
 
 
 def shaped(text: str) -> ir.Model:
