@@ -15,8 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from latentrt.runtime.bundle.specs import Axis
 from latentrt.runtime.errors import BenchmarkError
-from latentrt.runtime.specs import Axis
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]

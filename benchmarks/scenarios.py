@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from latentrt.runtime.bundle.specs import Precision
 from latentrt.runtime.errors import BenchmarkError
-from latentrt.runtime.specs import Precision
 
 Kind = Literal["pictures", "component", "build", "host"]
 """A whole request; one component alone; building engines; the host's own work per step."""

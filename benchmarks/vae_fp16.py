@@ -24,14 +24,14 @@ from latentrt.engine.tensorrt import TensorRTBuilder
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import VAE
 from latentrt.export.exporter import component_precisions
-from latentrt.export.islands import frame, to_fp16
 from latentrt.export.modules import wrap
+from latentrt.export.numerics.islands import frame, to_fp16
+from latentrt.export.numerics.vae_samples import vae_samples
+from latentrt.export.numerics.vae_scaling import fit_vae_to_fp16, fold
+from latentrt.export.numerics.vae_signals import vae_signals
 from latentrt.export.trace import TORCH_DTYPES, save, trace
-from latentrt.export.vae_samples import vae_samples
-from latentrt.export.vae_scaling import fit_vae_to_fp16, fold
-from latentrt.export.vae_signals import vae_signals
-from latentrt.runtime.components import component_specs
-from latentrt.runtime.model import Limits
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.limits import Limits
 
 
 def main() -> None:

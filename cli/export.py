@@ -10,9 +10,9 @@ import typer
 from latentrt.cli.groups import option_groups
 from latentrt.cli.options import CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import BackendError
-from latentrt.runtime.model import Limits
 
 if TYPE_CHECKING:
     from latentrt.export.checkpoint import Checkpoint

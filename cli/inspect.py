@@ -9,10 +9,12 @@ from rich.table import Table
 from latentrt.cli.home import bundle_path
 from latentrt.cli.options import BundleArgument
 from latentrt.cli.output import console, finish
-from latentrt.runtime.bundle import Bundle, check_sizes, describe_file
+from latentrt.runtime.bundle.builds import BuildRecord
+from latentrt.runtime.bundle.files import check_sizes, describe_file
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.manifest import Manifest
 from latentrt.runtime.errors import BundleError
-from latentrt.runtime.manifest import BuildRecord, Manifest
-from latentrt.runtime.model import Limits
 
 
 def inspect(

@@ -7,12 +7,12 @@ from typing import Any
 
 import typer
 
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.drawing.loop import StepProgress
 from latentrt.runtime.ensemble import Ensemble
-from latentrt.runtime.loop import StepProgress
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.result import Result
-from latentrt.runtime.settings import Settings
+from latentrt.runtime.record.result import Result
+from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.upscale import generate_large
 
 NEEDS = {

@@ -9,11 +9,12 @@ from PIL import Image, ImageOps
 
 from latentrt.cli.home import bundle_path
 from latentrt.cli.job import Job
-from latentrt.runtime.bundle import MANIFEST, Bundle
+from latentrt.runtime.bundle.files import MANIFEST
+from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.metadata import PICTURES, BundleNote, Metadata, PictureNote, describe_picture
-from latentrt.runtime.png import read_request
-from latentrt.runtime.webui import Parameters
+from latentrt.runtime.record.metadata import PICTURES, BundleNote, Metadata, PictureNote, describe_picture
+from latentrt.runtime.record.png import read_request
+from latentrt.runtime.record.webui import Parameters
 
 logger = logging.getLogger(__name__)
 

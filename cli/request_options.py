@@ -34,7 +34,7 @@ _second = _option("A second pass")
 
 @dataclass(frozen=True, slots=True)
 class SettingOptions:
-    """Settings by the names of `latentrt.runtime.settings`; None, or nothing, where an option was not given."""
+    """Settings by the names of `latentrt.runtime.request.settings`; None, or nothing, where an option was not given."""
 
     negative: Annotated[
         Texts, _text("--negative", metavar="TEXT", help="What to keep away from; once, or for each prompt.")

@@ -14,13 +14,13 @@ from latentrt.cli.home import bundle_path
 from latentrt.cli.options import BackendOption, BuildOption, BundleArgument, CheckpointOptions, VerboseOption
 from latentrt.cli.output import FAILED, configure_logging, console, finish
 from latentrt.runtime.backends import open_backend
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from latentrt.export.checkpoint import Checkpoint
-    from latentrt.export.layers import Departure
-    from latentrt.export.verification import Figure
+    from latentrt.export.checks.layers import Departure
+    from latentrt.export.checks.verification import Figure
 
 
 @option_groups
@@ -40,7 +40,7 @@ def verify(
     """Compare a bundle, or a build in it, with its checkpoint run by torch in fp32; exit 1 outside tolerance."""
     configure_logging(verbose)
     compared = open_checkpoint(reference, checkpoint)
-    from latentrt.export.verification import verify_facts
+    from latentrt.export.checks.verification import verify_facts
 
     with Pipeline.load(bundle_path(bundle), backend, build=build) as pipeline:
         differences = verify_facts(pipeline, compared)
@@ -66,7 +66,7 @@ def verify(
 
 
 def _figures(pipeline: Pipeline, checkpoint: "Checkpoint") -> Iterator["Figure"]:
-    from latentrt.export.verification import verify_components, verify_picture
+    from latentrt.export.checks.verification import verify_components, verify_picture
 
     backend = open_backend(pipeline.selection.backend, pipeline.selection.device)
     yield from verify_components(pipeline, checkpoint, backend)
@@ -79,10 +79,10 @@ def _figures(pipeline: Pipeline, checkpoint: "Checkpoint") -> Iterator["Figure"]
 
 def _departures(bundle: Bundle, checkpoint: "Checkpoint", figures: list["Figure"]) -> Iterator["Departure"]:
     """The first departing tensor in the ONNX file of every component that is out of tolerance."""
-    from latentrt.export.layers import first_departure
+    from latentrt.export.checks.layers import first_departure
     from latentrt.export.modules import MODULES
-    from latentrt.export.parity import TOLERANCE
-    from latentrt.export.samples import sample_inputs
+    from latentrt.export.sample_inputs import sample_inputs
+    from latentrt.export.tolerance import TOLERANCE
 
     for name in dict.fromkeys(figure.component for figure in figures if not figure.passed):
         if name not in MODULES:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from latentrt.runtime.specs import ComponentSpec, Precision
+from latentrt.runtime.bundle.specs import ComponentSpec, Precision
 
 
 @dataclass(frozen=True, slots=True)

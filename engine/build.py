@@ -10,19 +10,19 @@ from latentrt.engine.folder import BuildFolder
 from latentrt.engine.progress import Tracker
 from latentrt.runtime.backends import identity
 from latentrt.runtime.backends.targets import default_target
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.builds import BuildRecord, EngineKey, EngineRecord
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.specs import ComponentSpec
+from latentrt.runtime.bundle.unet_parts import LOOP_INPUTS, PARTS, PASSES, WHOLE, recorded_parts, replace_whole
 from latentrt.runtime.errors import BackendError, BundleError
-from latentrt.runtime.manifest import BuildRecord, EngineKey, EngineRecord
-from latentrt.runtime.model import Limits
-from latentrt.runtime.parts import LOOP_INPUTS, PARTS, PASSES, WHOLE, recorded_parts, replace_whole
-from latentrt.runtime.specs import ComponentSpec
 
 if TYPE_CHECKING:
-    from latentrt.engine.parts import GraphFiles
+    from latentrt.engine.split import GraphFiles
 
 logger = logging.getLogger(__name__)
 
-GRAPH_FILES = "latentrt.engine.parts:GraphFiles"
+GRAPH_FILES = "latentrt.engine.split:GraphFiles"
 GRAPHS = ".graphs"
 """Folder within a build's folder that holds the U-Net's parts while they are built."""
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from latentrt.runtime.components import DTYPES
+from latentrt.runtime.bundle.components import DTYPES
+from latentrt.runtime.bundle.specs import ComponentSpec, Port, Precision
 from latentrt.runtime.errors import BuildError, PrecisionError
-from latentrt.runtime.specs import ComponentSpec, Port, Precision
 
 FLOAT32_COMPONENTS = frozenset({"sampler"})
 """Components whose arithmetic is float32 whatever the dtype of their ports."""

@@ -12,10 +12,11 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from shutil import rmtree
 
-from latentrt.runtime.bundle import BUILD, check_sizes, describe_file, read_record, write_record
+from latentrt.runtime.bundle.base import FileRecord
+from latentrt.runtime.bundle.builds import BuildRecord, EngineKey, EngineRecord
+from latentrt.runtime.bundle.files import BUILD, check_sizes, describe_file, read_record, write_record
 from latentrt.runtime.cache import locked
 from latentrt.runtime.errors import BundleError
-from latentrt.runtime.manifest import BuildRecord, EngineKey, EngineRecord, FileRecord
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from latentrt.engine.checks import Tensor, check_ports
 from latentrt.engine.network import dtype_name
 from latentrt.runtime.backends.cuda import device_count
 from latentrt.runtime.backends.tensorrt_log import first_error
-from latentrt.runtime.specs import ComponentSpec
+from latentrt.runtime.bundle.specs import ComponentSpec
 
 
 def inspect_engine(trt: ModuleType, log: Any, plan: Any, spec: ComponentSpec) -> tuple[str, ...]:

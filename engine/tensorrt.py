@@ -19,9 +19,9 @@ from latentrt.engine.network import count_layers, heavy_layers, inputs, outputs,
 from latentrt.engine.progress import monitor
 from latentrt.runtime.backends.targets import RTX_DEFAULT, load_module
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
+from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.cache import cache_folder, write_atomically
 from latentrt.runtime.errors import BuildError
-from latentrt.runtime.specs import ComponentSpec
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.backends import Binding, open_backend
+from latentrt.runtime.bundle.specs import ComponentSpec, Port, Precision
 from latentrt.runtime.errors import LatentRTError
-from latentrt.runtime.specs import ComponentSpec, Port, Precision
 
 WARM_UPS, RUNS = 3, 15
 

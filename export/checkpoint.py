@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from latentrt.export.family import read_model
 from latentrt.export.sources import open_source
 from latentrt.export.sources.source import Config, Source
+from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.errors import CheckpointError
-from latentrt.runtime.model import Model
-from latentrt.runtime.tokenizer import Tokenizer
+from latentrt.runtime.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

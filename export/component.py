@@ -9,21 +9,21 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from latentrt.export import parity
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.fp16 import fit_to_fp16
-from latentrt.export.islands import Islands, frame, to_fp16
+from latentrt.export.checks import parity
 from latentrt.export.modules import MODULES, wrap
+from latentrt.export.numerics.fp16 import fit_to_fp16
+from latentrt.export.numerics.islands import Islands, frame, to_fp16
+from latentrt.export.numerics.unet_samples import text_sample, unet_sample
+from latentrt.export.numerics.vae_samples import vae_samples
+from latentrt.export.numerics.vae_scaling import fit_vae_to_fp16
+from latentrt.export.numerics.widening import overflows, widened
 from latentrt.export.sampler_graph import sampler_graph
 from latentrt.export.trace import TORCH_DTYPES, count_parameters, save, trace
-from latentrt.export.unet_samples import text_sample, unet_sample
-from latentrt.export.vae_samples import vae_samples
-from latentrt.export.vae_scaling import fit_vae_to_fp16
-from latentrt.export.widening import overflows, widened
-from latentrt.runtime.components import DTYPES
+from latentrt.runtime.bundle.components import DTYPES
+from latentrt.runtime.bundle.manifest import ComponentRecord, NumericsRecord, port_table
+from latentrt.runtime.bundle.specs import ComponentSpec, Precision
 from latentrt.runtime.errors import CheckpointError, ParityError
-from latentrt.runtime.manifest import ComponentRecord, NumericsRecord, port_table
-from latentrt.runtime.specs import ComponentSpec, Precision
 
 logger = logging.getLogger(__name__)
 

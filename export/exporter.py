@@ -7,16 +7,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from latentrt.export import parity
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checks import parity
 from latentrt.export.component import VAE, ComponentExporter
 from latentrt.export.family import read_defaults
 from latentrt.export.modules import MODULES
-from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, replacing_folder, write_record
-from latentrt.runtime.components import component_specs
-from latentrt.runtime.manifest import ComponentRecord, Manifest, Provenance
-from latentrt.runtime.model import Limits
-from latentrt.runtime.specs import Precision
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.files import MANIFEST, describe_file, replacing_folder, write_record
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.manifest import ComponentRecord, Manifest, Provenance
+from latentrt.runtime.bundle.specs import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def export_bundle(
 
     Raises:
         CheckpointError: the checkpoint is incomplete, or a component does not trace to its ports.
-        ParityError: a component differs from torch by more than `parity.TOLERANCE`.
+        ParityError: a component differs from torch by more than `tolerance.TOLERANCE`.
         NumericsError: the VAE is not finite even in float32.
     """
     model = checkpoint.model

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentrt.export.sources.vae import VAE_CLASSES, latent_scale
+from latentrt.runtime.bundle.manifest import Defaults
+from latentrt.runtime.bundle.model import Model, TextEncoder, TimeId
 from latentrt.runtime.errors import CheckpointError
-from latentrt.runtime.manifest import Defaults
-from latentrt.runtime.model import Model, TextEncoder, TimeId
 from latentrt.runtime.samplers import sampler_for
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
-from latentrt.runtime.model import Model
-from latentrt.runtime.model import TextEncoder as Facts
+from latentrt.runtime.bundle.model import Model
+from latentrt.runtime.bundle.model import TextEncoder as Facts
 
 LOGVAR_RANGE = (-30.0, 20.0)
 """Clamp of the VAE's log variance, as in the original autoencoder."""

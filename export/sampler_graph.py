@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from latentrt.export.trace import OPSET
-from latentrt.runtime.specs import ComponentSpec, Port
+from latentrt.runtime.bundle.specs import ComponentSpec, Port
 
 BODY = """
 {

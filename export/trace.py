@@ -11,9 +11,9 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from latentrt.export.samples import sample_inputs
+from latentrt.export.sample_inputs import sample_inputs
+from latentrt.runtime.bundle.specs import ComponentSpec, DType, Port
 from latentrt.runtime.errors import CheckpointError
-from latentrt.runtime.specs import ComponentSpec, DType, Port
 
 OPSET = 23
 """The first opset with Attention; GroupNormalization has been there since 21."""

@@ -8,8 +8,7 @@
 Errors form one tree under `LatentRTError`.
 """
 
-from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.embeddings import Embeddings
+from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.errors import (
     BackendError,
@@ -24,10 +23,11 @@ from latentrt.runtime.errors import (
     RequestError,
     StaleBuildError,
 )
-from latentrt.runtime.micro_conditioning import MicroConditioning
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.request import Request
-from latentrt.runtime.result import Result
+from latentrt.runtime.record.result import Result
+from latentrt.runtime.request.embeddings import Embeddings
+from latentrt.runtime.request.micro_conditioning import MicroConditioning
+from latentrt.runtime.request.request import Request
 from latentrt.runtime.upscale import generate_large
 
 __all__ = [

@@ -8,13 +8,13 @@ from typing import Unpack, cast
 
 import numpy as np
 
+from latentrt.runtime.drawing.loop import StepProgress
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.loop import StepProgress
-from latentrt.runtime.metadata import RefinerNote, describe, describe_bundle
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.request import Request
-from latentrt.runtime.result import Result
-from latentrt.runtime.settings import Settings
+from latentrt.runtime.record.metadata import RefinerNote, describe, describe_bundle
+from latentrt.runtime.record.result import Result
+from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.settings import Settings
 
 log = logging.getLogger(__name__)
 

@@ -10,26 +10,27 @@ import numpy as np
 from PIL import Image
 
 from latentrt.runtime.backends import Backend, Engine
-from latentrt.runtime.batch import check_table
-from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.drawing import Drawing, start_pictures
-from latentrt.runtime.embeddings import Embeddings
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.drawing.batch import check_table
+from latentrt.runtime.drawing.inpainting import paste_back
+from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite
+from latentrt.runtime.drawing.picture import Drawing
+from latentrt.runtime.drawing.start import start_pictures
+from latentrt.runtime.drawing.timing import Timeline, stage
+from latentrt.runtime.drawing.vae import Vae
 from latentrt.runtime.errors import CheckpointError, RequestError
-from latentrt.runtime.images import paste_back
-from latentrt.runtime.loop import Loop, StepProgress, check_finite
-from latentrt.runtime.metadata import describe
-from latentrt.runtime.model import Limits
-from latentrt.runtime.prompt import PromptEncoder
 from latentrt.runtime.recent import Recent
-from latentrt.runtime.request import Request
-from latentrt.runtime.result import Result
+from latentrt.runtime.record.metadata import describe
+from latentrt.runtime.record.result import Result
+from latentrt.runtime.request.embeddings import Embeddings
+from latentrt.runtime.request.limit_checks import check_images, check_size, check_tokens
+from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.settings import Prompt, Settings, make_request
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.selection import Selection, select
-from latentrt.runtime.served import check_images, check_size, check_tokens
-from latentrt.runtime.settings import Prompt, Settings, make_request
-from latentrt.runtime.timing import Timeline, stage
-from latentrt.runtime.tokenizer import Tokenizer
-from latentrt.runtime.vae import Vae
+from latentrt.runtime.text.encoder import PromptEncoder
+from latentrt.runtime.text.tokenizer import Tokenizer
 
 KEPT_TABLES = 32
 
@@ -89,7 +90,7 @@ class Pipeline:
             raise
 
     def generate(self, prompt: Prompt, *, progress: StepProgress | None = None, **settings: Unpack[Settings]) -> Result:
-        """Draw one request as one batch; `latentrt.runtime.settings` describes the settings.
+        """Draw one request as one batch; `latentrt.runtime.request.settings` describes the settings.
 
         Raises:
             RequestError: a value that this build does not serve; nothing has run then.

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentrt.runtime.backends import BACKENDS, Backend, Engine, identity, open_backend
+from latentrt.runtime.backends.chained import ChainedEngine
 from latentrt.runtime.backends.targets import load_module, runnable_targets
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.builds import BuildRecord
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.specs import ComponentSpec
+from latentrt.runtime.bundle.unet_parts import PARTS
 from latentrt.runtime.errors import BackendError, BundleError
-from latentrt.runtime.manifest import BuildRecord
-from latentrt.runtime.model import Limits
-from latentrt.runtime.parts import PARTS, ChainedEngine
-from latentrt.runtime.specs import ComponentSpec
 
 logger = logging.getLogger(__name__)
 

@@ -7,15 +7,15 @@ from typing import Literal, Unpack
 import numpy as np
 from PIL import Image
 
+from latentrt.runtime.arrays import Float32s
+from latentrt.runtime.drawing.loop import StepProgress
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.images import read_pictures
-from latentrt.runtime.loop import StepProgress
-from latentrt.runtime.metadata import UpscaleNote, describe
-from latentrt.runtime.picture import Floats
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.result import Result
-from latentrt.runtime.settings import Settings
-from latentrt.runtime.source import Source
+from latentrt.runtime.record.metadata import UpscaleNote, describe
+from latentrt.runtime.record.result import Result
+from latentrt.runtime.request.images import read_pictures
+from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.request.source import Source
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "nearest"]
 
@@ -86,7 +86,7 @@ def _filter(scale: float, resample: str, enlarge: str) -> Image.Resampling:
     return Image.Resampling[resample.upper()]
 
 
-def _resize(latents: Floats, size: tuple[int, int], filter_: Image.Resampling) -> Floats:
+def _resize(latents: Float32s, size: tuple[int, int], filter_: Image.Resampling) -> Float32s:
     """Latents (images, channels, h, w) at (width, height) `size`, channel by channel."""
     planes = latents.reshape(-1, *latents.shape[2:])
     resized = [np.asarray(Image.fromarray(plane).resize(size, filter_)) for plane in planes]

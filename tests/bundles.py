@@ -9,20 +9,15 @@ from typing import Any
 from latentrt.demo import CHECKPOINT
 from latentrt.export.family import TIME_IDS
 from latentrt.runtime.backends import identity
-from latentrt.runtime.bundle import BUILD, MANIFEST, Bundle, describe_file, write_record
-from latentrt.runtime.components import component_specs
-from latentrt.runtime.manifest import (
-    BuildRecord,
-    ComponentRecord,
-    Defaults,
-    EngineRecord,
-    Manifest,
-    Provenance,
-    port_table,
-)
-from latentrt.runtime.model import Limits, Model, TextEncoder
-from latentrt.runtime.parts import BODY, LOOP_INPUTS, PROLOGUE, replace_whole
-from latentrt.runtime.specs import ComponentSpec, port
+from latentrt.runtime.bundle.builds import BuildRecord, EngineRecord
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.files import BUILD, MANIFEST, describe_file, write_record
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
+from latentrt.runtime.bundle.model import Model, TextEncoder
+from latentrt.runtime.bundle.specs import ComponentSpec, port
+from latentrt.runtime.bundle.unet_parts import BODY, LOOP_INPUTS, PROLOGUE, replace_whole
 
 SDXL = Model(
     family="sdxl",

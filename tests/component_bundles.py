@@ -5,11 +5,12 @@ from pathlib import Path
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import component_precisions
-from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, write_record
-from latentrt.runtime.components import component_specs
-from latentrt.runtime.manifest import Defaults, Manifest, Provenance
-from latentrt.runtime.model import Limits
-from latentrt.runtime.specs import Precision
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.files import MANIFEST, describe_file, write_record
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.manifest import Defaults, Manifest, Provenance
+from latentrt.runtime.bundle.specs import Precision
 
 
 def component_bundle(

@@ -11,7 +11,7 @@ from latentrt.runtime.backends import Buffer
 from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, call
 from latentrt.runtime.backends.cuda_graph import Recording
 from latentrt.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeBinding, OnnxRuntimeEngine
-from latentrt.runtime.specs import ComponentSpec, Port
+from latentrt.runtime.bundle.specs import ComponentSpec, Port
 
 
 class cudaError_t(IntEnum):

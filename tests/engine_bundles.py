@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from latentrt.runtime.bundle import MANIFEST, Bundle, describe_file, write_record
-from latentrt.runtime.components import component_specs
-from latentrt.runtime.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
-from latentrt.runtime.model import Limits, Model, TextEncoder
-from latentrt.runtime.specs import Precision
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.files import MANIFEST, describe_file, write_record
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
+from latentrt.runtime.bundle.model import Model, TextEncoder
+from latentrt.runtime.bundle.specs import Precision
 
 MODEL = Model(
     family="sdxl",

@@ -11,11 +11,11 @@ from families import SDXL_UNET, VOCAB_SIZE, text_config
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from latentrt.export.fp16 import fit_to_fp16
-from latentrt.export.islands import frame, to_fp16
 from latentrt.export.modules import TextEncoder, UNet
-from latentrt.runtime.manifest import NumericsRecord
-from latentrt.runtime.model import TextEncoder as Facts
+from latentrt.export.numerics.fp16 import fit_to_fp16
+from latentrt.export.numerics.islands import frame, to_fp16
+from latentrt.runtime.bundle.manifest import NumericsRecord
+from latentrt.runtime.bundle.model import TextEncoder as Facts
 
 BLOCK = "down_blocks.1.attentions.0.transformer_blocks.0"
 RESNET = "up_blocks.0.resnets.1"

@@ -14,7 +14,7 @@ import torch
 from diffusers.utils import logging
 from sampler_cases import Case, Config
 
-from latentrt.runtime.noise import TorchGenerator
+from latentrt.runtime.drawing.noise import TorchGenerator
 from latentrt.runtime.samplers import SAMPLERS, SamplerTable, ScheduleConfig, compile_sampler
 
 TOLERANCE = 1e-5

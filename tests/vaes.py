@@ -11,10 +11,10 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from families import family_configs
 from torch import Tensor
 
-from latentrt.export.islands import to_fp16
-from latentrt.export.vae_samples import vae_samples
-from latentrt.export.vae_scaling import fit_vae_to_fp16
-from latentrt.runtime.manifest import NumericsRecord
+from latentrt.export.numerics.islands import to_fp16
+from latentrt.export.numerics.vae_samples import vae_samples
+from latentrt.export.numerics.vae_scaling import fit_vae_to_fp16
+from latentrt.runtime.bundle.manifest import NumericsRecord
 
 HALVES = ("vae_decoder", "vae_encoder")
 

@@ -10,7 +10,7 @@ from latentrt.benchmarks.workers.measure import peak_memory, reset_peak_memory, 
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends import Binding, Engine
 from latentrt.runtime.backends.targets import load_module
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.selection import select
 
 

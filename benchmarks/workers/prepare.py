@@ -11,8 +11,8 @@ from latentrt.benchmarks.workers.measure import peak_memory, restrict_threads
 from latentrt.engine.build import build_engines
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.runtime.backends.targets import default_target, runnable_targets
-from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.model import Limits
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
 
 KEY_DIGITS = 12
 
@@ -58,7 +58,7 @@ class Prepare:
 
     def component_inputs(self, *, bundle: str, component: str, sizes: dict[str, int], file: str) -> str:
         """Write sample inputs of one component to an `.npz` file; returns the name of its first output."""
-        from latentrt.export.samples import sample_inputs
+        from latentrt.export.sample_inputs import sample_inputs
 
         manifest = Bundle.open(Path(bundle)).manifest
         spec = manifest.specs(manifest.limits)[component]

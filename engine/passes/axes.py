@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import onnx
 import onnx_ir as ir
 
+from latentrt.runtime.bundle.specs import Axis, Sizes
 from latentrt.runtime.errors import BundleError
-from latentrt.runtime.specs import Axis, Sizes
 
 WEIGHT_BYTES = 1024
 """Constants from this size on are weights; smaller ones may be shapes, which decide about other shapes."""

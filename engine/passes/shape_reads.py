@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx_ir.convenience import get_const_tensor
 
 from latentrt.engine.passes.axes import Described
-from latentrt.runtime.specs import Axis
+from latentrt.runtime.bundle.specs import Axis
 
 
 class LengthSource:

@@ -12,7 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from latentrt.export.sources.source import Source
 from latentrt.runtime.errors import BundleError, CheckpointError
-from latentrt.runtime.tokenizer import Tokenizer
+from latentrt.runtime.text.tokenizer import Tokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"

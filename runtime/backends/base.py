@@ -7,8 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.errors import BackendError
-from latentrt.runtime.specs import ComponentSpec
 
 
 class Mark(Protocol):

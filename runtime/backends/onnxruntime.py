@@ -10,9 +10,9 @@ from typing import Any
 from latentrt.runtime.backends.base import Buffer, Mark, check_shared
 from latentrt.runtime.backends.host import HostBuffer, HostMark
 from latentrt.runtime.backends.targets import load_module
-from latentrt.runtime.bundle import MANIFEST
+from latentrt.runtime.bundle.files import MANIFEST
+from latentrt.runtime.bundle.specs import ComponentSpec, DType, Port
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
-from latentrt.runtime.specs import ComponentSpec, DType, Port
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from latentrt.runtime.backends.cuda_graph import Recording
 from latentrt.runtime.backends.kernel_cache import KernelCache
 from latentrt.runtime.backends.targets import load_module, runnable_targets
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
+from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
-from latentrt.runtime.specs import ComponentSpec
 
 MISMATCH = re.compile(r"version|compatib|compute capability|platform|magic|safety|serialization", re.IGNORECASE)
 """Words of the errors with which TensorRT refuses an engine that was built for something else."""

@@ -7,11 +7,11 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.runtime.arrays import Float64s
 from latentrt.runtime.samplers.config import ScheduleConfig
 
-Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
-Value = Floats
+Value = Float64s
 """One quantity of the loop (latents, model output, noise). Any shape: a tensor, or its coordinates on a basis."""
 
 State = tuple[Value, ...]
@@ -32,9 +32,9 @@ class Plan:
     step but the last, which needs only one.
     """
 
-    timesteps: Floats
-    input_scale: Floats
-    levels: Floats
+    timesteps: Float64s
+    input_scale: Float64s
+    levels: Float64s
     draws: Flags
     advance: Advance
     state_count: int = 1

@@ -3,21 +3,21 @@
 from collections.abc import Mapping
 
 from latentrt.runtime.errors import CheckpointError
-from latentrt.runtime.samplers.ddim import DDIM
-from latentrt.runtime.samplers.ddpm import DDPM
-from latentrt.runtime.samplers.deis import DEIS
-from latentrt.runtime.samplers.dpmpp_multistep import DPMPP_2M, DPMPP_2M_SDE
-from latentrt.runtime.samplers.dpmpp_singlestep import DPMPP_2S, DPMPP_2S_SDE
-from latentrt.runtime.samplers.edm import EDM_DPMPP_2M, EDM_DPMPP_2M_SDE, EDM_EULER
-from latentrt.runtime.samplers.euler import EULER, EULER_ANCESTRAL
-from latentrt.runtime.samplers.heun import HEUN
-from latentrt.runtime.samplers.kdpm2 import KDPM2, KDPM2_ANCESTRAL
-from latentrt.runtime.samplers.lcm import LCM
-from latentrt.runtime.samplers.lms import LMS
 from latentrt.runtime.samplers.plan import Sampler
-from latentrt.runtime.samplers.pndm import PNDM
-from latentrt.runtime.samplers.tcd import TCD
-from latentrt.runtime.samplers.unipc import UNIPC
+from latentrt.runtime.samplers.solvers.ddim import DDIM
+from latentrt.runtime.samplers.solvers.ddpm import DDPM
+from latentrt.runtime.samplers.solvers.deis import DEIS
+from latentrt.runtime.samplers.solvers.dpmpp_multistep import DPMPP_2M, DPMPP_2M_SDE
+from latentrt.runtime.samplers.solvers.dpmpp_singlestep import DPMPP_2S, DPMPP_2S_SDE
+from latentrt.runtime.samplers.solvers.edm import EDM_DPMPP_2M, EDM_DPMPP_2M_SDE, EDM_EULER
+from latentrt.runtime.samplers.solvers.euler import EULER, EULER_ANCESTRAL
+from latentrt.runtime.samplers.solvers.heun import HEUN
+from latentrt.runtime.samplers.solvers.kdpm2 import KDPM2, KDPM2_ANCESTRAL
+from latentrt.runtime.samplers.solvers.lcm import LCM
+from latentrt.runtime.samplers.solvers.lms import LMS
+from latentrt.runtime.samplers.solvers.pndm import PNDM
+from latentrt.runtime.samplers.solvers.tcd import TCD
+from latentrt.runtime.samplers.solvers.unipc import UNIPC
 
 SAMPLERS: Mapping[str, Sampler] = {
     "ddim": DDIM,

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from latentrt.runtime.samplers.plan import Flags, Floats
+from latentrt.runtime.arrays import Float64s
+from latentrt.runtime.samplers.plan import Flags
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +30,11 @@ class SamplerTable:
 
     sampler: str
     initial_scale: float
-    weights: Floats
-    readout: Floats
-    timesteps: Floats
+    weights: Float64s
+    readout: Float64s
+    timesteps: Float64s
     draws: Flags
-    original_levels: Floats
+    original_levels: Float64s
     first: int
     whole: int
 

@@ -21,7 +21,7 @@ def run_blocked(blocked, code, **options):
 
 
 def modules(package):
-    """Every module of a package folder: `latentrt.runtime.samplers.euler`, ..."""
+    """Every module of a package folder: `latentrt.runtime.samplers.solvers.euler`, ..."""
     files = sorted((ROOT / package).rglob("*.py"))
     dotted = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files]
     return [f"latentrt.{name.removesuffix('.__init__')}" for name in dotted]

@@ -15,13 +15,13 @@ from latentrt.cli.main import application
 from latentrt.engine.build import build_engines
 from latentrt.engine.graph import heavy_nodes, read_graph
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.emulation import emulated
-from latentrt.export.layers import first_departure
-from latentrt.export.samples import sample_inputs
+from latentrt.export.checks.layers import first_departure
+from latentrt.export.numerics.emulation import emulated
+from latentrt.export.sample_inputs import sample_inputs
 from latentrt.runtime import Pipeline
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.specs import Precision
 from latentrt.runtime.errors import BackendError, BuildError
-from latentrt.runtime.specs import Precision
 
 HEAVY = ("ATTENTION_INPUT", "CONVOLUTION", "MATRIX_MULTIPLY")
 

@@ -13,8 +13,9 @@ from latentrt.demo.evaluate import evaluate, held_out_scenes, latentrt_draw, sha
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import export_bundle
 from latentrt.runtime import MicroConditioning, Pipeline, Request
-from latentrt.runtime.drawing import guidance_rows
-from latentrt.runtime.prompt import Conditioning, PromptEncoder
+from latentrt.runtime.drawing.guidance import guidance_rows
+from latentrt.runtime.text.conditioning import Conditioning
+from latentrt.runtime.text.encoder import PromptEncoder
 
 SCENES = held_out_scenes(20)
 STEPS = 12
@@ -60,7 +61,7 @@ def test_inverted_guidance_would_show(pipeline: Pipeline, monkeypatch: pytest.Mo
     def inverted(*arguments: Any, guided: bool) -> np.ndarray:
         return guidance_rows(*arguments, guided=guided)[:, ::-1]
 
-    monkeypatch.setattr("latentrt.runtime.drawing.guidance_rows", inverted)
+    monkeypatch.setattr("latentrt.runtime.drawing.start.guidance.guidance_rows", inverted)
     assert scores(pipeline)["background"] <= 0.5
 
 

@@ -14,8 +14,8 @@ from latentrt.demo.scenes import COLOURS, PLACES, Item, Scene, render
 from latentrt.demo.score import mark, read
 from latentrt.demo.shapes import SHAPES
 from latentrt.runtime import Pipeline
-from latentrt.runtime.images import read_pictures
-from latentrt.runtime.noise import TorchGenerator
+from latentrt.runtime.drawing.noise import TorchGenerator
+from latentrt.runtime.request.images import read_pictures
 
 SIDES = [place for place in PLACES if place != "centre"]
 SAME = {"steps": 12, "guidance": 5.0, "width": 96, "height": 96, "sampler": "euler"}

@@ -10,19 +10,19 @@ import onnxruntime
 import pytest
 import torch
 
-from latentrt.export import parity
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checks import parity
+from latentrt.export.checks.verification import sampler_inputs
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import export_bundle
 from latentrt.export.modules import MODULES, VaeDecoder, wrap
 from latentrt.export.sampler_graph import sampler_graph, sampler_reference
 from latentrt.export.trace import save, trace
-from latentrt.export.verification import sampler_inputs
-from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.components import component_specs
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.specs import ComponentSpec, Precision, port
 from latentrt.runtime.errors import CheckpointError, ParityError
-from latentrt.runtime.model import Limits
-from latentrt.runtime.specs import ComponentSpec, Precision, port
 
 ONNX_DTYPES = {1: "float32", 2: "uint8", 7: "int64", 10: "float16"}
 COMPONENTS = ["text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder", "sampler"]
@@ -155,7 +155,7 @@ def test_replacing_a_bundle_and_failing_keeps_the_old_one(
     def fail(*_: object, **__: object) -> None:
         raise ParityError("text_encoder: planted")
 
-    monkeypatch.setattr("latentrt.export.parity.compare", fail)
+    monkeypatch.setattr("latentrt.export.checks.parity.compare", fail)
     with pytest.raises(ParityError, match="planted"):
         export_bundle(Checkpoint.open(sdxl_checkpoint), target, precision="fp32", depth="quick")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]

@@ -16,15 +16,15 @@ from families import FAMILIES
 from latentrt.engine.base import Job
 from latentrt.engine.tensorrt import TensorRTBuilder
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checks.verification import diffusers_pictures, diffusers_pipeline
 from latentrt.export.component import ComponentExporter
 from latentrt.export.modules import MODULES
-from latentrt.export.verification import diffusers_pictures, diffusers_pipeline
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends.targets import RTX_DEFAULT
-from latentrt.runtime.bundle import MANIFEST
-from latentrt.runtime.components import component_specs
-from latentrt.runtime.model import Limits
-from latentrt.runtime.specs import ComponentSpec, Precision
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.files import MANIFEST
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.specs import ComponentSpec, Precision
 
 TOLERANCE = 2
 """Of 255, as in test_pipeline_parity.py."""

@@ -11,11 +11,11 @@ from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from latentrt.cli.request_options import SettingOptions
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.ensemble import Ensemble
-from latentrt.runtime.manifest import Defaults
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.settings import Settings
+from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.upscale import generate_large
 
 OF_PROGRAMS = {"latents", "denoising_start", "denoising_end", "decode", "negative_conditioning"}

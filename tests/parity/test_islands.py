@@ -34,11 +34,11 @@ from vaes import relative
 from latentrt.engine.build import build_engines
 from latentrt.engine.graph import heavy_nodes, read_graph
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.fp16 import fit_to_fp16
-from latentrt.export.islands import LIMIT
-from latentrt.export.ranges import logits_name, measure
-from latentrt.export.widening import overflows, widened
-from latentrt.runtime.bundle import Bundle
+from latentrt.export.numerics.fp16 import fit_to_fp16
+from latentrt.export.numerics.islands import LIMIT
+from latentrt.export.numerics.ranges import logits_name, measure
+from latentrt.export.numerics.widening import overflows, widened
+from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import ParityError
 
 FP16_ERROR = 5e-3

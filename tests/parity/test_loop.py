@@ -12,8 +12,8 @@ from cuda_stand_in import StandInBackend, StandInCuda
 
 from latentrt.runtime import NumericsError, Pipeline, RequestError
 from latentrt.runtime.backends import cuda
-from latentrt.runtime.loop import KEPT_SESSIONS
-from latentrt.runtime.prompt import KEPT_TEXTS
+from latentrt.runtime.drawing.loop import KEPT_SESSIONS
+from latentrt.runtime.text.encoder import KEPT_TEXTS
 
 SIZE = 64
 SAMPLERS = ("euler", "euler_a", "dpmpp_2m", "unipc", "ddim", "lcm")

@@ -19,9 +19,9 @@ from latentrt.cli.main import application, build_engine
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import ComponentExporter
 from latentrt.export.modules import MODULES
-from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.components import component_specs
-from latentrt.runtime.model import Limits
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.pipeline import Pipeline
 
 CHANGES = (*LAYERS, *CONVOLUTIONS, *TEXTS)

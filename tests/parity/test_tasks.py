@@ -19,8 +19,8 @@ from task_cases import mask as a_mask
 from task_cases import picture as a_picture
 
 from latentrt.runtime import Ensemble, Pipeline, RequestError, generate_large
-from latentrt.runtime.loop import Session
-from latentrt.runtime.noise import TorchGenerator
+from latentrt.runtime.drawing.captured_step import CapturedStep
+from latentrt.runtime.drawing.noise import TorchGenerator
 from latentrt.runtime.samplers import ScheduleConfig, compile_sampler
 
 SIZE = {"width": 64, "height": 64}
@@ -183,15 +183,15 @@ def test_other_tasks_join_a_batch_at_any_step(sdxl: Pipeline) -> None:
 def rows_of_steps(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> tuple[list[int], np.ndarray]:
     """How many rows the U-Net computed on each step, and the latents."""
     rows: list[int] = []
-    init = Session.__init__
+    init = CapturedStep.__init__
 
-    def counting(self: Session, *arguments: Any) -> None:
+    def counting(self: CapturedStep, *arguments: Any) -> None:
         init(self, *arguments)
         step, count = self.step, self.buffers["noise_pred"].shape[0]
         self.step = lambda: (rows.append(count), step())[1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Session, "__init__", counting)
+        patch.setattr(CapturedStep, "__init__", counting)
         pipe._loop.close()
         drawn = pipe.generate(PROMPT, seed=1, sampler="dpmpp_2m", **SIZE, **settings)
     pipe._loop.close()

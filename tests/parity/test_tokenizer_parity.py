@@ -9,7 +9,7 @@ import pytest
 from checkpoints import EOS, write_tokenizer
 from transformers import CLIPTokenizer
 
-from latentrt.runtime.tokenizer import Tokenizer
+from latentrt.runtime.text.tokenizer import Tokenizer
 
 TEXTS = {
     "plain": "a red circle on a blue background, flat design",

@@ -19,20 +19,20 @@ from vaes import HALVES, SPIKES, blow_up, fit, half, inputs, relative, run, spik
 from latentrt.cli.main import application
 from latentrt.engine.build import build_engines
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.checks.layers import first_departure
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import component_precisions
-from latentrt.export.islands import LIMIT
-from latentrt.export.layers import first_departure
 from latentrt.export.modules import MODULES
-from latentrt.export.ranges import measure
-from latentrt.export.samples import sample_inputs
+from latentrt.export.numerics.islands import LIMIT
+from latentrt.export.numerics.ranges import measure
+from latentrt.export.numerics.vae_scaling import choose_exponents, fold
+from latentrt.export.numerics.vae_signals import vae_signals
+from latentrt.export.sample_inputs import sample_inputs
 from latentrt.export.trace import save, trace
-from latentrt.export.vae_scaling import choose_exponents, fold
-from latentrt.export.vae_signals import vae_signals
-from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.components import component_specs
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import ParityError
-from latentrt.runtime.model import Limits
 
 LEVELS = {
     "everywhere the same": (17, 17, 17, 17),

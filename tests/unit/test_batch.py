@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from latentrt.runtime.batch import check_table, lay_out
+from latentrt.runtime.drawing.batch import check_table, lay_out
+from latentrt.runtime.drawing.inpainting import Original
+from latentrt.runtime.drawing.picture import Picture
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.picture import Original, Picture
 from latentrt.runtime.samplers import ScheduleConfig, compile_sampler
 
 CONFIG = ScheduleConfig(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)

@@ -16,8 +16,8 @@ from latentrt.benchmarks.roofline import component_sizes, floor_seconds, stage_w
 from latentrt.benchmarks.scenarios import Point, Scenario
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.modules import MODULES, wrap
-from latentrt.export.samples import sample_inputs
-from latentrt.runtime.bundle import Bundle
+from latentrt.export.sample_inputs import sample_inputs
+from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import BenchmarkError
 
 SIZES = {"rows": 2, "tokens": 154, "latent_height": 9, "latent_width": 16, "texts": 2, "vae_images": 1}

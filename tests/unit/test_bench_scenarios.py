@@ -23,8 +23,8 @@ from latentrt.benchmarks.scenarios import CPU, GPU, QUICK, SUITES, Point, named,
 from latentrt.benchmarks.suite import RUNNERS, check_gpu, scenario_command
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import CLASSES
+from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import BenchmarkError
-from latentrt.runtime.model import Limits
 
 EVERY = [scenario for suite in SUITES.values() for scenario in suite]
 

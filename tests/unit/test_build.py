@@ -19,10 +19,10 @@ from latentrt.engine.build import build_engines
 from latentrt.engine.folder import LOCK, BuildFolder
 from latentrt.engine.progress import Tracker, monitor
 from latentrt.runtime.backends import identity
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.builds import BuildRecord
+from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.cache import locked
 from latentrt.runtime.errors import BackendError, BuildError, PrecisionError
-from latentrt.runtime.manifest import BuildRecord
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -146,7 +146,8 @@ import os, signal, sys
 from engine_bundles import LIMITS
 from latentrt.engine.build import build_engines
 from latentrt.engine.folder import BuildFolder
-from latentrt.runtime.bundle import Bundle, write_record
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.files import write_record
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

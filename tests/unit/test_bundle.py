@@ -10,11 +10,13 @@ import pytest
 from bundles import edit_json, write_build, write_bundle
 
 from latentrt.cli.inspect import check_hashes
-from latentrt.runtime import bundle as bundle_module
 from latentrt.runtime.backends.targets import cpu_target
-from latentrt.runtime.bundle import BUILD, MANIFEST, Bundle, read_record, replacing_folder, write_record
+from latentrt.runtime.bundle import folder as bundle_module
+from latentrt.runtime.bundle.base import FORMAT
+from latentrt.runtime.bundle.files import BUILD, MANIFEST, read_record, replacing_folder, write_record
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.manifest import Manifest
 from latentrt.runtime.errors import BundleError
-from latentrt.runtime.manifest import FORMAT, Manifest
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import pytest
 from bundles import LIMITS, PRECISIONS, SDXL
 
-from latentrt.runtime.components import MAX_HISTORY, MAX_NOISES, MAX_STEPS, component_specs, request_dims
-from latentrt.runtime.model import Limits
-from latentrt.runtime.specs import Dim
+from latentrt.runtime.bundle.components import MAX_HISTORY, MAX_NOISES, MAX_STEPS, component_specs, request_dims
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.specs import Dim
 
 # N rows = 2 guidance branches of 2 images, T = 2 chunks, 1024 x 832 pixels.
 SIZES = {"texts": 3, "rows": 4, "images": 2, "vae_images": 2, "tokens": 154, "latent_height": 104, "latent_width": 128}

@@ -14,8 +14,8 @@ from families import FAMILIES
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import TIME_IDS, read_defaults
-from latentrt.runtime.manifest import Defaults
-from latentrt.runtime.model import Model, TextEncoder
+from latentrt.runtime.bundle.manifest import Defaults
+from latentrt.runtime.bundle.model import Model, TextEncoder
 
 CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from latentrt.runtime.drawing.inpainting import latent_mask, paste_back
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.images import latent_mask, paste_back, read_masks, read_pictures
-from latentrt.runtime.source import Source
+from latentrt.runtime.request.images import read_masks, read_pictures
+from latentrt.runtime.request.source import Source
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 LEVELS = PIXELS[..., 0]

@@ -9,14 +9,14 @@ from bundles import LIMITS, write_bundle
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from latentrt.runtime.embeddings import Embeddings
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.metadata import PICTURES, describe, describe_bundle, describe_picture
-from latentrt.runtime.micro_conditioning import MicroConditioning
-from latentrt.runtime.png import read_request, save_images
-from latentrt.runtime.result import Result
+from latentrt.runtime.record.metadata import PICTURES, describe, describe_bundle, describe_picture
+from latentrt.runtime.record.png import read_request, save_images
+from latentrt.runtime.record.result import Result
+from latentrt.runtime.request.embeddings import Embeddings
+from latentrt.runtime.request.micro_conditioning import MicroConditioning
+from latentrt.runtime.request.settings import Settings, make_request
 from latentrt.runtime.selection import Selection
-from latentrt.runtime.settings import Settings, make_request
 
 PICTURE = Image.linear_gradient("L").resize((64, 48))
 PROMPTS = ["Steps: 30, Seed: 7\nNegative prompt: é", "猫 “quoted”, \\n"]

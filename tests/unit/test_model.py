@@ -6,9 +6,10 @@ import pytest
 from bundles import SDXL
 from pydantic import ValidationError
 
+from latentrt.runtime.bundle.limits import Limits, parse_range
+from latentrt.runtime.bundle.model import Model
+from latentrt.runtime.bundle.specs import Dim
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.model import Limits, Model, parse_range
-from latentrt.runtime.specs import Dim
 
 RANGES = {"images": "1:1:4", "width": "512:1024:1536", "height": "512:1024:1536", "tokens": "77:77:231"} | {
     "vae_images": "1:1:1"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from latentrt.runtime.drawing.noise import TorchGenerator
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.noise import TorchGenerator
 
 TOLERANCE = 1e-6
 """torch's vectorised log, sin and cos differ from numpy's by up to 5e-7; another bit stream differs by more than 1."""

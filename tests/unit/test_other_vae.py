@@ -16,9 +16,9 @@ from vaes import tiny_taesd
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import CLASSES
 from latentrt.export.modules import VaeDecoder, VaeEncoder, decode, moments
+from latentrt.export.numerics.vae_samples import vae_samples
+from latentrt.export.numerics.vae_scaling import fit_vae_to_fp16
 from latentrt.export.sources.places import vae_place
-from latentrt.export.vae_samples import vae_samples
-from latentrt.export.vae_scaling import fit_vae_to_fp16
 from latentrt.runtime.errors import CheckpointError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

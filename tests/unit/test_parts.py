@@ -12,11 +12,11 @@ import pytest
 from engine_bundles import ENGINES, GRAPHS, LIMITS, write_bundle
 
 from latentrt.engine import build as building
-from latentrt.engine import parts
+from latentrt.engine import split as parts
 from latentrt.engine.build import build_engines
-from latentrt.runtime import parts as runtime_parts
 from latentrt.runtime.backends import identity
-from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle import unet_parts as runtime_parts
+from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import BuildError, StaleBuildError
 from latentrt.runtime.selection import select
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from latentrt.runtime.prompt import guidance_embedding
+from latentrt.runtime.text.conditioning import guidance_embedding
 
 
 @pytest.mark.parametrize("width", [24, 25, 256])

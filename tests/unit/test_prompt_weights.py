@@ -7,9 +7,9 @@ import pytest
 
 from latentrt.demo import CHECKPOINT
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.prompt import token_rows
-from latentrt.runtime.prompt_weights import parse_weights
-from latentrt.runtime.tokenizer import Tokenizer
+from latentrt.runtime.text.encoder import token_rows
+from latentrt.runtime.text.prompt_weights import parse_weights
+from latentrt.runtime.text.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize(

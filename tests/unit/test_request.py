@@ -10,13 +10,13 @@ from bundles import LIMITS, SDXL, write_bundle
 from latentrt.export.family import TIME_IDS
 from latentrt.runtime.backends import open_backend
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.micro_conditioning import MicroConditioning
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.request import Request
+from latentrt.runtime.request.limit_checks import check_tokens
+from latentrt.runtime.request.micro_conditioning import MicroConditioning
+from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.values import per_prompt
 from latentrt.runtime.samplers import SAMPLERS
 from latentrt.runtime.selection import Selection
-from latentrt.runtime.served import check_tokens
-from latentrt.runtime.values import per_prompt
 
 SERVED = {"prompt": "a cat", "steps": 4, "guidance": 5.0, "seed": 1, "width": 1024, "height": 1024}
 

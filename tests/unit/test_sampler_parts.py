@@ -8,8 +8,8 @@ from schedules import SDXL
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers import SAMPLERS, compile_sampler, kept_rows
-from latentrt.runtime.samplers.beta import inverse_beta, lower_share
-from latentrt.runtime.samplers.lagrange import interpolation_weights
+from latentrt.runtime.samplers.schedules.beta import inverse_beta, lower_share
+from latentrt.runtime.samplers.solvers.lagrange import interpolation_weights
 
 TWO_ROWS = {"heun", "kdpm2", "kdpm2_a"}
 

@@ -7,10 +7,10 @@ import pytest
 from schedules import SDXL
 
 from latentrt.runtime.samplers import SAMPLERS, SamplerTable, compile_sampler
-from latentrt.runtime.samplers.prediction import predicted_noise, predicted_x0
 from latentrt.runtime.samplers.resolve import resolve
-from latentrt.runtime.samplers.schedule import spaced_timesteps
-from latentrt.runtime.samplers.training import training_sigmas
+from latentrt.runtime.samplers.schedules.spacing import spaced_timesteps
+from latentrt.runtime.samplers.schedules.training import training_sigmas
+from latentrt.runtime.samplers.solvers.prediction import predicted_noise, predicted_x0
 
 STATES = {
     "ddim": 1,

@@ -9,10 +9,11 @@ import pytest
 from bundles import edit_json, write_build, write_bundle
 
 from latentrt.runtime.backends.targets import cpu_target
-from latentrt.runtime.bundle import BUILD, Bundle
+from latentrt.runtime.bundle.files import BUILD
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.unet_parts import PASSES
 from latentrt.runtime.errors import BackendError, BundleError, StaleBuildError
-from latentrt.runtime.model import Limits
-from latentrt.runtime.parts import PASSES
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.selection import select
 

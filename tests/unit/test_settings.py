@@ -15,12 +15,13 @@ from PIL import Image
 from latentrt.export.family import TIME_IDS
 from latentrt.runtime import Embeddings, Ensemble, generate_large
 from latentrt.runtime.backends import open_backend
-from latentrt.runtime.bundle import MANIFEST, Bundle
+from latentrt.runtime.bundle.files import MANIFEST
+from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline, Result
-from latentrt.runtime.request import Request
+from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.selection import Selection
-from latentrt.runtime.settings import Settings
 
 IMAGE = Image.new("RGB", (1024, 768), "red")
 MASK = Image.new("L", (1024, 768), 255)

@@ -21,7 +21,7 @@ from latentrt.export.sources.single_file import CONFIGS, PREFIXES, SingleFile
 from latentrt.export.sources.tokenizers import MERGES_FILE, vocabulary_files
 from latentrt.export.sources.weight_file import WeightFile
 from latentrt.runtime.errors import CheckpointError, RequestError
-from latentrt.runtime.tokenizer import Tokenizer
+from latentrt.runtime.text.tokenizer import Tokenizer
 
 UNET = "model.diffusion_model."
 

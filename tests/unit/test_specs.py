@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
+from latentrt.runtime.bundle.specs import Axis, ComponentSpec, Dim, Port, port
 from latentrt.runtime.errors import BundleError, RequestError
-from latentrt.runtime.specs import Axis, ComponentSpec, Dim, Port, port
 
 ROWS, TOKENS = Dim("rows", 1, 2, 8), Dim("tokens", 77, 77, 231)
 

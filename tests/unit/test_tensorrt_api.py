@@ -23,9 +23,9 @@ from latentrt.runtime.backends import cuda, targets
 from latentrt.runtime.backends import tensorrt as runner_module
 from latentrt.runtime.backends.cuda_graph import Graph
 from latentrt.runtime.backends.tensorrt import TensorRTBackend
-from latentrt.runtime.components import component_specs
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.specs import ComponentSpec, Port, port
 from latentrt.runtime.errors import BackendError, LatentRTError, RequestError, StaleBuildError
-from latentrt.runtime.specs import ComponentSpec, Port, port
 
 BACKENDS = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt_lean": "tensorrt", "tensorrt_bindings": "tensorrt"}
 SIZES = {"vae_images": 1, "latent_height": 9, "latent_width": 16}

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from latentrt.runtime.timing import Timeline, stage
+from latentrt.runtime.drawing.timing import Timeline, stage
 
 
 class Mark:

@@ -8,7 +8,7 @@ import pytest
 from checkpoints import EOS, VOCAB_SIZE, write_tokenizer
 
 from latentrt.runtime.errors import BundleError, RequestError
-from latentrt.runtime.tokenizer import Tokenizer
+from latentrt.runtime.text.tokenizer import Tokenizer
 
 BEGIN, END = VOCAB_SIZE - 2, VOCAB_SIZE - 1
 

@@ -8,10 +8,10 @@ import torch
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import component_precisions
 from latentrt.export.modules import wrap
-from latentrt.export.unet_samples import PROMPTS, TIMESTEPS, latents_on_the_way, text_sample, unet_sample
-from latentrt.runtime.components import component_specs
-from latentrt.runtime.model import Limits
-from latentrt.runtime.specs import ComponentSpec
+from latentrt.export.numerics.unet_samples import PROMPTS, TIMESTEPS, latents_on_the_way, text_sample, unet_sample
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.specs import ComponentSpec
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,15 @@ from vaes import inputs, tiny_vae
 
 from latentrt.cli.main import application
 from latentrt.engine.checks import Layer, check_precision
-from latentrt.export import vae_scaling
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import component_precisions
-from latentrt.export.vae_samples import synthetic_images, vae_samples
-from latentrt.export.vae_scaling import fit_vae_to_fp16
-from latentrt.export.vae_signals import vae_signals
-from latentrt.runtime.components import component_specs
+from latentrt.export.numerics import vae_scaling
+from latentrt.export.numerics.vae_samples import synthetic_images, vae_samples
+from latentrt.export.numerics.vae_scaling import fit_vae_to_fp16
+from latentrt.export.numerics.vae_signals import vae_signals
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import CheckpointError, NumericsError, ParityError, PrecisionError, RequestError
-from latentrt.runtime.model import Limits
 
 
 def test_samples_are_images_their_latents_and_noise_at_the_latents_scale(tmp_path):

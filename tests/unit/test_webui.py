@@ -3,9 +3,9 @@
 import pytest
 
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.metadata import BundleNote, Metadata, RefinerNote, UpscaleNote
+from latentrt.runtime.record.metadata import BundleNote, Metadata, RefinerNote, UpscaleNote
+from latentrt.runtime.record.webui import AUTOMATIC, NAMES, SCHEDULES, read, write
 from latentrt.runtime.samplers import SAMPLERS
-from latentrt.runtime.webui import AUTOMATIC, NAMES, SCHEDULES, read, write
 
 BUNDLE = BundleNote(
     name="sdxl", weights_sha256="0123456789abcdef", precision="fp16", backend="tensorrt", device="cuda:0", build="b"

@@ -1,0 +1,110 @@
+"""Any network in fp16: measure its values in float32, put float32 islands where they do not fit, prove the result."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from latentrt.export.numerics.islands import Islands, find_islands, place_islands, rehearse
+from latentrt.export.numerics.ranges import Measured, Ranges, Run, logits_name, measure
+from latentrt.export.tolerance import TOLERANCE
+from latentrt.runtime.bundle.manifest import NumericsRecord
+from latentrt.runtime.errors import ParityError
+
+logger = logging.getLogger(__name__)
+
+KEPT_RANGES = 64
+"""Values that a record keeps, the largest ones: U-Nets have thousands of modules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """What scaling by powers of two changed: nothing, where nothing had to be scaled."""
+
+    before: Ranges
+    exponents: dict[str, int] = field(default_factory=dict)
+    error: float = 0.0
+
+
+def fit_to_fp16(component: str, network: nn.Module, run: Run, samples: Sequence[Any]) -> tuple[NumericsRecord, Islands]:
+    """Measure a network (in float32), put islands where they are needed, and round its other weights to fp16.
+
+    `run` takes one sample. A network whose values all fit gets no island. Costs two evaluations of every sample and no
+    memory beside the network's own float32 weights.
+
+    Raises:
+        NumericsError: not finite in float32.
+        ParityError: fp16 with the islands differs too much from float32.
+    """
+    measured = measure(network, run, samples)
+    return settle(component, network, run, samples, measured, Scaling(measured.ranges), "--precision bf16 or fp32")
+
+
+def settle(
+    component: str,
+    network: nn.Module,
+    run: Run,
+    samples: Sequence[Any],
+    measured: Measured,
+    scaling: Scaling,
+    alternative: str,
+) -> tuple[NumericsRecord, Islands]:
+    """Put islands where the measured values ask for them, and compare fp16 with float32 over the samples."""
+    started = time.perf_counter()
+    islands = find_islands(network, measured.ranges)
+    place_islands(network, islands)
+    error = difference(rehearse(network, run, samples), measured.outputs)
+    if not error <= TOLERANCE["fp16"]:
+        raise ParityError(
+            f"{component}: fp16 differs from float32 by {error:.1e} (relative) over {len(samples)} samples, "
+            f"allowed {TOLERANCE['fp16']:.0e}. Export with {alternative}"
+        )
+    record = NumericsRecord(
+        samples=len(samples),
+        ranges=largest_values(scaling.before),
+        scales={name: exponent for name, exponent in scaling.exponents.items() if exponent},
+        largest=_brief(largest_outside(measured.ranges, islands)),
+        islands=tuple(name or "the network's own code" for name in islands.tops),
+        float32_layers=islands.layers,
+        folding_error=scaling.error,
+        relative=error,
+    )
+    _log(component, record, time.perf_counter() - started)
+    return record, islands
+
+
+def largest_values(ranges: Ranges) -> dict[str, float]:
+    """The `KEPT_RANGES` largest values by name, the largest first."""
+    ordered = sorted(ranges.named.items(), key=lambda entry: -entry[1])[:KEPT_RANGES]
+    return {name: _brief(largest) for name, largest in ordered}
+
+
+def largest_outside(ranges: Ranges, islands: Islands) -> float:
+    """The largest value that is stored in fp16."""
+    inside = islands.modules | {logits_name(name) for name in islands.modules}
+    return max((value for name, value in ranges.named.items() if name not in inside), default=0.0)
+
+
+def _brief(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def _log(component: str, record: NumericsRecord, seconds: float) -> None:
+    largest = max(record.ranges.values(), default=0.0)
+    islands = ", ".join(record.islands) or "none"
+    logger.info("%s: values up to %.3g, %d signals scaled", component, largest, len(record.scales))
+    logger.info(
+        "%s: float32 islands: %s; fp16 error %.1e, proved in %.1f s", component, islands, record.relative, seconds
+    )
+
+
+def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
+    """Root mean square of the difference over that of what is wanted, all samples together; 0 for identical bits."""
+    pairs = list(zip(found, wanted, strict=True))
+    error = sum((one.double() - other.double()).square().sum().item() for one, other in pairs)
+    scale = sum(other.double().square().sum().item() for _, other in pairs)
+    return math.sqrt(error / (scale or 1.0))

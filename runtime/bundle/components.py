@@ -1,0 +1,153 @@
+"""The table of components: every tensor that crosses a component's border, for any model, written once.
+
+Dims, from the request's point of view (g = 1 or 2 guidance branches):
+
+    images          images of one request
+    vae_images      images that the VAE takes at once
+    rows            U-Net rows, images * g
+    texts           text-encoder rows: distinct prompts * chunks of 77 tokens
+    tokens          77 * chunks
+    latent_height   height / 8 (the VAE's own factor); latent_width likewise
+    steps           U-Net evaluations of the sampler's table
+    history         state tensors of the sampler, the latents first; at least 2, unused ones stay zero
+    noises          noise tensors per image: one per step that draws, or 1 where the sampler draws none
+"""
+
+from collections.abc import Iterable, Mapping
+
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.model import Model
+from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK, ComponentSpec, Dim, DType, Port, Precision, port
+
+DTYPES: Mapping[Precision, DType] = {"fp16": "float16", "fp32": "float32", "bf16": "bfloat16"}
+
+MAX_STEPS = 1000
+MAX_NOISES = 256
+"""Fewer than the steps: all of them lie on the device, and TensorRT counts a tensor's elements in 31 bits."""
+
+MAX_HISTORY = 8
+
+
+def request_dims(limits: Limits, model: Model) -> dict[str, Dim]:
+    """The dims of every component for a range of requests."""
+    images, width, height, tokens = (limits.bounds(name) for name in ("images", "width", "height", "tokens"))
+    chunks = [bound // TOKENS_PER_CHUNK for bound in tokens]
+    scale = model.latent_scale
+    bounds = {
+        "images": images,
+        "vae_images": limits.bounds("vae_images"),
+        "rows": (images[0], 2 * images[1], 2 * images[2]),
+        "texts": (1, 2 * chunks[1], 2 * images[2] * chunks[2]),
+        "tokens": tokens,
+        "latent_height": tuple(bound // scale for bound in height),
+        "latent_width": tuple(bound // scale for bound in width),
+        "steps": (1, 30, MAX_STEPS),
+        "history": (2, 2, MAX_HISTORY),
+        "noises": (1, 1, MAX_NOISES),
+    }
+    return {name: Dim(name, *three) for name, three in bounds.items()}
+
+
+def component_specs(
+    model: Model, limits: Limits, precisions: Mapping[str, Precision], names: Iterable[str] | None = None
+) -> dict[str, ComponentSpec]:
+    """Every component of a model with its ports and dims; `precisions` gives each component's (not the sampler's)."""
+    dims = request_dims(limits, model)
+    specs: dict[str, ComponentSpec] = {}
+
+    def add(name: str, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:
+        specs[name] = ComponentSpec(name, inputs, outputs, dims)
+
+    for encoder in model.text_encoders:
+        dtype = DTYPES[precisions[encoder.component]]
+        hidden = port("hidden", dtype, "texts", TOKENS_PER_CHUNK, encoder.width)
+        pooled = (port("pooled", dtype, "texts", encoder.pooled),) if encoder.pooled else ()
+        inputs = (port("input_ids", "int64", "texts", TOKENS_PER_CHUNK), port("clip_skip", "int64", "texts"))
+        add(encoder.component, inputs, (hidden, *pooled))
+    add("unet", *_unet(model, DTYPES[precisions["unet"]]))
+    add("vae_decoder", *_vae_decoder(model, DTYPES[precisions["vae_decoder"]]))
+    add("vae_encoder", *_vae_encoder(model, DTYPES[precisions["vae_encoder"]]))
+    add("sampler", *_sampler(model, DTYPES[precisions["unet"]]))
+    return specs if names is None else {name: specs[name] for name in names}
+
+
+Ports = tuple[tuple[Port, ...], tuple[Port, ...]]
+
+
+def _unet(model: Model, dtype: DType) -> Ports:
+    latents = ("rows", model.unet_channels, "latent_height", "latent_width")
+    inputs = [
+        port("sample", dtype, *latents),
+        port("timestep", "float32", "rows"),
+        port("encoder_hidden_states", dtype, "rows", "tokens", model.context_width),
+    ]
+    if model.time_ids:
+        inputs += [
+            port("text_embeds", dtype, "rows", model.pooled_width),
+            port("time_ids", "float32", "rows", len(model.time_ids)),
+        ]
+    if model.guidance_embedding:
+        inputs.append(port("timestep_cond", "float32", "rows", model.guidance_embedding))
+    return tuple(inputs), (port("noise_pred", dtype, "rows", model.latent_channels, *latents[2:]),)
+
+
+def _vae_decoder(model: Model, dtype: DType) -> Ports:
+    """`magnitude` is each image's mean absolute value before clamping: not finite where any pixel is not."""
+    scale = model.latent_scale
+    return (
+        (port("latent", dtype, "vae_images", model.latent_channels, "latent_height", "latent_width"),),
+        (
+            port("image", "uint8", "vae_images", f"{scale}*latent_height", f"{scale}*latent_width", 3),
+            port("magnitude", "float32", "vae_images"),
+        ),
+    )
+
+
+def _vae_encoder(model: Model, dtype: DType) -> Ports:
+    scale = model.latent_scale
+    latent = ("vae_images", model.latent_channels, "latent_height", "latent_width")
+    return (
+        (port("image", dtype, "vae_images", 3, f"{scale}*latent_height", f"{scale}*latent_width"),),
+        (port("mean", dtype, *latent), port("logvar", dtype, *latent)),
+    )
+
+
+def _sampler(model: Model, dtype: DType) -> Ports:
+    """One step of any sampler: Z' = W[step] · [Z; guidance · noise_pred; noise], unet input = C[step + 1] · Z'.
+
+    `latentrt.export.sampler_graph` has the equations. `failed` is the first step after which an image's Z held NaN or
+    infinity, or -1; `extra` the channels that an inpainting U-Net takes beside the latents.
+    """
+    latent = (model.latent_channels, "latent_height", "latent_width")
+    state = ("images", "history", *latent)
+    more = model.unet_channels - model.latent_channels
+    extra = (port("extra", "float32", "images", more, *latent[1:]),) if more else ()
+    return (
+        (
+            port("noise_pred", dtype, "rows", *latent),
+            port("state", "float32", *state),
+            port("step", "int64", "images"),
+            port("failed", "int64", "images"),
+            port("weights", "float32", "images", "steps+1", "history", "history+2"),
+            port("readout", "float32", "images", "steps+1", "history"),
+            port("timesteps", "float32", "images", "steps+1"),
+            port("guidance", "float32", "images", "rows"),
+            port("rescale", "float32", "images"),
+            port("text_row", "int64", "images"),
+            port("row_image", "int64", "rows"),
+            port("draws", "int64", "images", "steps+1"),
+            port("noise", "float32", "images", "noises", *latent),
+            port("mask", "float32", "images", 1, *latent[1:]),
+            port("levels", "float32", "images", "steps+1", 2),
+            port("original", "float32", "images", *latent),
+            port("original_noise", "float32", "images", *latent),
+            *extra,
+        ),
+        (
+            port("next_state", "float32", *state),
+            port("next_step", "int64", "images"),
+            port("next_failed", "int64", "images"),
+            port("sample", dtype, "rows", model.unet_channels, *latent[1:]),
+            port("timestep", "float32", "rows"),
+        ),
+    )

@@ -1,0 +1,134 @@
+"""Reads and writes a bundle's files so that a kill at any moment harms nothing."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from shutil import rmtree
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from latentrt.runtime.bundle.base import FORMAT, FileRecord, Record
+from latentrt.runtime.errors import BundleError, RequestError
+
+MANIFEST = "manifest.json"
+
+
+BUILD = "build.json"
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def read_record(file: Path, kind: type[RecordT]) -> RecordT:
+    """Read a manifest, refusing newer formats before looking at anything else.
+
+    Raises:
+        BundleError: not JSON, a newer format, or fields that are missing, unknown or of the wrong type.
+    """
+    remedy = "export the checkpoint again" if file.name == MANIFEST else "run build-engine again"
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file}: not readable as a manifest ({type(error).__name__}: {error}); {remedy}") from error
+    if not isinstance(values, dict) or "format" not in values:
+        raise BundleError(f"{file}: not a manifest, it states no format; {remedy}")
+    found = values["format"]
+    if type(found) is not int or found != FORMAT:
+        newer = "update latentrt, or " if isinstance(found, int) and found > FORMAT else ""
+        raise BundleError(f"{file}: format {found!r}, this latentrt reads format {FORMAT}; {newer}{remedy}")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BundleError(f"{file}: field {where}: {first['msg']}. The file is damaged; {remedy}") from error
+    except RequestError as error:
+        raise BundleError(f"{file}: {error}. The file is damaged; {remedy}") from error
+
+
+def write_record(file: Path, record: Record) -> None:
+    """Write a manifest so that, at any moment, the file is either the old one or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(record.model_dump_json(indent=2) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_sizes(folder: Path, files: Mapping[str, FileRecord], remedy: str) -> None:
+    """Raise `BundleError` for the first file that is outside the folder, missing or of another size."""
+    for name, record in files.items():
+        file = folder / name
+        if ".." in file.parts or Path(name).is_absolute():
+            raise BundleError(f"{folder}: the manifest names {name!r}, which lies outside. {remedy}")
+        if not file.is_file():
+            raise BundleError(f"{file}: missing. {remedy}")
+        if file.stat().st_size != record.size:
+            raise BundleError(f"{file}: {file.stat().st_size} bytes, the manifest says {record.size}. {remedy}")
+
+
+def describe_file(file: Path) -> FileRecord:
+    """Size and SHA-256 of a file."""
+    with file.open("rb") as stream:
+        return FileRecord(size=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling folder that takes `target`'s place when the block ends without an error.
+
+    An error or a kill leaves what was at `target` untouched; what a killed process left beside it is tidied up.
+
+    Raises:
+        BundleError: `target` holds something that is not a bundle, which replacing would destroy.
+    """
+    target = target.absolute()
+    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise BundleError(f"{target}: exists and is not a bundle; it would be lost. Name another folder")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(target)
+    temporary = target.with_name(f".{target.name}.new-{os.getpid()}")
+    retired = target.with_name(f".{target.name}.old-{os.getpid()}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.exists():
+            target.rename(retired)
+        temporary.rename(target)
+    except BaseException:
+        if retired.exists() and not target.exists():
+            retired.rename(target)
+        raise
+    finally:
+        rmtree(temporary, ignore_errors=True)
+        rmtree(retired, ignore_errors=True)
+
+
+def _tidy(target: Path) -> None:
+    """Bring back the old folder where a kill came between the two renames; remove what else killed processes left."""
+    for kind in ("old", "new"):
+        for left in target.parent.glob(f".{target.name}.{kind}-*"):
+            process = left.name.rpartition("-")[2]
+            if process.isdigit() and not (process != str(os.getpid()) and _runs(int(process))):
+                if kind == "old" and not target.exists():
+                    left.rename(target)
+                rmtree(left, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

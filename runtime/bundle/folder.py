@@ -1,0 +1,103 @@
+"""A bundle on disk: opened and checked, its files found, its manifests written so that a kill harms nothing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from shlex import quote
+
+from latentrt.runtime.bundle.builds import BuildRecord, EngineKey
+from latentrt.runtime.bundle.files import BUILD, MANIFEST, check_sizes, read_record
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.manifest import Manifest, port_table
+from latentrt.runtime.bundle.specs import ComponentSpec
+from latentrt.runtime.bundle.unet_parts import component_of, passes_of, recorded_parts, replace_whole
+from latentrt.runtime.errors import BundleError, StaleBuildError
+
+
+class Bundle:
+    """A bundle whose manifest is read and whose files are all there with the sizes they should have."""
+
+    def __init__(self, path: Path, manifest: Manifest):
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Bundle":
+        """Read the manifest and check that every file it names is there, whole.
+
+        Raises:
+            BundleError: no bundle, a newer format, a damaged manifest, a missing or truncated file.
+        """
+        path = Path(path)
+        if not (path / MANIFEST).is_file():
+            raise BundleError(
+                f"{path}: not a bundle, it has no {MANIFEST}. Make one with: latentrt export CHECKPOINT -o {path}"
+            )
+        manifest = read_record(path / MANIFEST, Manifest)
+        remedy = f"Export the checkpoint again with: latentrt export CHECKPOINT -o {path}"
+        for component, record in manifest.components.items():
+            if unlisted := [name for name in record.files if name not in manifest.files]:
+                raise BundleError(f"{path / MANIFEST}: {unlisted[0]} of {component} is not among the files. {remedy}")
+        check_sizes(path, manifest.files, remedy)
+        return cls(path, manifest)
+
+    def onnx(self, component: str) -> Path:
+        """The component's ONNX file."""
+        return self.path / self.manifest.components[component].files[0]
+
+    def builds(self) -> dict[str, BuildRecord]:
+        """Every build in the bundle, by its folder's name."""
+        return {
+            file.parent.name: read_record(file, BuildRecord) for file in sorted(self.path.glob(f"builds/*/{BUILD}"))
+        }
+
+    def keys(self, specs: Mapping[str, ComponentSpec], **backend: str) -> dict[str, EngineKey]:
+        """The key that each engine must have. `backend`: backend, backend_version, target, latentrt."""
+        return {
+            name: EngineKey(
+                component=name,
+                content=self.manifest.content(component_of(name)),
+                inputs=port_table(spec.inputs),
+                outputs=port_table(spec.outputs),
+                dims={dim.name: str(dim) for dim in spec.dims.values()},
+                precision=self.manifest.components[component_of(name)].precision,
+                passes=passes_of(name, backend["backend"]),
+                **backend,
+            )
+            for name, spec in specs.items()
+        }
+
+    def engine_specs(self, build: BuildRecord) -> dict[str, ComponentSpec]:
+        """Ports and dims of every engine that a build must have; the U-Net's parts, where it was built in two.
+
+        Raises:
+            BundleError: the recorded ports of the parts do not fit.
+        """
+        specs = self.manifest.specs(build.limits)
+        keys = {name: engine.key for name, engine in build.engines.items()}
+        return replace_whole(specs, recorded_parts(specs, keys))
+
+    def check_build(self, build: BuildRecord, **backend: str) -> None:
+        """Raise where an engine of the build is not the one that its key promises, or its files are not whole.
+
+        Raises:
+            StaleBuildError: names the component, the field, what was found, what is needed and the mending command.
+            BundleError: an engine's file is missing or truncated.
+        """
+        remedy = "Rebuild with: " + self.build_command(build.backend, build.limits)
+        try:
+            specs = self.engine_specs(build)
+        except BundleError as error:
+            raise StaleBuildError(f"{self.path}, build {build.name}: {error}. {remedy}") from error
+        for name, key in self.keys(specs, **backend).items():
+            engine = build.engines.get(name)
+            difference = "is missing" if engine is None else engine.key.difference(key)
+            if engine is None or difference:
+                raise StaleBuildError(f"{self.path}, build {build.name}: {name} {difference}. {remedy}")
+            check_sizes(self.path, engine.files, remedy)
+
+    def build_command(self, backend: str, limits: Limits) -> str:
+        """The `build-engine` command that makes a build with these limits."""
+        own = self.manifest.limits
+        changed = [name for name in Limits.STEP if getattr(limits, name) != getattr(own, name)]
+        ranges = [f"--{name.replace('_', '-')} {getattr(limits, name)}" for name in changed]
+        return " ".join(["build-engine", quote(str(self.path)), "--backend", backend, *ranges])

@@ -1,0 +1,95 @@
+"""What a checkpoint is, as facts read from its own config files, and the ranges of requests that are served."""
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.bundle.base import Record
+
+TimeId = Literal[
+    "original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width", "aesthetic_score"
+]
+
+
+"""A number of the micro-conditioning (Podell et al. 2023, section 2.2; the refiner's score: section 2.5)."""
+
+
+class TextEncoder(Record):
+    """One text encoder: `width` of its hidden states, `pooled` width of its projected output (0: it has none).
+
+    The U-Net reads the hidden state after all `layers` but the last `skipped`, through the encoder's final norm or not.
+    """
+
+    component: str
+    tokenizer: str
+    width: int
+    pooled: int = 0
+    layers: int
+    skipped: int
+    final_norm: bool
+
+    @property
+    def max_clip_skip(self) -> int:
+        """How many more layers a request may skip: down to the embeddings, as in diffusers."""
+        return self.layers - self.skipped
+
+
+class Model(Record):
+    """Facts of one checkpoint. Sizes in pixels; widths in channels."""
+
+    family: str
+    text_encoders: tuple[TextEncoder, ...]
+    unet_channels: int
+    """The latents' own; for inpainting, twice as many and one: latents, mask, latents of the masked image."""
+    latent_channels: int
+    latent_scale: int
+    """Pixels per latent, along each axis."""
+    scaling_factor: float
+    latents_mean: tuple[float, ...] = ()
+    latents_std: tuple[float, ...] = ()
+    """Latents in the loop = `scaling_factor` * (latents of the VAE - mean) / std, per channel; none: 0 and 1."""
+    native_size: int
+    time_ids: tuple[TimeId, ...] = ()
+    """Micro-conditioning numbers of a row, in order. None: the U-Net takes no pooled text either."""
+    guidance_embedding: int = 0
+    """Width of `timestep_cond`, which tells the U-Net the guidance scale; 0: guidance takes rows of its own."""
+    zero_negative: bool
+    """A negative prompt that is not given is all zeros instead of the encoding of an empty text."""
+    scheduler: dict[str, Any]
+
+    @property
+    def context_width(self) -> int:
+        """Width of the U-Net's `encoder_hidden_states`: the encoders' hidden states side by side."""
+        return sum(encoder.width for encoder in self.text_encoders)
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the U-Net's `text_embeds`."""
+        return sum(encoder.pooled for encoder in self.text_encoders)
+
+    @property
+    def is_inpainting(self) -> bool:
+        """The U-Net also takes a mask and the masked image's latents (Rombach et al. 2022, section 4.5)."""
+        return self.unet_channels == 2 * self.latent_channels + 1
+
+    @property
+    def max_clip_skip(self) -> int:
+        """How many layers a request may skip in every text encoder."""
+        return min(encoder.max_clip_skip for encoder in self.text_encoders)
+
+    def to_vae(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The loop's latents (images, channels, h, w) as the VAE's decoder takes them."""
+        mean, std = self._moments()
+        return latents * std / np.float32(self.scaling_factor) + mean
+
+    def from_vae(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The VAE encoder's latents (images, channels, h, w) as the loop takes them."""
+        mean, std = self._moments()
+        return (latents - mean) * np.float32(self.scaling_factor) / std
+
+    def _moments(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Mean and standard deviation per channel, (channels, 1, 1)."""
+        mean = np.array(self.latents_mean or [0] * self.latent_channels, np.float32)
+        std = np.array(self.latents_std or [1] * self.latent_channels, np.float32)
+        return mean[:, None, None], std[:, None, None]

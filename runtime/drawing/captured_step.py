@@ -1,0 +1,50 @@
+"""One step of the denoising loop, captured once per set of sizes and replayed."""
+
+from collections.abc import Callable, Mapping
+
+from latentrt.runtime.backends import Backend, Buffer, Engine
+from latentrt.runtime.backends.chained import bind_parts
+from latentrt.runtime.bundle.unet_parts import BODY, PROLOGUE, WHOLE
+from latentrt.runtime.drawing.batch import Arrays
+
+CARRIED = ("state", "step", "failed")
+
+
+"""The sampler's inputs that come from its outputs of the step before, `next_` and the name."""
+
+
+class Session:
+    """U-Net and sampler bound to one set of sizes, with a step that is ready to be replayed.
+
+    A U-Net that was split is a prologue, which runs once for each batch of prompts, and a body that reads its outputs
+    where they are.
+    """
+
+    def __init__(self, backend: Backend, engines: Mapping[str, Engine], sizes: Mapping[str, int]):
+        self.buffers: dict[str, Buffer] = {}
+        self._prologue: Callable[[], None] | None = None
+        if PROLOGUE in engines:
+            prologue, unet = bind_parts(engines[PROLOGUE], engines[BODY], sizes)
+            self.buffers |= prologue.buffers
+            self._prologue = backend.record(prologue.run)
+        else:
+            unet = engines[WHOLE].bind(sizes)
+        links = {name: unet.buffers[name] for name in ("noise_pred", "sample", "timestep")}
+        sampler = engines["sampler"].bind(sizes, links)
+        self.buffers |= {**unet.buffers, **sampler.buffers}
+        carried = [(sampler.buffers[name], sampler.buffers[f"next_{name}"]) for name in CARRIED]
+
+        def step() -> None:
+            unet.run()
+            sampler.run()
+            for target, source in carried:
+                target.copy_from(source)
+
+        self.step = backend.record(step)
+
+    def upload(self, arrays: Arrays) -> None:
+        """Write every input, and compute what depends on the prompts alone."""
+        for name, values in arrays.items():
+            self.buffers[name].write(values)
+        if self._prologue is not None:
+            self._prologue()

@@ -1,0 +1,146 @@
+"""The denoising loop: U-Net and sampler graph take turns on shared buffers; the host only launches.
+
+A step is the U-Net, the sampler graph, and three copies that make the sampler's outputs its next inputs. Everything
+that changes from step to step lies on the device, so the step is recorded once for each set of sizes and replayed for
+every step, sampler and prompt.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from latentrt.runtime.backends import Backend, Engine, Mark
+from latentrt.runtime.drawing.batch import lay_out
+from latentrt.runtime.drawing.captured_step import Session
+from latentrt.runtime.drawing.picture import Picture
+from latentrt.runtime.errors import NumericsError, RequestError
+from latentrt.runtime.recent import Recent
+
+StepProgress = Callable[[int, int], None]
+
+
+"""Called after each step with (steps done, steps in all)."""
+
+
+KEPT_SESSIONS = 4
+
+
+"""For how many sets of sizes buffers and the recorded step are kept."""
+
+
+class Loop:
+    """Draws batches of pictures. The batch that was advanced last stays on the device until another one comes."""
+
+    def __init__(self, backend: Backend, engines: Mapping[str, Engine]):
+        self._backend = backend
+        self._engines = engines
+        self._sessions: Recent[tuple[tuple[str, int], ...], Session] = Recent(KEPT_SESSIONS)
+        self._session: Session | None = None
+        self._held: tuple[Picture, ...] = ()
+        self._held_from: list[int] = []
+        self._steady_steps = 0
+
+    def advance(self, pictures: Sequence[Picture], steps: int = 1, progress: StepProgress | None = None) -> None:
+        """Advance every picture by `steps` steps as one batch; each may be at a step of its own.
+
+        Raises:
+            RequestError: a picture has fewer steps left, stands twice in the batch, or does not go with the others.
+        """
+        check_steps(pictures, steps)
+        report = None if progress is None else _Report(self._backend, progress, steps)
+        try:
+            left = steps
+            while left:
+                session = self._hold(pictures)
+                steady = min(self._steady_steps, left)
+                for _ in range(steady):
+                    session.step()
+                    if report is not None:
+                        report.stepped()
+                self._steady_steps -= steady
+                left -= steady
+                for one in pictures:
+                    one.step += steady
+            if report is not None:
+                report.finish()
+        except BaseException:
+            self._forget()
+            raise
+
+    def _hold(self, pictures: Sequence[Picture]) -> Session:
+        """The session that has these pictures on the device, with the rows that their next step needs."""
+        if self._session is None or tuple(pictures) != self._held or not self._steady_steps:
+            self.settle()
+            sizes, arrays = lay_out(pictures)
+            self._session = self._sessions.get(
+                tuple(sizes.items()), lambda: Session(self._backend, self._engines, sizes)
+            )
+            self._session.upload(arrays)
+            self._held, self._held_from = tuple(pictures), [one.step for one in pictures]
+            self._steady_steps = min(one.steady_steps for one in pictures)
+        return self._session
+
+    def settle(self) -> None:
+        """Bring the state of the pictures on the device back into them."""
+        if self._session is None or not self._held:
+            return
+        states, failed = (self._session.buffers[name].numpy() for name in ("state", "failed"))
+        for one, state, step in zip(self._held, states, failed, strict=True):
+            one.state = state[: one.table.state_count]
+            one.failed = int(step)
+        self._held, self._held_from = (), []
+
+    def _forget(self) -> None:
+        """Leave the pictures as they were when they were uploaded: a step failed, or was stopped."""
+        for one, step in zip(self._held, self._held_from, strict=True):
+            one.step = step
+        self._held, self._held_from = (), []
+
+    def close(self) -> None:
+        """Give back every buffer and recorded step."""
+        self._held, self._held_from, self._session = (), [], None
+        self._sessions.clear()
+
+
+class _Report:
+    """Tells of each step when the device has done it, one step late, so that the device always has work."""
+
+    def __init__(self, backend: Backend, progress: StepProgress, steps: int):
+        self._mark = backend.mark
+        self._progress = progress
+        self._steps = steps
+        self._told = 0
+        self._last: Mark | None = None
+
+    def stepped(self) -> None:
+        """A step was enqueued."""
+        before, self._last = self._last, self._mark()
+        if before is not None:
+            self._tell(before)
+
+    def finish(self) -> None:
+        """All steps were enqueued."""
+        if self._last is not None:
+            self._tell(self._last)
+
+    def _tell(self, mark: Mark) -> None:
+        mark.wait()
+        self._told += 1
+        self._progress(self._told, self._steps)
+
+
+def check_steps(pictures: Sequence[Picture], steps: int) -> None:
+    """Raise `RequestError` where there is nothing to draw, or not that far."""
+    if not pictures or len({id(one) for one in pictures}) < len(pictures):
+        raise RequestError("a batch needs at least one picture, and each only once")
+    least = min(one.steps_left for one in pictures)
+    if not 1 <= steps <= least:
+        raise RequestError(f"advance by {steps} steps: the picture that is furthest has {least} left")
+
+
+def check_finite(pictures: Sequence[Picture]) -> None:
+    """Raise `NumericsError` for the first picture that the sampler graph marked as failed."""
+    for number, one in enumerate(pictures, 1):
+        if one.failed >= 0:
+            raise NumericsError(
+                f"unet: picture {number} holds NaN or infinity from step {one.failed + 1} of {one.table.step_count} "
+                "on. The weights overflow in this precision; export with fp32"
+            )

@@ -1,0 +1,127 @@
+"""A request that is being drawn: its pictures, each at some step, and how they begin."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentrt.runtime.arrays import Float32s
+from latentrt.runtime.bundle.model import Model
+from latentrt.runtime.drawing.guidance import guidance_rows
+from latentrt.runtime.drawing.inpainting import Original, latent_mask
+from latentrt.runtime.drawing.noise import TorchGenerator
+from latentrt.runtime.drawing.picture import Picture
+from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.source import Source
+from latentrt.runtime.samplers import SamplerTable
+from latentrt.runtime.text.conditioning import Conditioning
+
+Encode = Callable[[Float32s], tuple[Float32s, Float32s]]
+
+
+"""The VAE's encoder: pixels (n, 3, height, width) -> mean and standard deviation of the latents (n, 4, h, w)."""
+
+
+class Randomness:
+    """All draws of a request in diffusers' order: one generator for the batch, or one per picture."""
+
+    def __init__(self, request: Request):
+        self._count = request.count
+        self._generators = [TorchGenerator(seed) for seed in request.seeds]
+
+    def draw(self, shape: tuple[int, ...], count: int | None = None) -> Float32s:
+        """(images, *shape); of one generator, `count` in place of all images."""
+        if len(self._generators) == 1:
+            return self._generators[0].randn((count or self._count, *shape))
+        return np.concatenate([generator.randn((1, *shape)) for generator in self._generators])
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What every picture begins with. latents (images, 4, h, w); originals where a mask keeps something.
+
+    extra (images, 5, h, w): mask and masked image's latents, for an inpainting U-Net.
+    """
+
+    latents: Float32s
+    originals: list[Original] | None = None
+    extra: Float32s | None = None
+
+
+def start_pictures(
+    request: Request, conditioning: Conditioning, table: SamplerTable, model: Model, encode: Encode
+) -> list[Picture]:
+    """The pictures of a request before their first step, with all the noise that their steps will take."""
+    randomness = Randomness(request)
+    latent = (model.latent_channels, request.height // model.latent_scale, request.width // model.latent_scale)
+    start = begin(request, table, model, encode, randomness, latent)
+    draws = [randomness.draw(latent) for _ in range(int(table.draws.sum()))] or [np.zeros_like(start.latents)]
+    noise = np.stack(draws, axis=1)
+    state = np.zeros((request.count, table.state_count, *latent), np.float32)
+    state[:, 0] = start.latents
+    rows = len(conditioning.inputs["encoder_hidden_states"]) // request.count
+    return [
+        Picture(
+            inputs={name: values[image :: request.count] for name, values in conditioning.inputs.items()},
+            guidance=guidance_rows(request, table, request.guidance[image // request.images], guided=rows > 1),
+            table=table,
+            noise=noise[image],
+            state=state[image],
+            rescale=request.guidance_rescale,
+            original=None if start.originals is None else start.originals[image],
+            extra=None if start.extra is None else start.extra[image],
+        )
+        for image in range(request.count)
+    ]
+
+
+def begin(
+    request: Request,
+    table: SamplerTable,
+    model: Model,
+    encode: Encode,
+    randomness: Randomness,
+    latent: tuple[int, int, int],
+) -> Start:
+    """The first latents: noise, or what the source and the strength make of it. Draws in the order of diffusers."""
+    source = request.source
+    if source is None:
+        return Start(np.float32(table.initial_scale) * randomness.draw(latent))
+    inpaints = source.mask is not None
+    forgets = inpaints and source.strength == 1
+    original = None
+    if not (forgets and model.is_inpainting):
+        original = _latents(source, source.pixels, model, encode, randomness, request.count)
+    if request.denoising_start is not None:
+        assert original is not None
+        return Start(original)
+    noise = randomness.draw(latent)
+    if forgets or original is None:
+        latents = np.float32(table.initial_scale) * noise
+    else:
+        signal, rate = table.original_levels[0].astype(np.float32)
+        latents = signal * original + rate * noise
+    if source.mask is None or source.pixels is None:
+        return Start(latents)
+    mask = latent_mask(source.mask, model.latent_scale)
+    # Drawn in every case, as in diffusers, so that the noise after it is the same.
+    masked = _latents(source, source.pixels * (source.mask < 0.5), model, encode, randomness, request.count)
+    masks = np.broadcast_to(mask, (request.count, *mask.shape[1:]))
+    if model.is_inpainting:
+        return Start(latents, extra=np.concatenate([masks, masked], axis=1))
+    assert original is not None
+    levels = table.original_levels[1:].astype(np.float32)
+    kept = zip(original, noise, masks, strict=True)
+    return Start(latents, [Original(one, its_noise, its_mask, levels) for one, its_noise, its_mask in kept])
+
+
+def _latents(
+    source: Source, pixels: Float32s | None, model: Model, encode: Encode, randomness: Randomness, count: int
+) -> Float32s:
+    """(images, 4, h, w): the source's latents, drawn from what the encoder says of its pixels."""
+    if pixels is None:
+        assert source.latents is not None
+        return np.broadcast_to(source.latents, (count, *source.latents.shape[1:]))
+    mean, deviation = encode(pixels)
+    latents = model.from_vae(mean + deviation * randomness.draw(mean.shape[1:], len(mean)))
+    return np.broadcast_to(latents, (count, *latents.shape[1:]))

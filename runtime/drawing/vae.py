@@ -1,0 +1,99 @@
+"""The two halves of the VAE: pictures from latents, and the distribution of latents from pictures."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from latentrt.runtime.arrays import Float32s
+from latentrt.runtime.backends import Backend, Buffer, Engine
+from latentrt.runtime.bundle.model import Model
+from latentrt.runtime.drawing.loop import KEPT_SESSIONS
+from latentrt.runtime.errors import NumericsError
+from latentrt.runtime.recent import Recent
+
+Bound = tuple[Mapping[str, Buffer], Callable[[], None]]
+"""Buffers by port, and what runs the engine over them."""
+
+
+class Vae:
+    """Encoder and decoder of one bundle, as many images at once as they serve. The encoder is loaded when needed."""
+
+    def __init__(self, backend: Backend, model: Model, engine: Callable[[str], Engine]):
+        self._backend = backend
+        self._model = model
+        self._engine = engine
+        self._bound: Recent[tuple[str, int, int, int], Bound] = Recent(KEPT_SESSIONS)
+
+    def decode(self, latents: Float32s) -> list[Image.Image]:
+        """Pictures from the loop's latents (images, 4, h, w).
+
+        While the device decodes one part, the host makes pictures of the part before.
+
+        Raises:
+            NumericsError: a picture is not finite.
+        """
+        scaled = self._model.to_vae(latents)
+        pictures: list[Image.Image] = []
+        waiting: Callable[[], list[Image.Image]] = list
+        for part in self._parts("vae_decoder", scaled):
+            buffers, run = self._bind("vae_decoder", len(part), *part.shape[2:])
+            buffers["latent"].write(part)
+            run()
+            pictures += waiting()
+            waiting = _fetch_pictures(buffers)
+        return pictures + waiting()
+
+    def encode(self, pixels: Float32s) -> tuple[Float32s, Float32s]:
+        """Mean and standard deviation of the VAE's latents (n, 4, h, w) for pixels (n, 3, height, width) in -1 … 1.
+
+        Raises:
+            NumericsError: the encoder gives values that are not finite.
+        """
+        scale = self._model.latent_scale
+        means, deviations = [], []
+        for part in self._parts("vae_encoder", pixels):
+            buffers, run = self._bind("vae_encoder", len(part), part.shape[2] // scale, part.shape[3] // scale)
+            buffers["image"].write(part)
+            run()
+            means.append(buffers["mean"].numpy().astype(np.float32))
+            deviations.append(np.exp(buffers["logvar"].numpy().astype(np.float32) / 2))
+        if not all(np.isfinite(values).all() for values in (*means, *deviations)):
+            raise NumericsError(
+                "vae_encoder: the latents hold NaN or infinity. The weights overflow in this precision; export with "
+                "fp32"
+            )
+        return np.concatenate(means), np.concatenate(deviations)
+
+    def _parts(self, component: str, values: Float32s) -> list[Float32s]:
+        at_once = self._engine(component).spec.dims["vae_images"].max
+        return [values[first : first + at_once] for first in range(0, len(values), at_once)]
+
+    def _bind(self, component: str, images: int, height: int, width: int) -> Bound:
+        return self._bound.get(
+            (component, images, height, width), partial(self._bind_anew, component, images, height, width)
+        )
+
+    def _bind_anew(self, component: str, images: int, height: int, width: int) -> Bound:
+        sizes = {"vae_images": images, "latent_height": height, "latent_width": width}
+        binding = self._engine(component).bind(sizes)
+        return binding.buffers, self._backend.record(binding.run)
+
+    def close(self) -> None:
+        """Give back the buffers."""
+        self._bound.clear()
+
+
+def _fetch_pictures(buffers: Mapping[str, Buffer]) -> Callable[[], list[Image.Image]]:
+    """Start copying the decoder's outputs to the host; calling what this returns waits for them."""
+    magnitude, image = buffers["magnitude"].fetch(), buffers["image"].fetch()
+
+    def pictures() -> list[Image.Image]:
+        if not np.isfinite(magnitude()).all():
+            raise NumericsError(
+                "vae_decoder: the image holds NaN or infinity. The weights overflow in this precision; export with fp32"
+            )
+        return [Image.fromarray(pixels) for pixels in image()]
+
+    return pictures

@@ -1,0 +1,1 @@
+"""How a picture was drawn, written down: results, metadata, and the texts inside PNGs."""

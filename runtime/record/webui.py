@@ -1,0 +1,181 @@
+"""The text that the AUTOMATIC1111 web interface writes into its PNGs as `parameters`, both ways."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.record.metadata import Metadata
+from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.samplers import SAMPLERS
+
+NAMES: Mapping[str, str] = {
+    "ddim": "DDIM",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "euler": "Euler",
+    "euler_a": "Euler a",
+    "heun": "Heun",
+    "kdpm2": "DPM2",
+    "kdpm2_a": "DPM2 a",
+    "lcm": "LCM",
+    "lms": "LMS",
+    "pndm": "PLMS",
+    "unipc": "UniPC",
+}
+"""Sampler to the web interface's name. The others have none there: DPM++ 2S a, for one, is another method than 2S."""
+
+SCHEDULES: Mapping[str, tuple[str, Any]] = {
+    "Karras": ("use_karras_sigmas", True),
+    "Exponential": ("use_exponential_sigmas", True),
+    "Beta": ("use_beta_sigmas", True),
+    "SGM Uniform": ("timestep_spacing", "trailing"),
+}
+"""Schedule type to the field of the scheduler config that means it."""
+
+PLAIN_SCHEDULES = ("Automatic", "Uniform", "Normal")
+"""Schedule types that change nothing, but for `AUTOMATIC`."""
+
+AUTOMATIC = {"dpmpp_2m": "Karras", "dpmpp_2m_sde": "Exponential", "kdpm2": "Karras", "kdpm2_a": "Karras"}
+"""What the schedule type `Automatic` is for these samplers."""
+
+NEGATIVE = "Negative prompt:"
+FIELD = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
+"""One `Name: value`; a value with a comma, a colon or a line break is written as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a text asks for; `ignored`: its fields that mean nothing here, as they were written."""
+
+    prompt: str
+    settings: Settings
+    ignored: tuple[str, ...]
+
+
+def write(metadata: Metadata) -> str:
+    """The text for one picture: its prompt, its negative prompt, and a line of fields.
+
+    A seed that several pictures share is that of the batch: `Batch size` and `Batch pos` (from 0) say so.
+    """
+    lines = [metadata.prompt_text]
+    if negative := metadata.of_picture("negative"):
+        lines.append(f"{NEGATIVE} {negative}")
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in _fields(metadata).items()))
+    return "\n".join(lines)
+
+
+def _fields(metadata: Metadata) -> dict[str, object]:
+    settings, bundle = metadata.settings, metadata.bundle
+    sampler, schedule = settings["sampler"], settings.get("schedule", {}).items()
+    fields: dict[str, object] = {"Steps": settings["steps"], "Sampler": NAMES.get(sampler, sampler)}
+    for name in (name for name, setting in SCHEDULES.items() if setting in schedule):
+        fields["Schedule type"] = name
+    fields |= {"CFG scale": metadata.of_picture("guidance"), "Seed": metadata.of_picture("seed")}
+    fields["Size"] = f"{settings['width']}x{settings['height']}"
+    fields |= {"Model hash": bundle.weights_sha256[:10], "Model": bundle.name}
+    if metadata.pictures > 1 and not isinstance(settings["seed"], list):
+        fields |= {"Batch size": metadata.pictures, "Batch pos": metadata.picture - 1}
+    if "strength" in settings:
+        fields["Denoising strength"] = settings["strength"]
+    if clip_skip := settings.get("clip_skip"):
+        fields["Clip skip"] = clip_skip + 1
+    if metadata.upscale is not None:
+        fields |= {"Denoising strength": metadata.upscale.strength, "Hires upscale": metadata.upscale.scale}
+    if metadata.refiner is not None:
+        fields["Refiner"] = f"{metadata.refiner.bundle.name} [{metadata.refiner.bundle.weights_sha256[:10]}]"
+        if metadata.refiner.start is not None:
+            fields["Refiner switch at"] = metadata.refiner.start
+    return fields | {"Version": f"latentrt {metadata.latentrt}"}
+
+
+def _quoted(value: object) -> str:
+    """A value as the line of fields has it."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:"\n') else text
+
+
+def read(text: str, sampler: bool = True) -> Parameters:
+    """The request that a text means, as far as it can be said here; `sampler`: with its sampler and schedule type.
+
+    `Clip skip` counts the layer that is read from the end, so that 1 skips none. Lines below the fields are remarks.
+
+    Raises:
+        RequestError: a sampler or a schedule type that there is not, or a value that is no number.
+    """
+    lines = text.strip().split("\n")
+    end = max((number for number, line in enumerate(lines) if line.startswith("Steps:")), default=len(lines))
+    start = next((number for number, line in enumerate(lines[:end]) if line.startswith(NEGATIVE)), end)
+    fields = {name.strip(): _unquoted(value) for name, value in FIELD.findall("".join(lines[end : end + 1]))}
+    settings: dict[str, Any] = {}
+    if negative := "\n".join(lines[start:end]).removeprefix(NEGATIVE).strip():
+        settings["negative"] = negative
+    for name, (setting, kind) in NUMBERS.items():
+        if name in fields:
+            settings[setting] = _number(name, fields.pop(name), kind)
+    if "clip_skip" in settings:
+        settings["clip_skip"] -= 1
+    if "Size" in fields:
+        settings["width"], settings["height"] = _size(fields.pop("Size"))
+    if sampler and "Sampler" in fields:
+        settings |= _sampler(fields.pop("Sampler"), fields.pop("Schedule type", None))
+    ignored = tuple(f"{name}: {value}" for name, value in fields.items())
+    return Parameters("\n".join(lines[:start]), Settings(**settings), ignored)  # type: ignore[typeddict-item]
+
+
+NUMBERS: Mapping[str, tuple[str, type]] = {
+    "Steps": ("steps", int),
+    "CFG scale": ("guidance", float),
+    "Seed": ("seed", int),
+    "Clip skip": ("clip_skip", int),
+}
+"""Fields that are one number, the setting that each is, and its type."""
+
+
+def _number(name: str, value: str, kind: type) -> Any:
+    try:
+        return kind(value)
+    except ValueError as error:
+        raise RequestError(f"parameters: {name} {value!r} is not a number") from error
+
+
+def _size(value: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", value)
+    if found is None:
+        raise RequestError(f"parameters: Size {value!r} is not WIDTHxHEIGHT")
+    return int(found[1]), int(found[2])
+
+
+def _sampler(name: str, schedule: str | None) -> dict[str, Any]:
+    """The settings that a sampler's name and a schedule type mean; older texts have both in one name."""
+    if schedule is None:
+        for suffix in SCHEDULES:
+            if name.endswith(f" {suffix}"):
+                name, schedule = name.removesuffix(f" {suffix}"), suffix
+    names = {theirs.lower(): ours for ours, theirs in NAMES.items()} | {ours: ours for ours in SAMPLERS}
+    if name.lower() not in names:
+        raise RequestError(
+            f"parameters: Sampler {name!r}: latentrt has no sampler of that name. It knows "
+            f"{', '.join(NAMES.values())}; name another sampler, one of {', '.join(sorted(SAMPLERS))}"
+        )
+    sampler = names[name.lower()]
+    if schedule == "Automatic":
+        schedule = AUTOMATIC.get(sampler)
+    if schedule is not None and schedule in SCHEDULES:
+        return {"sampler": sampler, "schedule": dict([SCHEDULES[schedule]])}
+    if schedule is not None and schedule not in PLAIN_SCHEDULES:
+        raise RequestError(
+            f"parameters: Schedule type {schedule!r}: latentrt knows {', '.join((*PLAIN_SCHEDULES, *SCHEDULES))}"
+        )
+    return {"sampler": sampler}
+
+
+def _unquoted(value: str) -> str:
+    try:
+        return str(json.loads(value)) if value.startswith('"') else value.strip()
+    except ValueError:
+        return value

@@ -1,0 +1,1 @@
+"""A request: the settings a user gives, checked and normalised before anything runs."""

@@ -1,0 +1,62 @@
+"""Ready-made text embeddings, in place of prompts."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from latentrt.runtime.bundle.model import Model
+from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
+from latentrt.runtime.errors import RequestError
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Embeddings:
+    """What text encoders give, for n prompts: the hidden states of all encoders side by side, and pooled text.
+
+    hidden and negative_hidden (n, tokens, context width), with tokens a multiple of 77; pooled and negative_pooled
+    (n, pooled width), for models that take them. The negative ones are needed with guidance only.
+
+    Raises:
+        RequestError: hidden has other axes, or other numbers of tokens.
+    """
+
+    hidden: NDArray[Any]
+    pooled: NDArray[Any] | None = None
+    negative_hidden: NDArray[Any] | None = None
+    negative_pooled: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        shape = np.shape(self.hidden)
+        if len(shape) != 3 or not shape[1] or shape[1] % TOKENS_PER_CHUNK:
+            raise RequestError(
+                f"embeddings: hidden has shape {list(shape)}; it must be (prompts, tokens, width) with tokens a "
+                f"multiple of {TOKENS_PER_CHUNK}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of every prompt."""
+        return int(self.hidden.shape[1])
+
+    def check(self, model: Model, guided: bool) -> None:
+        """Compare with what the U-Net reads.
+
+        Raises:
+            RequestError: one is missing, or of another shape than needed.
+        """
+        hidden = np.shape(self.hidden)
+        wanted: dict[str, tuple[int, ...]] = {"hidden": (*hidden[:2], model.context_width)}
+        if model.time_ids:
+            wanted["pooled"] = (hidden[0], model.pooled_width)
+        if guided:
+            wanted |= {f"negative_{name}": shape for name, shape in wanted.items()}
+        for name in (field.name for field in fields(self)):
+            values = getattr(self, name)
+            if name in wanted and (values is None or np.shape(values) != wanted[name]):
+                found = "missing" if values is None else f"of shape {list(np.shape(values))}"
+                raise RequestError(f"embeddings: {name} is {found}; this model needs {list(wanted[name])}")

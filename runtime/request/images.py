@@ -1,0 +1,132 @@
+"""Pictures and masks that a request starts from, as arrays."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from latentrt.runtime.arrays import Float32s
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.request.values import is_whole
+
+ImageLike = Image.Image | NDArray[Any]
+
+
+"""A PIL image, or an array (height, width, 3) of bytes or of floats from 0 to 1."""
+
+
+MaskLike = Image.Image | NDArray[Any]
+
+
+"""A PIL image, or an array (height, width) of bytes, of floats from 0 to 1, or of truth values; light is drawn anew."""
+
+
+CheckSize = Callable[[int, int], None]
+
+
+"""Raises `RequestError` for a width and height that are not served."""
+
+
+def read_pictures(
+    pictures: ImageLike | Sequence[ImageLike], width: int | None, height: int | None, check_size: CheckSize
+) -> Float32s:
+    """(pictures, 3, height, width) in -1 … 1, as the VAE's encoder takes them; other sizes are resized (Lanczos).
+
+    Width and height that are not given are the first picture's own. They are checked before anything is resized.
+
+    Raises:
+        RequestError: not a picture, one with transparency, or of a size that is not served or no multiple of 8.
+    """
+    found = [_picture(one) for one in one_or_several(pictures)]
+    if not found:
+        raise RequestError("image: an empty list; give one picture, or one per picture to draw")
+    size = (_length("width", width, found[0].width), _length("height", height, found[0].height))
+    check_size(*size)
+    resized = [one if one.size == size else one.resize(size, Image.Resampling.LANCZOS) for one in found]
+    pixels = np.stack([np.asarray(one, np.float32) for one in resized])
+    return np.ascontiguousarray((pixels / np.float32(255) * 2 - 1).transpose(0, 3, 1, 2))
+
+
+def read_masks(
+    masks: MaskLike | Sequence[MaskLike], pictures: ImageLike | Sequence[ImageLike], width: int, height: int
+) -> Float32s:
+    """(masks, 1, height, width) of 0 and 1: 1 where the picture is drawn anew.
+
+    Raises:
+        RequestError: not a mask, or one of another size than its picture.
+    """
+    found = [_mask(one) for one in one_or_several(masks)]
+    wanted = _picture(one_or_several(pictures)[0]).size
+    for one in found:
+        if one.size != wanted:
+            raise RequestError(
+                f"mask: {one.width} x {one.height} pixels, the image has {wanted[0]} x {wanted[1]}. Make them the same"
+            )
+    size = (width, height)
+    resized = [one if one.size == size else one.resize(size, Image.Resampling.LANCZOS) for one in found]
+    levels = np.stack([np.asarray(one, np.float32) for one in resized])
+    return (levels[:, None] >= np.float32(127.5)).astype(np.float32)
+
+
+def _length(name: str, wanted: int | None, own: int) -> int:
+    """The width or height that is asked for, or the picture's own."""
+    if wanted is None and own % 8:
+        nearest = [length for length in (own // 8 * 8, own // 8 * 8 + 8) if length]
+        resized = " or ".join(f"{name}={length}" for length in nearest)
+        raise RequestError(
+            f"image: its {name} of {own} pixels is not a multiple of 8. Crop it, or resize it by {resized}"
+        )
+    if wanted is not None and not is_whole(wanted, 1):
+        raise RequestError(f"{name} {wanted!r}: must be a whole number of at least 1")
+    return own if wanted is None else wanted
+
+
+def one_or_several(value: Any) -> list[Any]:
+    """A list of one picture, or of those in a list; an array is one picture."""
+    if isinstance(value, Iterable) and not isinstance(value, Image.Image | np.ndarray):
+        return list(value)
+    return [value]
+
+
+def _picture(picture: Any) -> Image.Image:
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 3 or picture.shape[2] != 3:
+            raise RequestError(
+                f"image: an array of shape {list(picture.shape)}; it must be (height, width, 3), red, green and blue. "
+                "Several pictures are a list of such arrays"
+            )
+        return Image.fromarray(_bytes("image", picture))
+    if not isinstance(picture, Image.Image):
+        raise RequestError(f"image: a {type(picture).__name__}; it must be a PIL image or an array (height, width, 3)")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        raise RequestError(
+            "image: it has an alpha channel. Put it on a background, or take its colours with image.convert('RGB')"
+        )
+    return picture.convert("RGB")
+
+
+def _mask(mask: Any) -> Image.Image:
+    if isinstance(mask, np.ndarray):
+        if mask.ndim != 2:
+            raise RequestError(
+                f"mask: an array of shape {list(mask.shape)}; it must be (height, width). Several masks are a list"
+            )
+        return Image.fromarray(_bytes("mask", mask))
+    if not isinstance(mask, Image.Image):
+        raise RequestError(f"mask: a {type(mask).__name__}; it must be a PIL image or an array (height, width)")
+    if "A" in mask.getbands():
+        raise RequestError("mask: it has an alpha channel; give the mask itself, light where the picture is drawn anew")
+    return mask.convert("L")
+
+
+def _bytes(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255)
+    if not np.issubdtype(values.dtype, np.floating) or not (np.all(values >= 0) and np.all(values <= 1)):
+        spread = f" from {values.min()} to {values.max()}" if values.size else ""
+        raise RequestError(f"{name}: an array of {values.dtype}{spread}; it must hold bytes, or floats from 0 to 1")
+    return (values * 255).round().astype(np.uint8)

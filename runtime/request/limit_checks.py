@@ -1,0 +1,47 @@
+"""Is what a request asks for within what a build serves? The refusals name the command that would serve more."""
+
+from collections.abc import Callable
+
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.errors import RequestError
+
+Rebuild = Callable[[Limits], str]
+"""The command that would build engines for other limits."""
+
+
+def _check_range(limits: Limits, rebuild: Rebuild, name: str, value: int) -> None:
+    low, opt, high = limits.bounds(name)
+    step = limits.STEP[name]
+    if value % step:
+        below, above = value // step * step, (value // step + 1) * step
+        nearest = f"nearest are {below} and {above}" if below else f"smallest is {above}"
+        raise RequestError(f"{name} {value}: must be a multiple of {step}; the {nearest}")
+    if not low <= value <= high:
+        wider = limits.replace(**{name: f"{min(low, value)}:{opt}:{max(high, value)}"})
+        steps = f" in steps of {step}" if step > 1 and low < high else ""
+        served = f"{low} to {high}{steps}" if low < high else f"{low} only"
+        raise RequestError(f"{name} {value}: this build serves {served}. Rebuild with: {rebuild(wider)}")
+
+
+def check_size(width: int, height: int, limits: Limits, rebuild: Rebuild) -> None:
+    """Raise `RequestError` where pictures of this size are not served."""
+    _check_range(limits, rebuild, "width", width)
+    _check_range(limits, rebuild, "height", height)
+
+
+def check_images(count: int, limits: Limits, rebuild: Rebuild) -> None:
+    """Raise `RequestError` where one batch would have more pictures, or fewer, than are served."""
+    _check_range(limits, rebuild, "images", count)
+
+
+def check_tokens(tokens: int, limits: Limits, rebuild: Rebuild, prompt: str) -> None:
+    """Raise `RequestError` where a prompt needs more tokens (77 per chunk) than are served."""
+    low, opt, high = limits.bounds("tokens")
+    if tokens > high:
+        wider = limits.replace(tokens=f"{low}:{opt}:{tokens}")
+        chunks, most = tokens // limits.STEP["tokens"], high // limits.STEP["tokens"]
+        start = prompt if len(prompt) <= 30 else f"{prompt[:30]}…"
+        raise RequestError(
+            f"prompt {start!r}: it needs {chunks} chunks of 75 tokens, this build serves up to {most}. "
+            f"Shorten it, or rebuild with: {rebuild(wider)}"
+        )

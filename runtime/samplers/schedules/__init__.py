@@ -1,0 +1,1 @@
+"""Noise schedules: from a scheduler config to the sigmas and timesteps of one request."""

@@ -1,0 +1,37 @@
+"""What the samplers in Karras' notation share (Euler, Heun, KDPM2, LMS): latents are x0 + sigma * noise."""
+
+import numpy as np
+
+from latentrt.runtime.samplers.config import ScheduleConfig
+from latentrt.runtime.samplers.schedules.spacing import (
+    SigmaSchedule,
+    respaced_sigmas,
+    spaced_timesteps,
+    timesteps_of,
+)
+from latentrt.runtime.samplers.schedules.training import linspace32, training_sigmas
+
+
+def exploding_schedule(config: ScheduleConfig, steps: int) -> SigmaSchedule:
+    """Sigmas and timesteps; with log-linear interpolation the last sigma is the training schedule's first, not zero."""
+    training = training_sigmas(config)
+    timesteps = spaced_timesteps(config, steps).astype(np.float32).astype(np.float64)
+    sigmas = np.interp(timesteps, np.arange(len(training)), training)
+    if config.interpolation_type == "log_linear":
+        ends = np.log(training[[-1, 0]])
+        sigmas = np.exp(linspace32(ends[0], ends[1], steps + 1)).astype(np.float64)
+    respaced = respaced_sigmas(config, sigmas[0], sigmas[-1], steps)
+    if respaced is not None:
+        sigmas, timesteps = respaced, timesteps_of(respaced, training)
+    sigma_last = training[0] if config.final_sigmas_type == "sigma_min" else 0.0
+    sigmas = np.append(sigmas, sigma_last)[: steps + 1].astype(np.float32).astype(np.float64)
+    if config.timestep_type == "continuous" and config.prediction_type == "v_prediction":
+        timesteps = 0.25 * np.log(sigmas[:-1])
+    return SigmaSchedule(sigmas, timesteps, preserving=False)
+
+
+def initial_scale(config: ScheduleConfig, schedule: SigmaSchedule) -> float:
+    """Spread of the first latents: sigma, or with the signal's own variance where the schedule keeps some signal."""
+    sigma_max = schedule.sigmas.max()
+    from_zero_signal = config.timestep_spacing in ("linspace", "trailing")
+    return float(sigma_max if from_zero_signal else np.sqrt(sigma_max**2 + 1))

@@ -1,0 +1,1 @@
+"""Solvers: one file per sampler, each its textbook step over a schedule."""

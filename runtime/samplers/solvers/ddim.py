@@ -1,0 +1,58 @@
+"""DDIM: deterministic at eta = 0, which is the default; up to ancestral at eta = 1."""
+
+import numpy as np
+
+from latentrt.runtime.samplers.config import ScheduleConfig
+from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
+from latentrt.runtime.samplers.schedules.discrete import signal_at, whole_timesteps
+from latentrt.runtime.samplers.schedules.spacing import SPACING_FIELDS
+from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS, alpha_bars
+from latentrt.runtime.samplers.solvers.prediction import predicted_noise, predicted_x0, rates
+from latentrt.runtime.samplers.solvers.timestep_space import preserving_plan
+
+
+def ddim(x0: Value, noise: Value, alpha_bar_next: float, fresh: float = 0.0) -> Value:
+    """DDIM's step: x' = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar' - fresh²) noise, both as the model predicts them.
+
+    Song, Meng & Ermon 2020 (arXiv:2010.02502), equation 12; the caller adds new noise of rate `fresh`.
+    """
+    signal_rate: float = np.sqrt(alpha_bar_next)
+    noise_rate: float = np.sqrt(max(1 - alpha_bar_next - fresh**2, 0.0))
+    return signal_rate * x0 + noise_rate * noise
+
+
+def fresh_rate(alpha_bar: float, alpha_bar_next: float) -> float:
+    """Rate of the noise that a step adds at eta = 1: Song, Meng & Ermon 2020, equation 16."""
+    rate: float = np.sqrt((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next))
+    return rate
+
+
+def plan_ddim(config: ScheduleConfig, steps: int, first: int) -> Plan:
+    """The plan of diffusers' DDIMScheduler.
+
+    The next timestep is always T // S lower, whatever the spacing; below zero, `set_alpha_to_one` gives the level.
+    """
+    training = alpha_bars(config).astype(np.float64)
+    timesteps = whole_timesteps("ddim", config, steps)
+    signal = training[timesteps]
+    final = 1.0 if config.set_alpha_to_one else training[0]
+    signal_next = signal_at(training, timesteps - config.num_train_timesteps // steps, final)
+    eta = config.eta or 0.0
+
+    def advance(state: State, output: Value, noise: Value, row: int) -> State:
+        (x,) = state
+        alpha, sigma = rates(signal[row])
+        x0 = predicted_x0(x, output, alpha, sigma, config.prediction_type)
+        predicted = predicted_noise(x, output, alpha, sigma, config.prediction_type)
+        fresh = eta * fresh_rate(signal[row], signal_next[row]) if eta else 0.0
+        return (ddim(x0, predicted, signal_next[row], fresh) + fresh * noise,)
+
+    return preserving_plan(timesteps, signal, np.full(steps, eta > 0), advance)
+
+
+DDIM = Sampler(
+    scheduler="DDIMScheduler",
+    plan=plan_ddim,
+    defaults={**LINEAR_BETAS, "timestep_spacing": "leading", "clip_sample": True, "set_alpha_to_one": True, "eta": 0.0},
+    reads=SPACING_FIELDS | {"clip_sample", "eta", "rescale_betas_zero_snr", "set_alpha_to_one", "thresholding"},
+)

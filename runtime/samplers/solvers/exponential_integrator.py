@@ -1,0 +1,106 @@
+"""The exponential integrators of DPM-Solver and DPM-Solver++, deterministic and stochastic, orders 1 to 3.
+
+With lambda = log(alpha / sigma) and h its rise over an interval, both solve the diffusion equation exactly for an
+output that is polynomial in lambda. DPM-Solver++ extrapolates clean latents (Lu et al. 2022, arXiv:2211.01095),
+DPM-Solver noise (Lu et al. 2022, arXiv:2206.00927), which is the same formula with signal and noise exchanged and h
+negated. The stochastic forms add the noise they take away beyond that: sections 3.4 and appendix A of the former.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.samplers.config import ScheduleConfig
+from latentrt.runtime.samplers.plan import Value
+from latentrt.runtime.samplers.schedules.spacing import SigmaSchedule
+
+ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The numbers of one interval: x' = keep x - take (phi_1 D0 + weight D1 + phi_3 D2) + fresh noise.
+
+    D0, D1 and D2 are the output and its first two differences in lambda. The phis are those of `exponent`: minus or
+    plus h, twice that in the stochastic form of DPM-Solver++; `shift` is 1/2 with the sign that diffusers gives it.
+    """
+
+    keep: float
+    take: float
+    exponent: float
+    fresh: float
+    shift: float = 0.5
+
+    @property
+    def phi_1(self) -> float:
+        """exp(e) - 1."""
+        return float(np.expm1(self.exponent))
+
+    @property
+    def phi_2(self) -> float:
+        """(exp(e) - 1) / e - 1, 0 at e = 0."""
+        return float(np.expm1(self.exponent) / self.exponent - 1) if self.exponent else 0.0
+
+    @property
+    def phi_3(self) -> float:
+        """(exp(e) - 1 - e) / e² - 1/2, 0 at e = 0."""
+        return float((np.expm1(self.exponent) - self.exponent) / self.exponent**2 - self.shift) if self.exponent else 0
+
+    def first(self, x: Value, d0: Value, noise: Value) -> Value:
+        """The first-order step. Without noise it is DDIM's."""
+        moved = self.keep * x - self.take * self.phi_1 * d0
+        return moved + self.fresh * noise if self.fresh else moved
+
+    def second(self, x: Value, d0: Value, d1: Value, noise: Value, solver_type: str) -> Value:
+        """The second-order step; `midpoint` takes half of phi_1 for D1's weight, `heun` its exact phi_2."""
+        weight = 0.5 * self.phi_1 if solver_type == "midpoint" else self.phi_2
+        return self.first(x, d0, noise) - self.take * weight * d1
+
+    def third(self, x: Value, d0: Value, d1: Value, d2: Value, noise: Value) -> Value:
+        """The third-order step, always with exact weights."""
+        return self.first(x, d0, noise) - self.take * (self.phi_2 * d1 + self.phi_3 * d2)
+
+
+def interval(schedule: SigmaSchedule, start: int, end: int, algorithm: str) -> Interval:
+    """From the level of one point of the schedule to another's."""
+    sigma, sigma_next = schedule.sigmas[[start, end]]
+    alpha, alpha_next = schedule.alphas[[start, end]]
+    h, decay = np.log(sigma / sigma_next), sigma_next / sigma  # h is infinite where sigma' is zero; decay = exp(-h)
+    ratio = alpha_next / alpha
+    rate_next = alpha_next * sigma_next
+    if algorithm == "dpmsolver++":
+        return Interval(ratio * decay, alpha_next, -h, 0.0)
+    if algorithm == "sde-dpmsolver++":
+        return Interval(ratio * decay**2, alpha_next, -2 * h, rate_next * np.sqrt(1 - decay**2), shift=-0.5)
+    if algorithm == "dpmsolver":
+        return Interval(ratio, rate_next, h, 0.0)
+    return Interval(ratio, 2 * rate_next, h, rate_next * np.sqrt(np.expm1(2 * h)))
+
+
+def log_snr_rise(schedule: SigmaSchedule, start: int, end: int) -> float:
+    """h, the rise of lambda between two points of the schedule."""
+    h: float = np.log(schedule.sigmas[start] / schedule.sigmas[end])
+    return h
+
+
+def algorithm_of(name: str, config: ScheduleConfig, *, sde: bool) -> str:
+    """The config's algorithm in the deterministic or stochastic form that the sampler's name says; deis means ++.
+
+    Raises:
+        RequestError: no such algorithm, or one that predicts noise with a schedule that ends without any.
+    """
+    base = "dpmsolver++" if config.algorithm_type == "deis" else config.algorithm_type.removeprefix("sde-")
+    if base not in ALGORITHMS:
+        raise RequestError(f"{name}: algorithm_type {config.algorithm_type!r}: latentrt knows {', '.join(ALGORITHMS)}")
+    if base == "dpmsolver" and config.final_sigmas_type == "zero":
+        raise RequestError(
+            f"{name}: algorithm_type {config.algorithm_type!r} predicts noise and cannot end at sigma zero. "
+            "Set final_sigmas_type to sigma_min, or algorithm_type to dpmsolver++"
+        )
+    return f"sde-{base}" if sde else base
+
+
+def midpoint_or_heun(config: ScheduleConfig) -> str:
+    """The solver type; the names of other solver families mean midpoint, as in diffusers."""
+    return "heun" if config.solver_type == "heun" else "midpoint"

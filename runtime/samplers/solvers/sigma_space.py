@@ -1,0 +1,46 @@
+"""What the samplers in Karras' notation share (Euler, Heun, KDPM2, LMS): latents are x0 + sigma * noise."""
+
+import numpy as np
+
+from latentrt.runtime.arrays import Float64s
+from latentrt.runtime.samplers.config import ScheduleConfig
+from latentrt.runtime.samplers.plan import Advance, Flags, Plan, Value
+from latentrt.runtime.samplers.schedules.exploding import initial_scale
+from latentrt.runtime.samplers.schedules.spacing import (
+    SigmaSchedule,
+    preserving_alphas,
+)
+from latentrt.runtime.samplers.solvers.prediction import predicted_x0
+
+
+def denoised(x: Value, output: Value, sigma: float, config: ScheduleConfig) -> Value:
+    """Clean latents that the model's output implies for x = x0 + sigma * noise."""
+    alpha = 1 / np.sqrt(1 + sigma**2)
+    return predicted_x0(alpha * x, output, alpha, alpha * sigma, config.prediction_type)
+
+
+def one_row_per_step(config: ScheduleConfig, schedule: SigmaSchedule, advance: Advance, draws: Flags) -> Plan:
+    """The plan of a stateless sampler with one evaluation per step."""
+    return Plan(
+        timesteps=schedule.timesteps,
+        input_scale=preserving_alphas(schedule.sigmas[:-1]),
+        levels=schedule.levels,
+        draws=draws,
+        advance=advance,
+        initial_scale=initial_scale(config, schedule),
+    )
+
+
+def twice(values: Float64s) -> Float64s:
+    """Per-step values as rows of a sampler with two evaluations per step: v0, v1, v1, v2, v2, ...
+
+    A row's value is that of the step it completes; the first row of the next step stands at the same place.
+    """
+    return np.repeat(values, 2)[1:]
+
+
+def alternate(first: Float64s, second: Float64s) -> Float64s:
+    """Rows of S first and S - 1 second evaluations, taken in turns."""
+    rows = np.empty(len(first) + len(second))
+    rows[0::2], rows[1::2] = first, second
+    return rows

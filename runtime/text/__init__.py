@@ -1,0 +1,1 @@
+"""From prompt text to the conditioning that the U-Net reads."""
