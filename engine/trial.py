@@ -74,7 +74,7 @@ class Trial:
         backend = open_backend(self._backend, self._device)
         engine = None
         try:
-            engine = backend.load(self._spec, file)
+            engine = backend.load(self._spec, file, optimised=True)
             binding = engine.bind(self._spec.sizes("opt"))
             for port, values in self._inputs.items():
                 binding.buffers[port].write(values)

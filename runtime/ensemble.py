@@ -11,7 +11,7 @@ import numpy as np
 from latentrt.runtime.drawing.loop import StepProgress
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.record.metadata import RefinerNote, describe, describe_bundle
+from latentrt.runtime.record.metadata import RefinerNote, describe
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import Settings
@@ -123,8 +123,8 @@ class Ensemble:
     ) -> Result:
         """The refiner's result with the timings and the metadata of both; `how`: fields of `RefinerNote`."""
         timings = {f"base {stage}": seconds for stage, seconds in first.timings.items()}
-        metadata = describe(self.base.bundle, self.base.selection, prompt, settings, first.request)
-        note = RefinerNote(bundle=describe_bundle(self.refiner.bundle, self.refiner.selection), **how)
+        metadata = describe(self.base.note, prompt, settings, first.request)
+        note = RefinerNote(bundle=self.refiner.note, **how)
         return replace(
             second,
             timings=timings | dict(second.timings),

@@ -21,7 +21,7 @@ from latentrt.runtime.drawing.timing import Timeline, stage
 from latentrt.runtime.drawing.vae import Vae
 from latentrt.runtime.errors import CheckpointError, RequestError
 from latentrt.runtime.recent import Recent
-from latentrt.runtime.record.metadata import describe
+from latentrt.runtime.record.metadata import BundleNote, describe, describe_bundle
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.limit_checks import check_images, check_size, check_tokens
@@ -34,7 +34,7 @@ from latentrt.runtime.text.tokenizer import Tokenizer
 
 KEPT_TABLES = 32
 
-LATE = frozenset({"vae_encoder"})
+LOADED_WHEN_NEEDED = frozenset({"vae_encoder"})
 """Components that are loaded when a request first needs them."""
 
 
@@ -81,9 +81,8 @@ class Pipeline:
         opened = selection.open()
         engines: dict[str, Engine] = {}
         try:
-            for name, spec in selection.specs.items():
-                if name not in LATE:
-                    engines[name] = opened.load(spec, selection.file(name))
+            for name in (name for name in selection.specs if name not in LOADED_WHEN_NEEDED):
+                engines[name] = selection.load(opened, name)
             return cls(bundle, selection, opened, engines)
         except BaseException:
             _close(engines, opened)
@@ -97,7 +96,7 @@ class Pipeline:
             NumericsError: a component gave NaN or infinity.
         """
         request = self.request(prompt, **settings)
-        metadata = describe(self.bundle, self.selection, prompt, settings, request)
+        metadata = describe(self.note, prompt, settings, request)
         return replace(self.run(request, progress), metadata=metadata)
 
     def request(self, prompt: Prompt, **settings: Unpack[Settings]) -> Request:
@@ -160,10 +159,9 @@ class Pipeline:
         check_size(width, height, self.limits, self.rebuild_command)
 
     def _engine(self, component: str) -> Engine:
-        """A component's engine, loaded if it is one of the late ones."""
+        """A component's engine, loaded if it is one that is loaded when needed."""
         if component not in self._engines:
-            spec, file = self.selection.specs[component], self.selection.file(component)
-            self._engines[component] = self.backend.load(spec, file)
+            self._engines[component] = self.selection.load(self.backend, component)
         return self._engines[component]
 
     def _table(self, request: Request) -> SamplerTable:
@@ -231,6 +229,12 @@ class Pipeline:
             with stage(self.backend, "decode", [drawing.timeline]):
                 images = paste_back(self._vae.decode(latents), drawing.request.source)
         return Result(images, latents, drawing.timeline.seconds(), drawing.request)
+
+    @property
+    def note(self) -> BundleNote:
+        """The bundle, the backend and the build that draw, as metadata has them."""
+        chosen = self.selection
+        return describe_bundle(self.bundle, backend=chosen.backend, device=chosen.device, build=chosen.build)
 
     def forget_prompts(self) -> None:
         """Encode prompts anew that were encoded before: for measurements, and to give memory back."""

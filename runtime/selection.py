@@ -28,21 +28,22 @@ class Selection:
     limits: Limits
     specs: Mapping[str, ComponentSpec]
     files: Mapping[str, Path]
+    build: str | None = None
+    """The folder under `builds/` that the files come from; None: they are the bundle's ONNX files as exported."""
 
     def open(self) -> Backend:
         """Open the backend on the device."""
         return open_backend(self.backend, self.device)
 
-    def file(self, engine: str) -> Path:
-        """The file to load for an engine."""
-        return self.files[engine]
+    def load(self, backend: Backend, engine: str) -> Engine:
+        """Load one engine."""
+        return backend.load(self.specs[engine], self.files[engine], optimised=self.build is not None)
 
-    def load(self, backend: Backend, spec: ComponentSpec) -> Engine:
+    def load_component(self, backend: Backend, spec: ComponentSpec) -> Engine:
         """Load a whole component; a U-Net that was built in two parts as a chain of both."""
         if spec.name in self.specs:
-            return backend.load(spec, self.file(spec.name))
-        prologue, body = (backend.load(self.specs[part], self.file(part)) for part in PARTS)
-        return ChainedEngine(spec, prologue, body)
+            return self.load(backend, spec.name)
+        return ChainedEngine(spec, *(self.load(backend, part) for part in PARTS))
 
 
 def select(
@@ -93,13 +94,13 @@ def _works(backend: str) -> bool:
 
 def _build(bundle: Bundle, backend: str, device: str) -> Selection | None:
     """The build of this backend that runs on this device, checked."""
-    builds = [build for build in bundle.builds().values() if build.backend == backend]
+    builds = {name: build for name, build in bundle.builds().items() if build.backend == backend}
     targets = runnable_targets(backend, device) if builds else ()
-    builds = [build for build in builds if build.target in targets]
-    if not builds:
+    runnable = [name for name, build in builds.items() if build.target in targets]
+    if not runnable:
         return None
-    build = min(builds, key=lambda build: targets.index(build.target))
-    return _checked(bundle, build, device)
+    name = min(runnable, key=lambda name: targets.index(builds[name].target))
+    return _checked(bundle, name, builds[name], device)
 
 
 def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | None) -> Selection:
@@ -113,18 +114,18 @@ def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | N
     load_module(build.backend)
     for place in [device] if device else _devices(build.backend):
         if build.target in runnable_targets(build.backend, place):
-            return _checked(bundle, build, place)
+            return _checked(bundle, name, build, place)
     raise BundleError(
         f"{bundle.path}: the build {name} is for {build.target}, which this machine is not. Build one for it with: "
         f"{bundle.build_command(build.backend, build.limits)}"
     )
 
 
-def _checked(bundle: Bundle, build: BuildRecord, device: str) -> Selection:
+def _checked(bundle: Bundle, name: str, build: BuildRecord, device: str) -> Selection:
     """A build's engines, after checking that they are what this bundle and this installation need."""
     bundle.check_build(build, **identity(build.backend, build.target))
-    files = {name: bundle.path / next(iter(engine.files)) for name, engine in build.engines.items()}
-    return Selection(build.backend, device, build.limits, bundle.engine_specs(build), files)
+    files = {component: bundle.path / next(iter(engine.files)) for component, engine in build.engines.items()}
+    return Selection(build.backend, device, build.limits, bundle.engine_specs(build), files, name)
 
 
 def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Selection:

@@ -67,7 +67,7 @@ def generate_large(
         source = replace(start, latents=_resize(first.latents, size, filter_))
     second = pipeline.run(replace(large, source=source), progress)
     earlier = {f"small {stage}": seconds for stage, seconds in first.timings.items()}
-    metadata = describe(pipeline.bundle, pipeline.selection, prompt, settings, small)
+    metadata = describe(pipeline.note, prompt, settings, small)
     note = UpscaleNote(scale=scale, resample=resample, enlarge=enlarge, strength=start.strength)
     return replace(
         second, timings=earlier | dict(second.timings), metadata=metadata.model_copy(update={"upscale": note})

@@ -145,8 +145,8 @@ class StandInBackend(OnnxRuntimeBackend):
         super().__init__("onnxruntime", "cpu")
         self.stream = Stream(0)
 
-    def load(self, spec: ComponentSpec, path: Path) -> "StandInEngine":
-        return StandInEngine(self, spec, super().load(spec, path).session)
+    def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = False) -> "StandInEngine":
+        return StandInEngine(self, spec, super().load(spec, path, optimised=optimised).session)
 
     def allocate(self, port: Port, shape: tuple[int, ...]) -> DeviceBuffer:
         return DeviceBuffer(shape, port.numpy_dtype, self.stream)

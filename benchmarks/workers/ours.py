@@ -35,7 +35,7 @@ class Latentrt:
             opened = Bundle.open(bundle)
             selection = select(opened, backend, place)
             self.backend = selection.open()
-            self.engine = selection.load(self.backend, opened.manifest.specs(selection.limits)[component])
+            self.engine = selection.load_component(self.backend, opened.manifest.specs(selection.limits)[component])
         else:
             self.pipeline = Pipeline.load(bundle, backend, place)
             self.backend = self.pipeline.backend

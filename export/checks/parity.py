@@ -22,8 +22,6 @@ Depth = Literal["full", "quick", "off"]
 
 
 BYTES = 1e-3
-
-
 """Allowed on top where an output is bytes: a value between two of them may round to either, in every sixtieth or so."""
 
 

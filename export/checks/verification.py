@@ -89,7 +89,7 @@ def verify_components(pipeline: Pipeline, checkpoint: Checkpoint, backend: Backe
     for name, spec in manifest.specs(pipeline.limits).items():
         tolerance = SAMPLER_TOLERANCE if name == "sampler" else TOLERANCE[manifest.components[name].precision]
         cases = list(_reference(checkpoint, spec))
-        engine = pipeline.selection.load(backend, spec)
+        engine = pipeline.selection.load_component(backend, spec)
         try:
             for case, inputs in cases:
                 binding = engine.bind(case.sizes)

@@ -109,8 +109,8 @@ class Backend(Protocol):
     def activate(self) -> None:
         """Make the backend's device the calling thread's current one."""
 
-    def load(self, spec: ComponentSpec, path: Path) -> Engine:
-        """Load one component from its engine file or ONNX file."""
+    def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = False) -> Engine:
+        """Load one component from its engine file or ONNX file; `optimised`: a file that `build-engine` wrote."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """The same work as one call that costs the host as little as the backend can make it.

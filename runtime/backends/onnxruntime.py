@@ -10,7 +10,6 @@ from typing import Any
 from latentrt.runtime.backends.base import Buffer, Mark, check_shared
 from latentrt.runtime.backends.host import HostBuffer, HostMark
 from latentrt.runtime.backends.targets import load_module
-from latentrt.runtime.bundle.files import MANIFEST
 from latentrt.runtime.bundle.specs import ComponentSpec, DType, Port
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
 
@@ -63,7 +62,7 @@ class OnnxRuntimeBackend:
         if self.stream is not None:
             self.stream.activate()
 
-    def load(self, spec: ComponentSpec, path: Path) -> "OnnxRuntimeEngine":
+    def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = False) -> "OnnxRuntimeEngine":
         """Start a session over an exported or an optimised ONNX file; on CUDA one that captures graphs, if it can.
 
         Raises:
@@ -73,32 +72,32 @@ class OnnxRuntimeBackend:
             raise BackendError(f"{spec.name}: {NO_BF16}")
         self.activate()
         if self.kind == "cpu":
-            return OnnxRuntimeEngine(self, spec, self._session(path, ["CPUExecutionProvider"]))
-        session, captures = self._cuda_session(path)
+            return OnnxRuntimeEngine(self, spec, self._session(path, ["CPUExecutionProvider"], optimised))
+        session, captures = self._cuda_session(path, optimised)
         if session.get_providers()[0] != "CUDAExecutionProvider":
             raise BackendError(f"{path}: ONNX Runtime fell back to the CPU. Run latentrt doctor to see why")
         return OnnxRuntimeEngine(self, spec, session, captures)
 
-    def _session(self, path: Path, providers: list[Any]) -> Any:
+    def _session(self, path: Path, providers: list[Any], optimised: bool) -> Any:
         options = self.library.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
         options.add_session_config_entry(*STOP_SPINNING)
         if self.kind == "cpu" and usable_cores() < (os.cpu_count() or 1):
             options.intra_op_num_threads = usable_cores()
-        if was_built(path):
+        if optimised:
             options.graph_optimization_level = self.library.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
             return self.library.InferenceSession(path, options, providers=providers)
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {error}") from error
 
-    def _cuda_session(self, path: Path) -> tuple[Any, bool]:
+    def _cuda_session(self, path: Path, optimised: bool) -> tuple[Any, bool]:
         """A session, and whether it captures CUDA graphs: ONNX Runtime refuses that where it copies to the host."""
         own = {"device_id": str(self.index), "user_compute_stream": str(self.stream.handle)}
         for graphs in ("1", "0"):
             provider = ("CUDAExecutionProvider", own | {"enable_cuda_graph": graphs})
             try:
-                return self._session(path, [provider, "CPUExecutionProvider"]), graphs == "1"
+                return self._session(path, [provider, "CPUExecutionProvider"], optimised), graphs == "1"
             except BackendError as error:
                 if graphs == "0" or "graph" not in str(error).lower():
                     raise
@@ -135,12 +134,6 @@ class OnnxRuntimeBackend:
         if self.stream is not None:
             self.stream.close()
             self.stream = None
-
-
-def was_built(path: Path) -> bool:
-    """Whether `build-engine` wrote a file, below the `builds` folder of a bundle: it is optimised already."""
-    folders = (folder for folder in path.absolute().parents if folder.name == "builds")
-    return any((folder.parent / MANIFEST).is_file() for folder in folders)
 
 
 def usable_cores() -> int:

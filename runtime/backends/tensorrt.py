@@ -51,8 +51,8 @@ class TensorRTBackend:
         self.kernels = KernelCache(self.trt, self.gpu) if name == "tensorrt-rtx" else None
         self._workspace: DeviceBuffer | None = None
 
-    def load(self, spec: ComponentSpec, path: Path) -> "TensorRTEngine":
-        """Load an engine file.
+    def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = True) -> "TensorRTEngine":
+        """Load an engine file, which is always optimised.
 
         Raises:
             StaleBuildError: the engine was built for another version or GPU.

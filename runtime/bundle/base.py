@@ -12,8 +12,6 @@ class Record(BaseModel):
 
 
 FORMAT: Final = 1
-
-
 """Version of the bundle's layout. A reader refuses newer ones."""
 
 

@@ -10,8 +10,6 @@ from latentrt.runtime.bundle.base import Record
 TimeId = Literal[
     "original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width", "aesthetic_score"
 ]
-
-
 """A number of the micro-conditioning (Podell et al. 2023, section 2.2; the refiner's score: section 2.5)."""
 
 

@@ -21,14 +21,10 @@ PARTS = (PROLOGUE, BODY)
 
 
 LOOP_INPUTS = ("sample", "timestep")
-
-
 """The U-Net's inputs that change from step to step."""
 
 
 PASSES = 3
-
-
 """Version of the graph passes: counts up when they would make other engines of the same file."""
 
 

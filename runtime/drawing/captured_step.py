@@ -8,13 +8,11 @@ from latentrt.runtime.bundle.unet_parts import BODY, PROLOGUE, WHOLE
 from latentrt.runtime.drawing.batch import Arrays
 
 CARRIED = ("state", "step", "failed")
-
-
 """The sampler's inputs that come from its outputs of the step before, `next_` and the name."""
 
 
-class Session:
-    """U-Net and sampler bound to one set of sizes, with a step that is ready to be replayed.
+class CapturedStep:
+    """U-Net and sampler bound to one set of sizes; `run` replays one step of both.
 
     A U-Net that was split is a prologue, which runs once for each batch of prompts, and a body that reads its outputs
     where they are.
@@ -40,7 +38,7 @@ class Session:
             for target, source in carried:
                 target.copy_from(source)
 
-        self.step = backend.record(step)
+        self.run = backend.record(step)
 
     def upload(self, arrays: Arrays) -> None:
         """Write every input, and compute what depends on the prompts alone."""

@@ -9,20 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from latentrt.runtime.backends import Backend, Engine, Mark
 from latentrt.runtime.drawing.batch import lay_out
-from latentrt.runtime.drawing.captured_step import Session
+from latentrt.runtime.drawing.captured_step import CapturedStep
 from latentrt.runtime.drawing.picture import Picture
 from latentrt.runtime.errors import NumericsError, RequestError
 from latentrt.runtime.recent import Recent
 
 StepProgress = Callable[[int, int], None]
-
-
 """Called after each step with (steps done, steps in all)."""
 
 
-KEPT_SESSIONS = 4
-
-
+KEPT_STEPS = 4
 """For how many sets of sizes buffers and the recorded step are kept."""
 
 
@@ -32,8 +28,8 @@ class Loop:
     def __init__(self, backend: Backend, engines: Mapping[str, Engine]):
         self._backend = backend
         self._engines = engines
-        self._sessions: Recent[tuple[tuple[str, int], ...], Session] = Recent(KEPT_SESSIONS)
-        self._session: Session | None = None
+        self._kept: Recent[tuple[tuple[str, int], ...], CapturedStep] = Recent(KEPT_STEPS)
+        self._captured: CapturedStep | None = None
         self._held: tuple[Picture, ...] = ()
         self._held_from: list[int] = []
         self._steady_steps = 0
@@ -49,10 +45,10 @@ class Loop:
         try:
             left = steps
             while left:
-                session = self._hold(pictures)
+                captured = self._hold(pictures)
                 steady = min(self._steady_steps, left)
                 for _ in range(steady):
-                    session.step()
+                    captured.run()
                     if report is not None:
                         report.stepped()
                 self._steady_steps -= steady
@@ -65,24 +61,24 @@ class Loop:
             self._forget()
             raise
 
-    def _hold(self, pictures: Sequence[Picture]) -> Session:
-        """The session that has these pictures on the device, with the rows that their next step needs."""
-        if self._session is None or tuple(pictures) != self._held or not self._steady_steps:
+    def _hold(self, pictures: Sequence[Picture]) -> CapturedStep:
+        """The captured step that has these pictures on the device, with the rows that their next step needs."""
+        if self._captured is None or tuple(pictures) != self._held or not self._steady_steps:
             self.settle()
             sizes, arrays = lay_out(pictures)
-            self._session = self._sessions.get(
-                tuple(sizes.items()), lambda: Session(self._backend, self._engines, sizes)
+            self._captured = self._kept.get(
+                tuple(sizes.items()), lambda: CapturedStep(self._backend, self._engines, sizes)
             )
-            self._session.upload(arrays)
+            self._captured.upload(arrays)
             self._held, self._held_from = tuple(pictures), [one.step for one in pictures]
             self._steady_steps = min(one.steady_steps for one in pictures)
-        return self._session
+        return self._captured
 
     def settle(self) -> None:
         """Bring the state of the pictures on the device back into them."""
-        if self._session is None or not self._held:
+        if self._captured is None or not self._held:
             return
-        states, failed = (self._session.buffers[name].numpy() for name in ("state", "failed"))
+        states, failed = (self._captured.buffers[name].numpy() for name in ("state", "failed"))
         for one, state, step in zip(self._held, states, failed, strict=True):
             one.state = state[: one.table.state_count]
             one.failed = int(step)
@@ -96,8 +92,8 @@ class Loop:
 
     def close(self) -> None:
         """Give back every buffer and recorded step."""
-        self._held, self._held_from, self._session = (), [], None
-        self._sessions.clear()
+        self._held, self._held_from, self._captured = (), [], None
+        self._kept.clear()
 
 
 class _Report:

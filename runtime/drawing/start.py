@@ -17,8 +17,6 @@ from latentrt.runtime.samplers import SamplerTable
 from latentrt.runtime.text.conditioning import Conditioning
 
 Encode = Callable[[Float32s], tuple[Float32s, Float32s]]
-
-
 """The VAE's encoder: pixels (n, 3, height, width) -> mean and standard deviation of the latents (n, 4, h, w)."""
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.backends import Backend, Buffer, Engine
 from latentrt.runtime.bundle.model import Model
-from latentrt.runtime.drawing.loop import KEPT_SESSIONS
+from latentrt.runtime.drawing.loop import KEPT_STEPS
 from latentrt.runtime.errors import NumericsError
 from latentrt.runtime.recent import Recent
 
@@ -24,7 +24,7 @@ class Vae:
         self._backend = backend
         self._model = model
         self._engine = engine
-        self._bound: Recent[tuple[str, int, int, int], Bound] = Recent(KEPT_SESSIONS)
+        self._bound: Recent[tuple[str, int, int, int], Bound] = Recent(KEPT_STEPS)
 
     def decode(self, latents: Float32s) -> list[Image.Image]:
         """Pictures from the loop's latents (images, 4, h, w).

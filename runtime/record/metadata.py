@@ -19,7 +19,6 @@ from latentrt.runtime.request.images import one_or_several
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import Prompt, Settings
-from latentrt.runtime.selection import Selection
 
 FORMAT: Final = 1
 """Version of the JSON text. A reader refuses others."""
@@ -120,7 +119,7 @@ class Metadata(Record):
         return cast(Settings, given)
 
 
-def describe(bundle: Bundle, selection: Selection, prompt: Prompt, settings: Settings, request: Request) -> Metadata:
+def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Request) -> Metadata:
     """Write down what the user asked for, and what the request made of it where nothing was asked."""
     said: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     said |= {name: getattr(request, name) for name in ("steps", "sampler", "width", "height")}
@@ -131,24 +130,22 @@ def describe(bundle: Bundle, selection: Selection, prompt: Prompt, settings: Set
     said = {name: _json(name, said[name]) for name in Settings.__annotations__ if name in said}
     return Metadata(
         latentrt=version("latentrt"),
-        bundle=describe_bundle(bundle, selection),
+        bundle=bundle,
         prompt=() if isinstance(prompt, Embeddings) else request.prompts,
         settings=said,
         pictures=request.count,
     )
 
 
-def describe_bundle(bundle: Bundle, selection: Selection) -> BundleNote:
+def describe_bundle(bundle: Bundle, *, backend: str, device: str, build: str | None) -> BundleNote:
     """A bundle as a pipeline runs it."""
-    files = {path.parent for path in selection.files.values()}
-    builds = [folder.name for folder in files if folder.parent == bundle.path / "builds"]
     return BundleNote(
         name=bundle.path.resolve().name,
         weights_sha256=bundle.manifest.provenance.weights_sha256,
         precision=bundle.manifest.precision,
-        backend=selection.backend,
-        device=selection.device,
-        build=builds[0] if builds else None,
+        backend=backend,
+        device=device,
+        build=build,
     )
 
 

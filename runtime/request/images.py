@@ -12,20 +12,14 @@ from latentrt.runtime.errors import RequestError
 from latentrt.runtime.request.values import is_whole
 
 ImageLike = Image.Image | NDArray[Any]
-
-
 """A PIL image, or an array (height, width, 3) of bytes or of floats from 0 to 1."""
 
 
 MaskLike = Image.Image | NDArray[Any]
-
-
 """A PIL image, or an array (height, width) of bytes, of floats from 0 to 1, or of truth values; light is drawn anew."""
 
 
 CheckSize = Callable[[int, int], None]
-
-
 """Raises `RequestError` for a width and height that are not served."""
 
 

@@ -8,8 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-
-
 """Defaults of SDXL's refiner, as in diffusers."""
 
 

@@ -24,8 +24,6 @@ from latentrt.runtime.text.prompt_weights import parse_weights
 from latentrt.runtime.text.tokenizer import Tokenizer
 
 Encoded = Mapping[str, NDArray[Any]]
-
-
 """One text by one encoder: hidden (tokens, width) and, where the encoder has it, pooled (width,)."""
 
 
@@ -44,8 +42,6 @@ class Text:
 
 
 Row = tuple[Text, ...] | None
-
-
 """One text per encoder; None stands for a row of zeros."""
 
 

@@ -35,7 +35,7 @@ def test_engines_compute_what_onnxruntime_computes(tmp_path: Path, name: str) ->
     backend = selection.open()
     for component in GRAPHS:
         spec = bundle.manifest.specs()[component]
-        engine = selection.load(backend, spec)
+        engine = selection.load_component(backend, spec)
         session = onnxruntime.InferenceSession(bundle.onnx(component), providers=["CPUExecutionProvider"])
         for which in ("min", "opt", "max", "opt"):
             feeds = draw(spec, spec.sizes(which))

@@ -12,7 +12,7 @@ from cuda_stand_in import StandInBackend, StandInCuda
 
 from latentrt.runtime import NumericsError, Pipeline, RequestError
 from latentrt.runtime.backends import cuda
-from latentrt.runtime.drawing.loop import KEPT_SESSIONS
+from latentrt.runtime.drawing.loop import KEPT_STEPS
 from latentrt.runtime.text.encoder import KEPT_TEXTS
 
 SIZE = 64
@@ -128,11 +128,11 @@ def test_requests_of_one_size_share_one_recorded_step(bundle: Path) -> None:
         for steps, sampler in ((2, "euler"), (5, "dpmpp_2m"), (9, "lcm")):
             pipe.generate("a red circle", steps=steps, sampler=sampler, guidance=3, width=SIZE, height=SIZE)
         lengths = {"noises": 1, "steps": 32, "history": 2}
-        kept = [dict(sizes) for sizes in pipe._loop._sessions._values]
+        kept = [dict(sizes) for sizes in pipe._loop._kept._values]
         assert [{name: sizes[name] for name in lengths} for sizes in kept] == [lengths, lengths | {"noises": 32}]
-        for width in range(SIZE, SIZE + 8 * (KEPT_SESSIONS + 2), 8):
+        for width in range(SIZE, SIZE + 8 * (KEPT_STEPS + 2), 8):
             pipe.generate("a red circle", steps=1, width=width, height=SIZE)
-        assert len(pipe._loop._sessions) == KEPT_SESSIONS
+        assert len(pipe._loop._kept) == KEPT_STEPS
 
 
 def test_a_prompt_is_encoded_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import LIMITS, write_bundle
+from bundles import write_bundle
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -16,7 +16,6 @@ from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.settings import Settings, make_request
-from latentrt.runtime.selection import Selection
 
 PICTURE = Image.linear_gradient("L").resize((64, 48))
 PROMPTS = ["Steps: 30, Seed: 7\nNegative prompt: é", "猫 “quoted”, \\n"]
@@ -51,6 +50,7 @@ DAMAGED_NOTE = json.dumps(
     {"format": 1, "latentrt": "0", "bundle": BUNDLE, "prompt": ["x"], "pictures": 1}
     | {"settings": {"image": [{"file": None, "width": 1, "sha256": "0"}]}}
 )
+BACKEND = {"backend": "onnxruntime", "device": "cpu", "build": None}
 ELSEWHERE = {"image", "mask", "latents", "denoising_start"}
 """Settings that other tests here are about, or that need latents."""
 
@@ -64,13 +64,9 @@ def bundle(tmp_path):
     return write_bundle(tmp_path / "my-bundle")
 
 
-def selection(bundle, folder="onnx"):
-    return Selection("onnxruntime", "cpu", LIMITS, {}, {"unet": bundle.path / folder / "unet.onnx"})
-
-
 def described(bundle, prompt, settings):
     request = make_request(prompt, settings, bundle.manifest, any_size)
-    return describe(bundle, selection(bundle), prompt, settings, request), request
+    return describe(describe_bundle(bundle, **BACKEND), prompt, settings, request), request
 
 
 def written(tmp_path, metadata, pictures=1):
@@ -142,10 +138,9 @@ def test_pictures_are_noted_by_their_setting(bundle):
 
 
 def test_a_bundle_and_its_build(bundle):
-    note = describe_bundle(bundle, selection(bundle))
+    note = describe_bundle(bundle, **BACKEND)
     assert (note.name, note.weights_sha256, note.precision) == ("my-bundle", "0" * 64, "fp16")
     assert (note.backend, note.device, note.build) == ("onnxruntime", "cpu", None)
-    assert describe_bundle(bundle, selection(bundle, "builds/tensorrt-fp16-sm90")).build == "tensorrt-fp16-sm90"
 
 
 @pytest.mark.parametrize(

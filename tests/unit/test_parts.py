@@ -60,7 +60,7 @@ def test_a_chain_of_both_gives_the_same_numbers(bundle: Bundle) -> None:
         build(bundle, hoist=hoist)
         selection = select(bundle, BACKEND, "cpu")
         backend = selection.open()
-        engine = selection.load(backend, spec)
+        engine = selection.load_component(backend, spec)
         binding = engine.bind(sizes)
         buffers = binding.buffers
         for port in spec.inputs:

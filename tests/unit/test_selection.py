@@ -59,7 +59,7 @@ def test_a_build_brings_its_own_limits(bundle):
 def test_onnx_files_run_without_a_build_and_say_so_once(bundle, caplog):
     selection = select(bundle)
     assert (selection.backend, selection.device, selection.limits) == ("onnxruntime", "cpu", bundle.manifest.limits)
-    assert selection.file("unet") == bundle.path / "onnx" / "fp16" / "unet.onnx"
+    assert selection.files["unet"] == bundle.path / "onnx" / "fp16" / "unet.onnx"
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
         (
             logging.WARNING,
@@ -70,7 +70,7 @@ def test_onnx_files_run_without_a_build_and_say_so_once(bundle, caplog):
 
 def test_a_build_for_another_machine_is_not_used(bundle, caplog):
     write_build(bundle, "onnxruntime", OTHER_TARGET)
-    assert select(bundle).file("unet").suffix == ".onnx"
+    assert select(bundle).files["unet"].suffix == ".onnx"
     assert "no build for this machine" in caplog.text
 
 
@@ -294,7 +294,7 @@ def test_a_build_can_be_named(bundle):
     build = write_build(bundle, "onnxruntime", cpu_target())
     selection = select(bundle, build=build.name)
     assert selection == select(bundle, "onnxruntime", build=build.name) == select(bundle)
-    assert selection.file("unet").parent.name == build.name
+    assert selection.files["unet"].parent.name == build.name
 
 
 @pytest.mark.parametrize(

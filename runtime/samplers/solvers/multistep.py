@@ -9,14 +9,10 @@ from latentrt.runtime.samplers.schedules.spacing import SigmaSchedule
 from latentrt.runtime.samplers.solvers.prediction import predicted_noise, predicted_x0
 
 SOLVER_FIELDS = frozenset({"lower_order_final", "solver_order", "solver_type", "thresholding", "use_flow_sigmas"})
-
-
 """Config fields that all of them read."""
 
 
 FOREIGN_SOLVER_TYPES = ("bh1", "bh2", "heun", "logrho", "midpoint", None)
-
-
 """The solver types of all these classes: a config carried from another class means the own default, as in diffusers."""
 
 
@@ -24,14 +20,10 @@ LARGEST_ORDER = 3
 
 
 FEW_STEPS = 15
-
-
 """Below this many steps, `lower_order_final` lowers the order of the last steps."""
 
 
 Convert = Callable[[Value, Value, int], Value]
-
-
 """(latents, model output, step) -> the quantity that the solver extrapolates: clean latents or noise."""
 
 
