@@ -65,11 +65,6 @@ def inputs(component: str) -> list[Tensor]:
     return [torch.rand(1, 3, 48, 64, generator=generator) * 2 - 1]
 
 
-def relative(found: Tensor, wanted: Tensor) -> float:
-    """Root mean square of the difference over that of what is wanted."""
-    return ((found.double() - wanted.double()).square().mean().sqrt() / wanted.double().square().mean().sqrt()).item()
-
-
 def blow_up(vae: AutoencoderKL, component: str, levels: Sequence[int], inner: Callable[[], int]) -> AutoencoderKL:
     """A copy that computes the same with a residual stream 2^levels[i] times larger at its i-th resolution.
 

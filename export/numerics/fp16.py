@@ -1,17 +1,16 @@
 """Any network in fp16: measure its values in float32, put float32 islands where they do not fit, prove the result."""
 
 import logging
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from latentrt.export.numerics.islands import Islands, find_islands, place_islands, rehearse
 from latentrt.export.numerics.ranges import Measured, Ranges, Run, logits_name, measure
-from latentrt.export.tolerance import TOLERANCE
+from latentrt.export.tolerance import TOLERANCE, relative_error
 from latentrt.runtime.bundle.manifest import NumericsRecord
 from latentrt.runtime.errors import ParityError
 
@@ -57,7 +56,7 @@ def settle(
     started = time.perf_counter()
     islands = find_islands(network, measured.ranges)
     place_islands(network, islands)
-    error = difference(rehearse(network, run, samples), measured.outputs)
+    error = relative_error(rehearse(network, run, samples), measured.outputs)
     if not error <= TOLERANCE["fp16"]:
         raise ParityError(
             f"{component}: fp16 differs from float32 by {error:.1e} (relative) over {len(samples)} samples, "
@@ -100,11 +99,3 @@ def _log(component: str, record: NumericsRecord, seconds: float) -> None:
     logger.info(
         "%s: float32 islands: %s; fp16 error %.1e, proved in %.1f s", component, islands, record.relative, seconds
     )
-
-
-def difference(found: list[Tensor], wanted: list[Tensor]) -> float:
-    """Root mean square of the difference over that of what is wanted, all samples together; 0 for identical bits."""
-    pairs = list(zip(found, wanted, strict=True))
-    error = sum((one.double() - other.double()).square().sum().item() for one, other in pairs)
-    scale = sum(other.double().square().sum().item() for _, other in pairs)
-    return math.sqrt(error / (scale or 1.0))

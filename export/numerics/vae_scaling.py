@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from latentrt.export.modules import decode, encoded
-from latentrt.export.numerics.fp16 import Scaling, difference, settle
+from latentrt.export.numerics.fp16 import Scaling, settle
 from latentrt.export.numerics.islands import LIMIT, Islands
 from latentrt.export.numerics.ranges import Ranges, measure
 from latentrt.export.numerics.vae_signals import UNSCALED, Projection, Signals, vae_signals
+from latentrt.export.tolerance import relative_error
 from latentrt.runtime.bundle.manifest import NumericsRecord
 from latentrt.runtime.errors import ParityError
 
@@ -58,7 +59,7 @@ def fit_vae_to_fp16(network: Any, component: str, samples: list[Tensor]) -> tupl
 
 def _exact(component: str, found: list[Tensor], wanted: list[Tensor]) -> float:
     """What scaling changed in the outputs: nothing, or it raises."""
-    error = difference(found, wanted)
+    error = relative_error(found, wanted)
     if not error <= EXACTNESS:
         raise ParityError(
             f"{component}: scaling by powers of two changed the float32 outputs by {error:.1e} (relative), "
@@ -109,8 +110,7 @@ def _weight_loss(signals: Signals, signal: str, exponents: Mapping[str, int]) ->
         if signal in (projection.source, projection.target):
             weight = signals.network.get_submodule(projection.module).get_parameter("weight").detach().flatten()
             values = weight[:: max(1, len(weight) // WEIGHT_SAMPLE)].double() * 2.0 ** _shift(projection, exponents)
-            rounded = values.float().half().double()
-            loss += (torch.norm(rounded - values) / torch.norm(values).clamp_min(1e-300)).item()
+            loss += relative_error(values.float().half(), values)
     return loss
 
 

@@ -29,7 +29,6 @@ from networks import (
     small_text_encoder,
     small_unet,
 )
-from vaes import relative
 
 from latentrt.engine.build import build_engines
 from latentrt.engine.graph import heavy_nodes, read_graph
@@ -38,6 +37,7 @@ from latentrt.export.numerics.fp16 import fit_to_fp16
 from latentrt.export.numerics.islands import LIMIT
 from latentrt.export.numerics.ranges import logits_name, measure
 from latentrt.export.numerics.widening import overflows, widened
+from latentrt.export.tolerance import relative_error
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import ParityError
 
@@ -84,12 +84,12 @@ def test_an_island_appears_exactly_where_it_is_needed(case):
     module = changed(make(), change)
     wanted = run(module)
     ranges = measure(module.network, lambda sample: module(*sample), [inputs(module)]).ranges
-    assert not relative(plain_fp16(module), wanted) < 0.1
+    assert not relative_error(plain_fp16(module), wanted) < 0.1
 
     record = fit(module)
     assert (record.islands, set(record.float32_layers)) == ((island,), layers)
     assert max(record.ranges.values()) > LIMIT >= record.largest
-    assert relative(run(module, torch.float16), wanted) < FP16_ERROR
+    assert relative_error(run(module, torch.float16), wanted) < FP16_ERROR
     for layer in layers:
         attention = logits_name(layer.rpartition(".to_")[0] or layer)
         touched = (ranges.inputs[layer], ranges.outputs[layer], ranges.named.get(attention, 0.0))
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_asks_for_upcast_attention_is_measured_like_others():
     module = changed(module, large_logits)
     wanted = run(module)
     assert fit(module).islands == (f"{BLOCK}.attn1",)
-    assert relative(run(module, torch.float16), wanted) < FP16_ERROR
+    assert relative_error(run(module, torch.float16), wanted) < FP16_ERROR
 
 
 def test_a_stream_without_headroom_needs_no_float32_layer():
@@ -131,7 +131,7 @@ def test_a_stream_without_headroom_needs_no_float32_layer():
     assert (record.islands, record.float32_layers) == (("the network's own code",), ())
     found = run(module, torch.float16)
     assert found.dtype == torch.float16
-    assert relative(found, wanted) < FP16_ERROR
+    assert relative_error(found, wanted) < FP16_ERROR
 
 
 @pytest.mark.parametrize("make", [small_unet, small_text_encoder])

@@ -13,12 +13,13 @@ from diffusers import StableDiffusionXLPipeline
 from loras import CONVOLUTIONS, LAYERS, TEXTS, expected, write_lora
 from originals import write_single_file
 from typer.testing import CliRunner
-from vaes import relative, tiny_taesd
+from vaes import tiny_taesd
 
 from latentrt.cli.main import application, build_engine
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import ComponentExporter
 from latentrt.export.modules import MODULES
+from latentrt.export.tolerance import relative_error
 from latentrt.runtime.bundle.components import component_specs
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
@@ -134,7 +135,7 @@ def test_taesd_in_onnx_equals_diffusers(sdxl_checkpoint: Path, files: Path, tmp_
         session = onnxruntime.InferenceSession(tmp_path / record.files[0], providers=["CPUExecutionProvider"])
         dtype = np.float16 if precision == "fp16" else np.float32
         found = session.run(None, {specs[name].inputs[0].name: given.numpy().astype(dtype)})
-        assert relative(torch.from_numpy(found[0].astype(np.float32)), expected_output) < 5e-3
+        assert relative_error(torch.from_numpy(found[0].astype(np.float32)), expected_output) < 5e-3
         if name == "vae_encoder":
             assert np.unique(found[1]).tolist() == [-30.0]
 

@@ -14,7 +14,7 @@ from checkpoints import write_sdxl
 from component_bundles import component_bundle
 from diffusers import AutoencoderKL
 from typer.testing import CliRunner
-from vaes import HALVES, SPIKES, blow_up, fit, half, inputs, relative, run, spike, tiny_vae
+from vaes import HALVES, SPIKES, blow_up, fit, half, inputs, run, spike, tiny_vae
 
 from latentrt.cli.main import application
 from latentrt.engine.build import build_engines
@@ -28,6 +28,7 @@ from latentrt.export.numerics.ranges import measure
 from latentrt.export.numerics.vae_scaling import choose_exponents, fold
 from latentrt.export.numerics.vae_signals import vae_signals
 from latentrt.export.sample_inputs import sample_inputs
+from latentrt.export.tolerance import relative_error
 from latentrt.export.trace import save, trace
 from latentrt.runtime.bundle.components import component_specs
 from latentrt.runtime.bundle.folder import Bundle
@@ -85,8 +86,8 @@ def test_a_blown_up_vae_is_as_good_in_fp16_as_the_healthy_one(component, levels)
     assert (record.islands, record.folding_error) == ((), 0.0)
     assert len(record.scales) >= 3
     assert max(record.ranges.values()) > 65504 > 4 * record.largest
-    error = relative(run(half(vae), component, samples, torch.float16), wanted)
-    assert error <= 1.2 * relative(run(half(healthy), component, samples, torch.float16), wanted)
+    error = relative_error(run(half(vae), component, samples, torch.float16), wanted)
+    assert error <= 1.2 * relative_error(run(half(healthy), component, samples, torch.float16), wanted)
 
 
 @pytest.mark.parametrize("component", HALVES)
@@ -127,7 +128,7 @@ def test_a_spike_inside_a_normalised_branch_becomes_an_island(component):
     record = fit(vae, component)
     assert record.islands == (SPIKES[component],)
     assert (record.float32_layers, record.scales) == ((f"{SPIKES[component]}.conv2",), {})
-    assert relative(run(half(vae), component, samples, torch.float16), wanted) < 5e-3
+    assert relative_error(run(half(vae), component, samples, torch.float16), wanted) < 5e-3
 
 
 @pytest.mark.parametrize("component", HALVES)
@@ -142,7 +143,7 @@ def test_attention_whose_logits_overflow_becomes_an_island(component):
     assert record.islands == (name,)
     assert set(record.float32_layers) == {f"{name}{part}" for part in ("", ".to_q", ".to_k", ".to_v")}
     assert record.ranges[f"{name}.logits"] > LIMIT
-    assert relative(run(half(vae), component, samples, torch.float16), wanted) < 5e-3
+    assert relative_error(run(half(vae), component, samples, torch.float16), wanted) < 5e-3
 
 
 def test_queries_that_overflow_are_scaled_against_the_keys():
@@ -155,7 +156,7 @@ def test_queries_that_overflow_are_scaled_against_the_keys():
     record = fit(vae, "vae_decoder")
     assert record.islands == ()
     assert record.scales[f"{name}.to_q"] == -record.scales[f"{name}.to_k"] == pytest.approx(-18, abs=1)
-    assert relative(run(half(vae), "vae_decoder", samples, torch.float16), wanted) < 5e-3
+    assert relative_error(run(half(vae), "vae_decoder", samples, torch.float16), wanted) < 5e-3
 
 
 def write_checkpoint(folder: Path, vae: AutoencoderKL) -> Checkpoint:
