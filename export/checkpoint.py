@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from latentrt.export.family import read_model
+from latentrt.export.family import read_defaults, read_model
 from latentrt.export.sources import open_source
 from latentrt.export.sources.source import Config, Source
+from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.text.tokenizer import Tokenizer
@@ -60,11 +61,16 @@ class Checkpoint:
             CheckpointError: the pipeline or one of its parts is of a kind that latentrt does not serve.
         """
         try:
-            return read_model(self)
+            return read_model(self.source)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise CheckpointError(f"{self.path}: {where}: {first['msg']}. Download the checkpoint again") from error
+
+    @property
+    def defaults(self) -> Defaults:
+        """The defaults of a request."""
+        return read_defaults(self.source, self.model)
 
     @property
     def folders(self) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Literal
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.checks import parity
 from latentrt.export.component import VAE, ComponentExporter
-from latentrt.export.family import read_defaults
 from latentrt.export.modules import MODULES
 from latentrt.runtime.bundle.components import component_specs
 from latentrt.runtime.bundle.files import MANIFEST, describe_file, replacing_folder, write_record
@@ -90,7 +89,7 @@ def _manifest(
         precision=precision,
         model=checkpoint.model,
         limits=limits,
-        defaults=read_defaults(checkpoint),
+        defaults=checkpoint.defaults,
         components=dict(records),
         provenance=Provenance(
             **checkpoint.provenance(),

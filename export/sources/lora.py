@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentrt.export.sources.families import FAMILIES, families_by_text_width
 from latentrt.export.sources.lora_keys import Layer, layers, other_kind, read_key
 from latentrt.export.sources.source import Classes, Overlay, Source
 from latentrt.export.sources.weight_file import WeightFile, sha256, some
@@ -18,9 +19,6 @@ from latentrt.runtime.errors import CheckpointError, RequestError
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 """Header field in which diffusers keeps ranks and alphas, for its files hold no alpha beside the matrices."""
-
-FAMILIES = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL", 1280: "the SDXL refiner"}
-"""Width of the text that a U-Net's cross-attention takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,7 @@ class Lora:
         for (folder, layer), keys in self.parts.items():
             width = self.file.shapes[keys["down"]][1]
             if folder == "unet" and layer.endswith(("attn2_to_k", "attn2_to_v")) and width != text_width:
-                made_for, is_for = (f"{FAMILIES.get(w, 'a model')} (text {w} wide)" for w in (width, text_width))
+                made_for, is_for = map(_family_of, (width, text_width))
                 raise CheckpointError(
                     f"{self.file.path}: made for {made_for}, this checkpoint is {is_for}. "
                     "Take a LoRA made for this family"
@@ -154,6 +152,12 @@ class Lora:
             if re.fullmatch(rf"(.*\.)?({pattern})", name):
                 return float(alpha)
         return float(metadata.get(f"{folder}.lora_alpha", rank))
+
+
+def _family_of(text_width: int) -> str:
+    """What messages call the models whose U-Net takes text of this width."""
+    name = FAMILIES.get(families_by_text_width().get(text_width, ""), "a model")
+    return f"{name} (text {text_width} wide)"
 
 
 class WithLoras(Overlay):

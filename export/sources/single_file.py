@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 
+from latentrt.export.sources.families import CONFIGS, families_by_text_width, is_openai_clip, shipped_configs
 from latentrt.export.sources.folder import Folder
 from latentrt.export.sources.places import Place, clip_place, open_clip_place, unet_place, vae_place
-from latentrt.export.sources.source import Classes, Config, Source
+from latentrt.export.sources.source import TOKENIZERS, Classes, Config, Source
 from latentrt.export.sources.tokenizers import END, check_vocabulary, folder_tokenizer, installed_vocabulary
 from latentrt.export.sources.weight_file import Naming, WeightFile, check_places, filled_network, sha256, some
 from latentrt.runtime.errors import CheckpointError
-
-CONFIGS = Path(__file__).parent / "configs"
 
 PREFIXES = {
     "unet": ("model.diffusion_model.",),
@@ -29,7 +28,7 @@ PREFIXES = {
     ),
     "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
 }
-"""Folder of each network, and what its keys may begin with. CLIP lies under `transformer.`, OpenCLIP under `model.`."""
+"""Folder of each network -> what its keys may begin with. CLIP lies under `transformer.`, OpenCLIP under `model.`."""
 
 UNUSED = re.compile(
     # what training leaves behind
@@ -41,10 +40,7 @@ UNUSED = re.compile(
     # markers that are read
     r"|v_pred|ztsnr"
 )
-"""Keys that are known and not needed."""
-
-FAMILIES = {768: "sd15", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
-"""Width of the text that a U-Net's cross-attention takes, and its family."""
+"""Keys that are known, and that no network needs."""
 
 INPAINT = {
     "StableDiffusionPipeline": "StableDiffusionInpaintPipeline",
@@ -52,12 +48,16 @@ INPAINT = {
 }
 INPAINT_CHANNELS = 9
 PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon"}
-"""As the header's `modelspec.prediction_type` says it, and as diffusers does."""
+"""Value of `modelspec.prediction_type` in a file's header -> diffusers' name for it."""
 
 
 @dataclass(frozen=True)
 class SingleFile(Source):
-    """`folder`: the user's own configs, in diffusers format. `tokenizer_folder`: the user's own tokenizers."""
+    """A checkpoint in one file.
+
+    `folder`: the user's own configs, in diffusers format, used in place of those that ship. `tokenizer_folder`: the
+    user's own tokenizers. `prediction_type`: what the U-Net predicts, where the user says so.
+    """
 
     file: WeightFile
     folder: Folder | None = None
@@ -68,24 +68,24 @@ class SingleFile(Source):
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", self.file.path)
         if "model.diffusion_model.input_blocks.0.0.weight" not in self.file.shapes:
-            raise CheckpointError(f"{self.path}: {_what_it_is(self.file)}")
+            raise CheckpointError(f"{self.path}: {_describe(self.file)}")
 
     @cached_property
     def family(self) -> str:
-        """Name of the shipped configs: decided by the width of the text alone.
+        """Name of the shipped configs; follows from the text's width, and for SD 2.x from what the U-Net predicts.
 
         Raises:
             CheckpointError: a width that no family has, or a file that does not say what it predicts.
         """
-        width = context_width(self.file)
-        if width not in FAMILIES:
+        width, families = text_width(self.file), families_by_text_width()
+        if width not in families:
             raise CheckpointError(
                 f"{self.path}: its U-Net takes text {width} wide; latentrt ships configs for "
-                f"{', '.join(f'{known} ({name})' for known, name in FAMILIES.items())}. "
+                f"{', '.join(f'{known} ({name})' for known, name in families.items())}. "
                 "Name a folder in diffusers format that holds this model's configs with --config"
             )
-        if FAMILIES[width] != "sd2" or self.channels == INPAINT_CHANNELS:
-            return FAMILIES[width]
+        if families[width] != "sd2" or self.unet_channels == INPAINT_CHANNELS:
+            return families[width]
         if self.prediction is None:
             raise CheckpointError(
                 f"{self.path}: an SD 2.x model that does not say what it predicts. Add --prediction-type epsilon "
@@ -94,53 +94,53 @@ class SingleFile(Source):
         return "sd2-v" if self.prediction == "v_prediction" else "sd2"
 
     @property
-    def channels(self) -> int:
-        """Of the U-Net's input."""
+    def unet_channels(self) -> int:
+        """Channels of the U-Net's input."""
         return self.file.shapes["model.diffusion_model.input_blocks.0.0.weight"][1]
 
     @property
     def prediction(self) -> str | None:
-        """What the U-Net predicts: what the user says, the file's marker, or its header; None where nothing says."""
+        """What the U-Net predicts: from the user, else the file's marker, else its header; None where none says."""
         if self.prediction_type or "v_pred" in self.file.shapes:
             return self.prediction_type or "v_prediction"
         return PREDICTIONS.get(self.file.metadata.get("modelspec.prediction_type", ""))
 
     @cached_property
     def _shipped(self) -> dict[str, Any]:
-        values: dict[str, Any] = json.loads((CONFIGS / f"{self.family}.json").read_text(encoding="utf-8"))
-        values["unet"]["in_channels"] = self.channels
-        if self.channels == INPAINT_CHANNELS:
-            name = values["model_index"]["_class_name"]
-            values["model_index"]["_class_name"] = INPAINT.get(name, name)
-        return values
+        """The family's configs, with the file's number of input channels and the pipeline class that goes with it."""
+        configs = shipped_configs(self.family)
+        configs["unet"]["in_channels"] = self.unet_channels
+        if self.unet_channels == INPAINT_CHANNELS:
+            name = configs["model_index"]["_class_name"]
+            configs["model_index"]["_class_name"] = INPAINT.get(name, name)
+        return configs
 
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """From the user's folder, or the family's; the schedule with what the file says of it."""
+        """The config from the user's folder or of the family; the file's own markers change the schedule's."""
         if self.folder is not None:
-            found = self.folder.config(folder, name)
+            config = self.folder.config(folder, name)
         else:
-            part = folder or "model_index"
-            found = Config(CONFIGS / f"{self.family}.json", self._shipped.get(part, {}))
+            config = Config(CONFIGS / f"{self.family}.json", self._shipped.get(folder or "model_index", {}))
         if folder == "scheduler":
-            found.update({"prediction_type": self.prediction} if self.prediction else {})
+            config.update({"prediction_type": self.prediction} if self.prediction else {})
             if "ztsnr" in self.file.shapes:
                 # Zero SNR at the last timestep is of use only where sampling begins there (Lin et al. 2023, 3.3).
-                found.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
-        return found
+                config.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        return config
 
     def tokenizer(self, folder: str) -> dict[str, bytes]:
-        """From the user's folders, or an installed package."""
+        """The files from one of the user's folders, or from an installed package."""
         if self.tokenizer_folder is None and self.folder is not None:
             return self.folder.tokenizer(folder)
-        # OpenAI's CLIP, which has quick_gelu, is filled up with its end token, OpenCLIP with token 0.
-        encoder = self.config(folder.replace("tokenizer", "text_encoder"))
-        pad = END if encoder.get("hidden_act", "quick_gelu") == "quick_gelu" else "!"
+        encoder = next(encoder for encoder, tokenizer in TOKENIZERS.items() if tokenizer == folder)
+        # OpenAI's CLIP pads with its end token, OpenCLIP with token 0.
+        pad = END if is_openai_clip(self.config(encoder)) else "!"
         if self.tokenizer_folder is not None:
             return folder_tokenizer(self.tokenizer_folder, folder, pad)
         return installed_vocabulary(self.path).tokenizer(pad)
 
     def check(self, classes: Classes) -> None:
-        """Every tensor of these networks has its place, and what is left over is known to be unused."""
+        """Refuse a file that lacks a tensor of these networks, or holds one that latentrt does not know."""
         asked = tuple(self._prefix(folder) for folder in classes)
         others = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes if prefix not in asked)
         known: set[str] = set()
@@ -157,12 +157,11 @@ class SingleFile(Source):
                 "latentrt would ignore what they do; export another form of this model"
             )
         for folder in classes:
-            if folder.startswith("text_encoder"):
-                tokenizer = folder.replace("text_encoder", "tokenizer")
-                check_vocabulary(self, tokenizer, self.config(folder)["vocab_size"])
+            if folder in TOKENIZERS:
+                check_vocabulary(self, TOKENIZERS[folder], self.config(folder)["vocab_size"])
 
     def _is_last_layer(self, key: str) -> bool:
-        """SD 2.x files hold a layer more than is used: its text is the penultimate layer's."""
+        """Whether a key belongs to the last text layer of SD 2.x, which its files hold but its U-Net does not read."""
         match = re.match(r"cond_stage_model\.model\.transformer\.resblocks\.(\d+)\.", key)
         return match is not None and int(match[1]) >= self.config("text_encoder")["num_hidden_layers"]
 
@@ -193,7 +192,7 @@ class SingleFile(Source):
         return filled_network(self.file, kind, self.config(folder), self._naming(folder), dtype)
 
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
-        """Hashes of the file and of the configs."""
+        """Hash of the file, then the configs."""
         yield sha256(self.path)
         for folder in folders:
             yield json.dumps(self.config(folder), sort_keys=True).encode()
@@ -203,15 +202,16 @@ class SingleFile(Source):
         return {"checkpoint": self.path.name, "weights": "checkpoint"}
 
 
-def context_width(file: WeightFile) -> int:
-    """Width of the text that a U-Net takes, 0 for one that takes none."""
+def text_width(file: WeightFile) -> int:
+    """Width of the text that the U-Net's cross-attention takes; 0 for a U-Net that takes none."""
     widths: Mapping[str, int] = {
         key: shape[1] for key, shape in file.shapes.items() if key.endswith(".attn2.to_k.weight") and len(shape) == 2
     }
     return next(iter(widths.values()), 0)
 
 
-def _what_it_is(file: WeightFile) -> str:
+def _describe(file: WeightFile) -> str:
+    """What a file is that holds no U-Net in an original layout, and what to do with it."""
     keys = list(file.shapes)
     if any("lora" in key for key in keys):
         return "a LoRA, not a checkpoint. Export a checkpoint with --lora FILE:WEIGHT"

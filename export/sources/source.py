@@ -13,6 +13,10 @@ Classes = Mapping[str, Any]
 """Folder of each network ("unet", "vae", ...) and its class."""
 
 
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+"""Folder of each text encoder -> folder of its tokenizer."""
+
+
 class Config(dict[str, Any]):
     """One config file; a field that it lacks is an error that names the file."""
 

@@ -11,7 +11,8 @@ from checkpoints import write_sdxl
 from safetensors.torch import load_file, save_file
 
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import CLASSES, PIPELINES, TIME_IDS
+from latentrt.export.family import CLASSES, TIME_IDS
+from latentrt.export.pipelines import PIPELINES
 from latentrt.runtime.errors import CheckpointError
 
 FOLDERS = ("text_encoder", "text_encoder_2", "unet", "vae")

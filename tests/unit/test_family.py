@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from families import FAMILIES
 
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.family import TIME_IDS, read_defaults
+from latentrt.export.family import TIME_IDS
 from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.bundle.model import Model, TextEncoder
 
@@ -114,7 +114,7 @@ TRAILING = {"timestep_spacing": "trailing"}
 )
 def test_defaults(tmp_path: Path, family: str, scheduler: dict, wanted: tuple[str, int, float]) -> None:
     sampler, steps, guidance = wanted
-    found = read_defaults(read(tmp_path, family, scheduler=scheduler))
+    found = read(tmp_path, family, scheduler=scheduler).defaults
     assert found == Defaults(sampler=sampler, steps=steps, guidance=guidance)
 
 

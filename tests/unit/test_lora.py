@@ -13,9 +13,9 @@ from loras import CONVOLUTIONS, LAYERS, LINEAR, TEXTS, Change, expected, write_l
 from safetensors.torch import load_file, save_file
 
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.sources.families import CONFIGS
 from latentrt.export.sources.lora import LoraFile
 from latentrt.export.sources.lora_keys import layers, read_key
-from latentrt.export.sources.single_file import CONFIGS
 from latentrt.runtime.errors import CheckpointError, RequestError
 
 ATTENTION_TEXTS = tuple(change for change in TEXTS if "self_attn" in change.layer)

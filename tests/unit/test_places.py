@@ -16,8 +16,8 @@ from originals import original_state
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from latentrt.export.random_weights import meta_network
+from latentrt.export.sources.families import CONFIGS
 from latentrt.export.sources.places import Place, clip_place, open_clip_place, unet_place, vae_place
-from latentrt.export.sources.single_file import CONFIGS
 
 FAMILIES = ("sd15", "sd2", "sd2-v", "sdxl", "sdxl-refiner")
 MILLIONS = {"sd15": 859.5, "sd2": 865.9, "sd2-v": 865.9, "sdxl": 2567.5, "sdxl-refiner": 2259.5}

@@ -17,7 +17,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.random_weights import meta_network
-from latentrt.export.sources.single_file import CONFIGS, PREFIXES, SingleFile
+from latentrt.export.sources.families import CONFIGS
+from latentrt.export.sources.single_file import PREFIXES, SingleFile
 from latentrt.export.sources.tokenizers import MERGES_FILE, vocabulary_files
 from latentrt.export.sources.weight_file import WeightFile
 from latentrt.runtime.errors import CheckpointError, RequestError

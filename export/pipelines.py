@@ -1,0 +1,69 @@
+"""The pipeline classes whose checkpoints latentrt serves, and what each of them does that no config file says."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentrt.runtime.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Conventions:
+    """What a group of diffusers' pipelines does without a word in any config file.
+
+    The U-Net reads the text encoders without their last `skipped` layers, through the final norm or not.
+    `zero_negative` and `guidance` are the pipeline's defaults. `addition_embed_type` is what the pipeline requires of
+    the U-Net's config.
+    """
+
+    addition_embed_type: str | None
+    skipped: int
+    final_norm: bool
+    zero_negative: bool
+    guidance: float
+
+
+SD = Conventions(addition_embed_type=None, skipped=0, final_norm=True, zero_negative=False, guidance=7.5)
+SDXL = Conventions(addition_embed_type="text_time", skipped=1, final_norm=False, zero_negative=True, guidance=5.0)
+
+PIPELINES: Mapping[str, Conventions] = {
+    "StableDiffusionPipeline": SD,
+    "StableDiffusionImg2ImgPipeline": SD,
+    "StableDiffusionInpaintPipeline": SD,
+    "LatentConsistencyModelPipeline": SD,
+    "LatentConsistencyModelImg2ImgPipeline": SD,
+    "StableDiffusionXLPipeline": SDXL,
+    "StableDiffusionXLImg2ImgPipeline": SDXL,
+    "StableDiffusionXLInpaintPipeline": SDXL,
+}
+"""Every pipeline class that is served. The task that a class is for plays no part: one export serves all of them."""
+
+REFUSED: Mapping[str, str] = {
+    "ControlNet": "a ControlNet beside the U-Net",
+    "Adapter": "an adapter beside the U-Net",
+    "GLIGEN": "boxes with labels as conditions",
+    "Upscale": "a small image and its noise level as conditions",
+    "Pix2Pix": "a U-Net of 8 channels that takes an image",
+    "Depth2Img": "a U-Net of 5 channels that takes a depth map",
+    "UnCLIP": "image embeddings as conditions",
+    "ImageVariation": "image embeddings as conditions",
+    "StableDiffusion3": "a transformer in place of the U-Net",
+    "PixArt": "a transformer in place of the U-Net",
+    "Flux": "a transformer in place of the U-Net",
+    "Sana": "a transformer in place of the U-Net",
+}
+"""Part of a pipeline class's name -> what such a checkpoint has that latentrt does not serve."""
+
+
+def find_conventions(path: Path, index: Mapping[str, Any]) -> Conventions:
+    """The conventions of the pipeline class that a `model_index.json` names.
+
+    Raises:
+        CheckpointError: latentrt does not serve the class.
+    """
+    name = str(index.get("_class_name"))
+    if name in PIPELINES:
+        return PIPELINES[name]
+    reason = next((f", which has {feature}" for part, feature in REFUSED.items() if part in name), "")
+    raise CheckpointError(f"{path}: a {name}{reason}. latentrt serves checkpoints of {', '.join(PIPELINES)}")
