@@ -1,7 +1,7 @@
 """`latentrt generate`: one request, PNG files out."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -11,7 +11,7 @@ from latentrt.cli.job import Job
 from latentrt.cli.options import BackendOption, BuildOption, BundleArgument, OptionalPath, OptionalText, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.cli.repeat import open_picture, repeated
-from latentrt.cli.request_options import SecondPassOptions, SettingOptions, Texts, given_options
+from latentrt.cli.request_options import GivenSettings, SecondPassOptions, given_options
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline
@@ -33,9 +33,9 @@ def generate(
         typer.Option("--from-png", help="Repeat what this PNG holds; other options win over it.", metavar="FILE"),
     ] = None,
     *,
-    settings: SettingOptions,
+    settings: GivenSettings,
     second_pass: SecondPassOptions,
-    lora: Annotated[Texts, typer.Option("--lora", hidden=True)] = None,
+    lora: Annotated[Optional[list[str]], typer.Option("--lora", hidden=True)] = None,  # noqa: UP045 - typer reads it
     backend: BackendOption = None,
     device: Annotated[OptionalText, typer.Option("--device", help="cpu or cuda:<index>.")] = None,
     build: BuildOption = None,

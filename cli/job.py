@@ -12,13 +12,15 @@ from latentrt.runtime.drawing.loop import StepProgress
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.result import Result
-from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.request.settings import SETTINGS, Settings
 from latentrt.runtime.upscale import generate_large
 
-NEEDS = {
-    "mask": "image",
-    "strength": "image",
-    "paste_back": "mask",
+NEEDS: Mapping[str, str] = {
+    **{
+        name: next(other for other in setting.needs if SETTINGS[other].option)
+        for name, setting in SETTINGS.items()
+        if setting.option and setting.needs
+    },
     "refiner_start": "refiner",
     "refiner_strength": "refiner",
     "upscale_strength": "upscale",

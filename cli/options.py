@@ -8,7 +8,6 @@ from typing import Annotated, Optional
 import typer
 
 from latentrt.runtime.backends import BACKENDS
-from latentrt.runtime.samplers import SAMPLERS
 
 # typer reads annotations at run time, which is why these are not written X | None.
 OptionalInt = Optional[int]  # noqa: UP045
@@ -139,5 +138,3 @@ BuildOption = Annotated[
     OptionalText, typer.Option("--build", help="Which build, by its folder's name under builds/.", metavar="NAME")
 ]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what goes on inside.")]
-
-SAMPLER_NAMES = ", ".join(sorted(SAMPLERS))

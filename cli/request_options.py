@@ -1,101 +1,44 @@
-"""The options of `latentrt generate`: a field for each setting of a request, and those of a second pass."""
+"""The options of `latentrt generate`: one for each setting of a request, and those of a second pass."""
 
-import json
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Optional
 
 import typer
 
-from latentrt.cli.options import SAMPLER_NAMES, OptionalFloat, OptionalInt, OptionalPath, OptionalText
-from latentrt.runtime.samplers import ScheduleConfig
-
-# typer reads these annotations at run time, which is why they are not written X | None.
-Texts = Optional[list[str]]  # noqa: UP045
-Floats = Optional[list[float]]  # noqa: UP045
-Integers = Optional[list[int]]  # noqa: UP045
-OptionalBool = Optional[bool]  # noqa: UP045
+from latentrt.cli.groups import Options
+from latentrt.cli.options import OptionalFloat, OptionalPath
+from latentrt.runtime.request.kinds import FIELDS, FLAG
+from latentrt.runtime.request.setting import Setting
+from latentrt.runtime.request.settings import SETTINGS
+from latentrt.runtime.request.signature import describe
 
 
-def _option(panel: str) -> Callable[..., Any]:
-    """`typer.Option` with a panel of the help."""
-
-    def option(*flags: str, help: str, metavar: str | None = None) -> Any:
-        return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel=panel)
-
-    return option
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
-_text, _steps, _size = _option("Prompts"), _option("Steps"), _option("Pictures")
-_source, _ids = _option("Starting from a picture"), _option("SDXL's micro-conditioning")
-_second = _option("A second pass")
+def _is_repeatable(setting: Setting) -> bool:
+    return setting.per != "request" or setting.kind is FIELDS
 
 
-@dataclass(frozen=True, slots=True)
-class SettingOptions:
-    """Settings by the names of `latentrt.runtime.request.settings`; None, or nothing, where an option was not given."""
+def _option(name: str, setting: Setting) -> Any:
+    """The annotation of a setting's option; None is its default, for "not given"."""
+    kind: Any = setting.kind.text_type
+    flag = f"{_flag(name)}/--no-{name.replace('_', '-')}" if setting.kind is FLAG else _flag(name)
+    help_text = describe(setting) + (" Repeatable." if setting.kind is FIELDS else "")
+    option = typer.Option(flag, help=help_text, metavar=setting.kind.metavar, rich_help_panel=setting.group.value)
+    return Annotated[Optional[list[kind] if _is_repeatable(setting) else kind], option]  # noqa: UP045 - typer reads it
 
-    negative: Annotated[
-        Texts, _text("--negative", metavar="TEXT", help="What to keep away from; once, or for each prompt.")
-    ] = None
-    prompt_2: Annotated[
-        Texts, _text("--prompt-2", metavar="TEXT", help="For the second text encoder; default: the same.")
-    ] = None
-    negative_2: Annotated[
-        Texts, _text("--negative-2", metavar="TEXT", help="For the second text encoder; default: the same.")
-    ] = None
-    clip_skip: Annotated[OptionalInt, _text("--clip-skip", help="Layers of the text encoders that are skipped.")] = None
-    steps: Annotated[OptionalInt, _steps("--steps", help="Evaluations of the U-Net.")] = None
-    sampler: Annotated[OptionalText, _steps("--sampler", help=f"One of {SAMPLER_NAMES}.")] = None
-    schedule: Annotated[
-        Texts,
-        _steps("--schedule", metavar="FIELD=VALUE", help="use_karras_sigmas=true, for one; repeatable (samplers.md)."),
-    ] = None
-    guidance: Annotated[
-        Floats, _steps("--guidance", metavar="SCALE", help="Guidance scale; 1: none. Once, or for each prompt.")
-    ] = None
-    guidance_rescale: Annotated[
-        OptionalFloat, _steps("--guidance-rescale", help="0 to 1: how far contrast is brought back; 0.7 is usual.")
-    ] = None
-    guidance_interval: Annotated[
-        OptionalText, _steps("--guidance-interval", metavar="FROM:TO", help="Shares of the steps that are guided.")
-    ] = None
-    seed: Annotated[
-        Integers,
-        _size(
-            "--seed",
-            metavar="NUMBER",
-            help="Same seed, same pictures; once, or for each picture. Default: a fresh one.",
-        ),
-    ] = None
-    images: Annotated[OptionalInt, _size("--images", help="Pictures of each prompt; default 1.")] = None
-    width: Annotated[OptionalInt, _size("--width", help="Pixels, a multiple of 8.")] = None
-    height: Annotated[OptionalInt, _size("--height", help="Pixels, a multiple of 8.")] = None
-    image: Annotated[
-        Texts, _source("--image", metavar="FILE", help="Picture to start from; once, or for each picture to draw.")
-    ] = None
-    mask: Annotated[Texts, _source("--mask", metavar="FILE", help="Light where the picture is drawn anew.")] = None
-    strength: Annotated[
-        OptionalFloat, _source("--strength", help="0 keeps the picture, 1 forgets it; default 0.8, with a mask 1.")
-    ] = None
-    paste_back: Annotated[
-        OptionalBool,
-        _source("--paste-back/--no-paste-back", help="Outside the mask, the picture's own pixels, untouched."),
-    ] = None
-    original_size: Annotated[
-        OptionalText, _ids("--original-size", metavar="WIDTHxHEIGHT", help="The size that the picture shall have had.")
-    ] = None
-    crop: Annotated[OptionalText, _ids("--crop", metavar="LEFTxTOP", help="What shall be cropped; default 0x0.")] = None
-    target_size: Annotated[OptionalText, _ids("--target-size", metavar="WIDTHxHEIGHT", help="The size asked for.")] = (
-        None
-    )
-    aesthetic_score: Annotated[
-        OptionalFloat, _ids("--aesthetic-score", help="SDXL's refiner: beauty asked for; default 6.")
-    ] = None
-    negative_aesthetic_score: Annotated[
-        OptionalFloat, _ids("--negative-aesthetic-score", help="Beauty to keep away from; default 2.5.")
-    ] = None
+
+GivenSettings = Annotated[
+    Mapping[str, Any], Options({name: _option(name, one) for name, one in SETTINGS.items() if one.option})
+]
+"""Settings by name; None, or nothing, where an option was not given."""
+
+
+def _second(*flags: str, help: str, metavar: str | None = None) -> Any:
+    return typer.Option(*flags, help=help, metavar=metavar, rich_help_panel="A second pass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,74 +46,37 @@ class SecondPassOptions:
     """What is done with the latents or the pictures of the first model."""
 
     refiner: Annotated[
-        OptionalPath, _second("--refiner", metavar="BUNDLE", help="A second model that takes the latents over.")
+        OptionalPath, _second("--refiner", metavar="BUNDLE", help="Second model, which takes the latents over.")
     ] = None
     refiner_start: Annotated[
-        OptionalFloat, _second("--refiner-start", help="The share of the denoising where it takes over; default 0.8.")
+        OptionalFloat, _second("--refiner-start", help="Share of the denoising where it takes over. Default: 0.8.")
     ] = None
     refiner_strength: Annotated[
-        OptionalFloat, _second("--refiner-strength", help="It refines finished latents instead, so strongly.")
+        OptionalFloat, _second("--refiner-strength", help="Let it refine finished latents instead, this strongly.")
     ] = None
     upscale: Annotated[
         OptionalFloat, _second("--upscale", metavar="FACTOR", help="Enlarge the picture and draw it again.")
     ] = None
     upscale_strength: Annotated[
-        OptionalFloat, _second("--upscale-strength", help="How much is drawn again; default 0.5.")
+        OptionalFloat, _second("--upscale-strength", help="How much of it is drawn again. Default: 0.5.")
     ] = None
 
 
-def given_options(*groups: SettingOptions | SecondPassOptions) -> dict[str, Any]:
+def given_options(settings: Mapping[str, Any], second_pass: SecondPassOptions) -> dict[str, Any]:
     """The options that were given, parsed, by name; a list of one is its entry."""
-    given = {field.name: getattr(group, field.name) for group in groups for field in fields(group)}
+    given = {**settings, **asdict(second_pass)}
     return {name: _parsed(name, value) for name, value in given.items() if value not in (None, [])}
 
 
 def _parsed(name: str, value: Any) -> Any:
-    if name in PARSERS:
-        try:
-            return PARSERS[name](value)
-        except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint=f"'--{name.replace('_', '-')}'") from error
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
-
-
-def _schedule(entries: list[str]) -> dict[str, Any]:
-    """Fields of the scheduler config; a value that is no JSON is text."""
-    found: dict[str, Any] = {}
-    known = sorted(field.name for field in fields(ScheduleConfig))
-    for entry in entries:
-        name, equals, value = entry.partition("=")
-        if not equals or name not in known:
-            raise ValueError(f"{entry!r} is not FIELD=VALUE with one of the fields {', '.join(known)}")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
-
-
-def _pair(value: str, pattern: str, words: str) -> tuple[str, str]:
-    found = re.fullmatch(pattern, value)
-    if found is None:
-        raise ValueError(f"{value!r} is not {words}")
-    return found[1], found[2]
-
-
-def _interval(value: str) -> tuple[float, float]:
-    low, high = _pair(value, r"([\d.]+):([\d.]+)", "FROM:TO, such as 0.2:0.8")
-    return float(low), float(high)
-
-
-def _across_and_down(value: str) -> tuple[int, int]:
-    """(down, across), as settings have it, of `ACROSSxDOWN`, as people write it."""
-    across, down = _pair(value, r"(\d+)x(\d+)", "two whole numbers, across x down, such as 1024x768")
-    return int(down), int(across)
-
-
-PARSERS: Mapping[str, Callable[[Any], Any]] = {
-    "schedule": _schedule,
-    "guidance_interval": _interval,
-    "original_size": _across_and_down,
-    "crop": _across_and_down,
-    "target_size": _across_and_down,
-}
+    if name not in SETTINGS:
+        return value
+    setting = SETTINGS[name]
+    parse: Callable[[Any], Any] = setting.kind.parse
+    try:
+        if setting.per == "request":
+            return parse(value)
+        parsed = [parse(entry) for entry in value]
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=f"'{_flag(name)}'") from error
+    return parsed[0] if len(parsed) == 1 else parsed

@@ -15,6 +15,7 @@ from latentrt.runtime.record.metadata import RefinerNote, describe
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.request.signature import takes_settings
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,9 @@ SHARED_FACTS = ("latent_channels", "latent_scale", "scaling_factor", "latents_me
 """Facts of two models whose latents mean the same pictures."""
 
 BASE_ONLY = frozenset({"prompt_2", "negative_2", "clip_skip", "image", "mask", "latents", "strength", "paste_back"})
+NO_PLACE = ("denoising_start", "denoising_end", "decode")
+"""Settings that the ensemble decides by itself."""
+
 REFINER_ONLY = frozenset({"aesthetic_score", "negative_aesthetic_score"})
 
 
@@ -59,6 +63,7 @@ class Ensemble:
                 self.refiner.bundle.path,
             )
 
+    @takes_settings(without=NO_PLACE)
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -83,6 +88,7 @@ class Ensemble:
         ours["denoising_end"] = theirs["denoising_start"] = handover
         return self._noted(prompt, settings, *self._draw(prompt, ours, theirs, progress), start=handover)
 
+    @takes_settings(without=NO_PLACE)
     def refine(
         self,
         prompt: str | Sequence[str],
@@ -110,7 +116,7 @@ class Ensemble:
         first = self.base.request(prompt, **(ours | {"decode": False}))
         size = (first.height // model.latent_scale, first.width // model.latent_scale)
         latents = np.zeros((first.count, model.latent_channels, *size), np.float32)
-        second = self.refiner.request(prompt, **(theirs | _settled(first) | {"latents": latents}))
+        second = self.refiner.request(prompt, **(theirs | _decided_by(first) | {"latents": latents}))
         self.base.check(first)
         self.refiner.check(second)
         drawn = self.base.run(first, progress)
@@ -147,13 +153,15 @@ class Ensemble:
 
 def _split(settings: Settings) -> tuple[Settings, Settings]:
     """What the base is told, and what the refiner is told."""
+    if misplaced := [name for name in NO_PLACE if settings.get(name) is not None]:
+        raise RequestError(f"{', '.join(misplaced)}: base and refiner decide this together; leave it out")
     ours = {name: value for name, value in settings.items() if name not in REFINER_ONLY}
     theirs = {name: value for name, value in settings.items() if name not in BASE_ONLY}
     return cast(Settings, ours), cast(Settings, theirs)
 
 
-def _settled(first: Request) -> Settings:
-    """What the base's request has settled where nothing was given; the size is that of its latents."""
+def _decided_by(first: Request) -> Settings:
+    """Settings that the base's request has decided and the refiner shares; the size is that of its latents."""
     return {
         "seed": first.seeds,
         "steps": first.steps,

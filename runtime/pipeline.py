@@ -25,8 +25,10 @@ from latentrt.runtime.record.metadata import BundleNote, describe, describe_bund
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.limit_checks import check_images, check_size, check_tokens
+from latentrt.runtime.request.reading import Prompt, make_request
 from latentrt.runtime.request.request import Request
-from latentrt.runtime.request.settings import Prompt, Settings, make_request
+from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.request.signature import takes_settings
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.selection import Selection, select
 from latentrt.runtime.text.encoder import PromptEncoder
@@ -88,8 +90,9 @@ class Pipeline:
             _close(engines, opened)
             raise
 
+    @takes_settings()
     def generate(self, prompt: Prompt, *, progress: StepProgress | None = None, **settings: Unpack[Settings]) -> Result:
-        """Draw one request as one batch; `latentrt.runtime.request.settings` describes the settings.
+        """Draw one request as one batch.
 
         Raises:
             RequestError: a value that this build does not serve; nothing has run then.
@@ -99,6 +102,7 @@ class Pipeline:
         metadata = describe(self.note, prompt, settings, request)
         return replace(self.run(request, progress), metadata=metadata)
 
+    @takes_settings()
     def request(self, prompt: Prompt, **settings: Unpack[Settings]) -> Request:
         """The request that `generate` would run.
 
@@ -175,14 +179,15 @@ class Pipeline:
             schedule,
             request.steps,
             strength=request.source.strength if request.source else 1.0,
-            denoising_start=request.denoising_start,
-            denoising_end=request.denoising_end,
+            denoising_start=request.settings["denoising_start"],
+            denoising_end=request.settings["denoising_end"],
         )
         key = (request.sampler, request.schedule, request.steps, first, last)
         table = self._tables.get(key, lambda: compile_sampler(request.sampler, schedule, request.steps, first, last))
         check_table(table)
         return table
 
+    @takes_settings()
     def embed(self, prompt: str | Sequence[str], **settings: Unpack[Settings]) -> Embeddings:
         """What the text encoders make of a request's prompts and negative prompts, to be changed or kept.
 
@@ -192,8 +197,8 @@ class Pipeline:
             RequestError: a value that this build does not serve.
         """
         self.backend.activate()
-        request = self.request(prompt, **settings)
-        return self._prompts.embed(request, self._tokens(request), guided=True)
+        request = replace(self.request(prompt, **settings), guided=True)
+        return self._prompts.embed(request, self._tokens(request))
 
     def advance(self, drawings: Sequence[Drawing], steps: int = 1, progress: StepProgress | None = None) -> None:
         """Advance several drawings by `steps` steps as one batch, whatever step each is at.
@@ -225,7 +230,7 @@ class Pipeline:
         check_finite(drawing.pictures)
         latents = np.stack([picture.state[0] for picture in drawing.pictures])
         images: list[Image.Image] = []
-        if drawing.request.decode:
+        if drawing.request.settings["decode"]:
             with stage(self.backend, "decode", [drawing.timeline]):
                 images = paste_back(self._vae.decode(latents), drawing.request.source)
         return Result(images, latents, drawing.timeline.seconds(), drawing.request)

@@ -14,7 +14,8 @@ from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import UpscaleNote, describe
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.images import read_pictures
-from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.request.settings import SETTINGS, Settings
+from latentrt.runtime.request.signature import takes_settings
 from latentrt.runtime.request.source import Source
 
 Filter = Literal["lanczos", "bicubic", "bilinear", "nearest"]
@@ -25,6 +26,7 @@ NO_PLACE = ("image", "latents", "mask", "paste_back", "denoising_start", "denois
 """Settings of requests that begin or end otherwise."""
 
 
+@takes_settings(without=NO_PLACE)
 def generate_large(
     pipeline: Pipeline,
     prompt: str | Sequence[str],
@@ -50,10 +52,11 @@ def generate_large(
     if misplaced := [name for name in NO_PLACE if settings.get(name) not in (None, False)]:
         raise RequestError(f"{', '.join(misplaced)}: the high-resolution fix begins with a prompt; leave it out")
     strength = settings.pop("strength", None)
+    strength = STRENGTH if strength is None else SETTINGS["strength"].read("strength", strength)
     asked = pipeline.request(prompt, **settings)
     width, height = (round(length * scale / 8) * 8 for length in (asked.width, asked.height))
-    small = replace(asked, decode=enlarge == "pixels")
-    start = Source(strength=STRENGTH if strength is None else strength)
+    small = replace(asked, settings={**asked.settings, "decode": enlarge == "pixels"})
+    start = Source(strength)
     large = replace(asked, width=width, height=height, source=start)
     pipeline.check(small)
     pipeline.check(large)

@@ -7,14 +7,15 @@ from latentrt.runtime.request.request import Request
 from latentrt.runtime.samplers import SamplerTable
 
 
-def guidance_rows(request: Request, table: SamplerTable, scale: float, guided: bool) -> Float32s:
-    """(S, r): model output = numbers · U-Net rows; [1 - g, g] is classifier-free guidance (Ho & Salimans 2022, eq. 6).
+def guidance_rows(request: Request, table: SamplerTable, scale: float) -> Float32s:
+    """Weights (S, r) of a picture's U-Net rows at each step: model output = weights · rows.
 
-    Outside the request's interval, and for pictures without guidance, the prompt's row alone.
+    [1 - g, g] is classifier-free guidance at scale g (Ho & Salimans 2022, equation 6). Outside the request's interval,
+    and for pictures without guidance, the prompt's row alone counts.
     """
-    if not guided:
+    if not request.guided:
         return np.ones((table.step_count, 1), np.float32)
     step = (table.first + np.arange(table.step_count)) / table.whole
-    low, high = request.guidance_interval
+    low, high = request.settings["guidance_interval"]
     inside = (step >= low) & (step < high) & (scale > 1)
     return np.where(inside[:, None], [1 - scale, scale], [0, 1]).astype(np.float32)

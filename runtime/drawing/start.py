@@ -57,15 +57,14 @@ def start_pictures(
     noise = np.stack(draws, axis=1)
     state = np.zeros((request.count, table.state_count, *latent), np.float32)
     state[:, 0] = start.latents
-    rows = len(conditioning.inputs["encoder_hidden_states"]) // request.count
     return [
         Picture(
             inputs={name: values[image :: request.count] for name, values in conditioning.inputs.items()},
-            guidance=guidance_rows(request, table, request.guidance[image // request.images], guided=rows > 1),
+            guidance=guidance_rows(request, table, request.guidance[image // request.images]),
             table=table,
             noise=noise[image],
             state=state[image],
-            rescale=request.guidance_rescale,
+            rescale=request.settings["guidance_rescale"],
             original=None if start.originals is None else start.originals[image],
             extra=None if start.extra is None else start.extra[image],
         )
@@ -90,7 +89,7 @@ def begin(
     original = None
     if not (forgets and model.is_inpainting):
         original = _latents(source, source.pixels, model, encode, randomness, request.count)
-    if request.denoising_start is not None:
+    if request.settings["denoising_start"] is not None:
         assert original is not None
         return Start(original)
     noise = randomness.draw(latent)

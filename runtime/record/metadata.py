@@ -15,15 +15,20 @@ from latentrt.runtime.bundle.base import Record
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.request.embeddings import Embeddings
-from latentrt.runtime.request.images import one_or_several
+from latentrt.runtime.request.kinds import MASK, PICTURE, one_or_more
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
+from latentrt.runtime.request.reading import Prompt
 from latentrt.runtime.request.request import Request
-from latentrt.runtime.request.settings import Prompt, Settings
+from latentrt.runtime.request.settings import SETTINGS, Settings
 
 FORMAT: Final = 1
 """Version of the JSON text. A reader refuses others."""
 
-PICTURES = {"image": "RGB", "mask": "L"}
+PICTURES: Mapping[str, str] = {
+    name: "RGB" if setting.kind is PICTURE else "L"
+    for name, setting in SETTINGS.items()
+    if setting.kind in (PICTURE, MASK)
+}
 """The settings that are pictures, and what their pixels are read as."""
 
 
@@ -89,7 +94,11 @@ class Metadata(Record):
         value = self.settings.get(name, default)
         if not isinstance(value, list):
             return value
-        return value[self.picture - 1 if name == "seed" else self._prompt_number] if len(value) > 1 else value[0]
+        return (
+            value[self.picture - 1 if SETTINGS[name].per == "picture" else self._prompt_number]
+            if len(value) > 1
+            else value[0]
+        )
 
     @property
     def prompt_text(self) -> str:
@@ -127,7 +136,7 @@ def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Re
     if request.source is not None:
         said["strength"] = request.source.strength
     # In one order, however they were given: a picture that is repeated is the same file.
-    said = {name: _json(name, said[name]) for name in Settings.__annotations__ if name in said}
+    said = {name: _json(name, said[name]) for name in SETTINGS if name in said}
     return Metadata(
         latentrt=version("latentrt"),
         bundle=bundle,
@@ -166,7 +175,7 @@ def _one_or_list(values: tuple[Any, ...]) -> Any:
 def _json(name: str, value: Any) -> Any:
     """A setting as JSON has it."""
     if name in PICTURES:
-        return [describe_picture(one, PICTURES[name]).model_dump() for one in one_or_several(value)]
+        return [describe_picture(one, PICTURES[name]).model_dump() for one in one_or_more(value)]
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):

@@ -1,6 +1,6 @@
 """Pictures and masks that a request starts from, as arrays."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from PIL import Image
 
 from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.request.values import is_whole
+from latentrt.runtime.request.kinds import one_or_more
 
 ImageLike = Image.Image | NDArray[Any]
 """A PIL image, or an array (height, width, 3) of bytes or of floats from 0 to 1."""
@@ -33,7 +33,7 @@ def read_pictures(
     Raises:
         RequestError: not a picture, one with transparency, or of a size that is not served or no multiple of 8.
     """
-    found = [_picture(one) for one in one_or_several(pictures)]
+    found = [_picture(one) for one in one_or_more(pictures)]
     if not found:
         raise RequestError("image: an empty list; give one picture, or one per picture to draw")
     size = (_length("width", width, found[0].width), _length("height", height, found[0].height))
@@ -51,8 +51,8 @@ def read_masks(
     Raises:
         RequestError: not a mask, or one of another size than its picture.
     """
-    found = [_mask(one) for one in one_or_several(masks)]
-    wanted = _picture(one_or_several(pictures)[0]).size
+    found = [_mask(one) for one in one_or_more(masks)]
+    wanted = _picture(one_or_more(pictures)[0]).size
     for one in found:
         if one.size != wanted:
             raise RequestError(
@@ -72,16 +72,7 @@ def _length(name: str, wanted: int | None, own: int) -> int:
         raise RequestError(
             f"image: its {name} of {own} pixels is not a multiple of 8. Crop it, or resize it by {resized}"
         )
-    if wanted is not None and not is_whole(wanted, 1):
-        raise RequestError(f"{name} {wanted!r}: must be a whole number of at least 1")
     return own if wanted is None else wanted
-
-
-def one_or_several(value: Any) -> list[Any]:
-    """A list of one picture, or of those in a list; an array is one picture."""
-    if isinstance(value, Iterable) and not isinstance(value, Image.Image | np.ndarray):
-        return list(value)
-    return [value]
 
 
 def _picture(picture: Any) -> Image.Image:

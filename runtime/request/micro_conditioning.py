@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from latentrt.runtime.bundle.model import TimeId
-from latentrt.runtime.errors import RequestError
-from latentrt.runtime.request.values import is_number, is_whole
+from latentrt.runtime.request.kinds import Kind, number, pair
 
 Size = tuple[int, int]
 """(height, width) in pixels, or (top, left) of a crop, in SDXL's own order."""
+
+
+SCORE = number("a number, usually 1 to 10")
+"""Kind of an aesthetic score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +31,12 @@ class MicroConditioning:
     aesthetic_score: float | None = None
 
     def __post_init__(self) -> None:
-        pairs = {"original size": self.original or (0, 0), "crop": self.crop, "target size": self.target or (0, 0)}
-        for name, pair in pairs.items():
-            if not isinstance(pair, Sequence) or len(pair) != 2 or not all(is_whole(number, 0) for number in pair):
-                raise RequestError(
-                    f"{name} {pair!r}: must be two whole numbers of at least 0, (height, width) or (top, left)"
-                )
-        score = self.aesthetic_score
-        if score is not None and not is_number(score):
-            raise RequestError(f"aesthetic score {score!r}: must be a number, usually 1 to 10")
+        for name, spoken in (("original", "original size"), ("crop", "crop"), ("target", "target size")):
+            value = getattr(self, name)
+            if value is not None or name == "crop":
+                object.__setattr__(self, name, pair().read(spoken, value))
+        if self.aesthetic_score is not None:
+            object.__setattr__(self, "aesthetic_score", SCORE.read("aesthetic score", self.aesthetic_score))
 
     def time_ids(self, names: Sequence[TimeId], height: int, width: int, score: float) -> tuple[float, ...]:
         """The named numbers for an image of this size; `score` stands in for an aesthetic score that is not given."""
@@ -51,3 +51,6 @@ class MicroConditioning:
             "aesthetic_score": score if self.aesthetic_score is None else self.aesthetic_score,
         }
         return tuple(values[name] for name in names)
+
+
+CONDITIONING = Kind("a MicroConditioning", lambda value: isinstance(value, MicroConditioning))

@@ -1,189 +1,308 @@
-"""The settings of a request, as `Pipeline.generate` and `Pipeline.request` take them by name."""
+"""Everything that a request can say beside its prompt: one declaration per setting.
 
-import secrets
+The signatures and docstrings of `Pipeline.generate` and its kin, the options of `latentrt generate`, the table in
+docs/runtime.md, the checks and the metadata in PNGs all follow from `Settings`.
+"""
+
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
-from typing import Any, TypedDict, TypeVar
-
-import numpy as np
+from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 
 from latentrt.runtime.arrays import Float32s
-from latentrt.runtime.bundle.manifest import Manifest
-from latentrt.runtime.errors import RequestError
-from latentrt.runtime.request.embeddings import Embeddings
-from latentrt.runtime.request.images import CheckSize, ImageLike, MaskLike, read_masks, read_pictures
-from latentrt.runtime.request.micro_conditioning import MicroConditioning, Size
-from latentrt.runtime.request.request import Request
-from latentrt.runtime.request.source import Source
-from latentrt.runtime.request.values import one_or_more, per_prompt
-from latentrt.runtime.samplers import ScheduleConfig
+from latentrt.runtime.request.images import ImageLike, MaskLike
+from latentrt.runtime.request.kinds import (
+    FIELDS,
+    FLAG,
+    INTERVAL,
+    LATENTS,
+    MASK,
+    OPTIONAL_TEXT,
+    PICTURE,
+    number,
+    one_of,
+    pair,
+    share,
+    whole,
+)
+from latentrt.runtime.request.micro_conditioning import CONDITIONING, SCORE, MicroConditioning, Size
+from latentrt.runtime.request.setting import Group, Setting
+from latentrt.runtime.samplers import SAMPLERS
 
-Value = TypeVar("Value")
+MAX_SEED = 2**64 - 1
 
-Prompt = str | Sequence[str] | Embeddings
-"""One text, one for each of several pictures, or what text encoders made of them."""
+STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 
-STRENGTH = 0.8
-"""Of image to image, where none is given: most of the picture is new, its layout stays."""
-
-NEEDS_A_SOURCE = {
-    "mask": "an image to draw it in; add image=",
-    "paste_back": "an image and a mask; add image= and mask=",
-    "strength": "an image to start from; add image=, or latents=",
-    "denoising_start": "the latents to go on with; add latents=",
-}
+_AESTHETICS = "SDXL's refiner: "
 
 
 class Settings(TypedDict, total=False):
-    """Everything a request can say beside its prompt. What is not given is the bundle's default."""
+    """The settings of a request by name. A setting that is None or left out has its default."""
 
-    negative: str | Sequence[str | None] | None
-    """What to keep away from; one for all prompts, or one per prompt. None: what the checkpoint was trained with."""
-    prompt_2: str | Sequence[str | None] | None
-    negative_2: str | Sequence[str | None] | None
-    """For the second text encoder; default: what the first one gets."""
-    clip_skip: int
-    """Layers of the text encoders that the prompts skip beyond those that the model skips (not the negatives)."""
-    steps: int | None
-    sampler: str | None
-    schedule: Mapping[str, Any] | None
-    """Fields of the scheduler config to override, such as {"use_karras_sigmas": True} (docs/samplers.md)."""
-    guidance: float | Sequence[float] | None
-    """Classifier-free guidance scale, one per prompt or one for all; 1 and below draw without, at half the cost."""
-    guidance_rescale: float
-    """How far guided outputs get the spread of unguided ones, 0 to 1 (Lin et al. 2024, arXiv:2305.08891, 3.4)."""
-    guidance_interval: tuple[float, float]
-    """The share of the steps, from and to, that are guided (Kynkäänniemi et al. 2024, arXiv:2404.07724)."""
-    seed: int | Sequence[int] | None
-    """One for the batch, or one per picture; the same seed gives diffusers' picture. None: a fresh one."""
-    images: int
-    """Pictures per prompt."""
-    width: int | None
-    height: int | None
-    """Multiples of 8; of image to image, the picture's own where not given."""
-    image: ImageLike | Sequence[ImageLike] | None
-    """Picture to start from: one for all, or one per picture to draw."""
-    latents: Float32s | None
-    """Latents to start from (n, 4, h, w), such as a result's, in place of an image."""
-    mask: MaskLike | Sequence[MaskLike] | None
-    """Where the image is drawn anew: light. Elsewhere it stays."""
-    strength: float | None
-    """How much of the image is forgotten: 0 keeps it, 1 draws from noise. Default 0.8, with a mask 1."""
-    paste_back: bool
-    """With a mask: the result gets the pixels of the image back outside of it, untouched by the VAE."""
-    denoising_start: float | None
-    """Go on with `latents` that another model left at this share of the denoising (its `denoising_end`)."""
-    denoising_end: float | None
-    """Stop at this share of the denoising: the result's latents are for another model to go on with."""
-    decode: bool
-    """False: only the latents are wanted, no pictures."""
-    original_size: Size | None
-    crop: Size
-    target_size: Size | None
-    """SDXL's time ids: (height, width), (top, left), (height, width); sizes default to the request's own."""
-    aesthetic_score: float | None
-    negative_aesthetic_score: float | None
-    """Of SDXL's refiner; default 6.0 and 2.5."""
-    negative_conditioning: MicroConditioning | None
-    """Time ids of the negative rows; default: those of the prompts."""
+    # Prompts
+    negative: Annotated[
+        str | Sequence[str | None] | None,
+        Setting(
+            "Text to keep away from; counts only with guidance.",
+            OPTIONAL_TEXT,
+            Group.PROMPTS,
+            per="prompt",
+            default_text="what the checkpoint was trained with: zeros, or an empty text",
+            also=("negative_prompt",),
+        ),
+    ]
+    prompt_2: Annotated[
+        str | Sequence[str | None] | None,
+        Setting(
+            "Prompt for the second of two text encoders.",
+            OPTIONAL_TEXT,
+            Group.PROMPTS,
+            per="prompt",
+            default_text="the prompt",
+        ),
+    ]
+    negative_2: Annotated[
+        str | Sequence[str | None] | None,
+        Setting(
+            "Negative text for the second of two text encoders.",
+            OPTIONAL_TEXT,
+            Group.PROMPTS,
+            per="prompt",
+            default_text="the negative text",
+            also=("negative_prompt_2",),
+        ),
+    ]
+    clip_skip: Annotated[
+        int,
+        Setting(
+            "Layers at the end of the text encoders that prompts skip beyond those that the model skips; negatives "
+            "skip none.",
+            whole(0),
+            Group.PROMPTS,
+            default=0,
+        ),
+    ]
+    # Steps
+    steps: Annotated[
+        int | None,
+        Setting(
+            "Steps of the whole schedule.",
+            whole(1),
+            Group.STEPS,
+            default_text="the bundle's",
+            also=("num_inference_steps", "num_steps", "inference_steps"),
+        ),
+    ]
+    sampler: Annotated[
+        str | None,
+        Setting(
+            f"Sampler, one of {', '.join(sorted(SAMPLERS))} (docs/samplers.md).",
+            one_of(SAMPLERS),
+            Group.STEPS,
+            default_text="the checkpoint's",
+            also=("sampler_name", "sampler_index"),
+        ),
+    ]
+    schedule: Annotated[
+        Mapping[str, Any] | None,
+        Setting(
+            "Fields of the scheduler config to override, such as use_karras_sigmas (docs/samplers.md).",
+            FIELDS,
+            Group.STEPS,
+            also=("scheduler_config",),
+        ),
+    ]
+    guidance: Annotated[
+        float | Sequence[float] | None,
+        Setting(
+            "Classifier-free guidance scale; 1 and below draw without guidance, at half the cost.",
+            number("a number of 0 or more; 1 and below turn guidance off, 5 is usual", 0),
+            Group.STEPS,
+            per="prompt",
+            default_text="the bundle's",
+            also=("guidance_scale", "cfg_scale", "cfg"),
+        ),
+    ]
+    guidance_rescale: Annotated[
+        float,
+        Setting(
+            "How far guided outputs get back the spread of unguided ones, 0 to 1; 0.7 is usual (Lin et al. 2024, "
+            "arXiv:2305.08891, section 3.4).",
+            share(),
+            Group.STEPS,
+            default=0.0,
+        ),
+    ]
+    guidance_interval: Annotated[
+        tuple[float, float],
+        Setting(
+            "Shares of the steps between which guidance acts; the other steps cost half (Kynkäänniemi et al. 2024, "
+            "arXiv:2404.07724).",
+            INTERVAL,
+            Group.STEPS,
+            default=(0.0, 1.0),
+            default_text="all steps",
+        ),
+    ]
+    # Pictures
+    seed: Annotated[
+        int | Sequence[int] | None,
+        Setting(
+            "Seed of the noise: the same seed gives the same picture, and diffusers' picture.",
+            whole(0, MAX_SEED),
+            Group.PICTURES,
+            per="picture",
+            default_text="a fresh one",
+            also=("seeds",),
+        ),
+    ]
+    images: Annotated[
+        int,
+        Setting(
+            "Pictures per prompt, drawn as one batch.",
+            whole(1),
+            Group.PICTURES,
+            default=1,
+            also=("num_images_per_prompt", "num_images", "batch_size", "n"),
+        ),
+    ]
+    width: Annotated[
+        int | None,
+        Setting("Width in pixels, a multiple of 8.", whole(1), Group.PICTURES, default_text="the image's, or native"),
+    ]
+    height: Annotated[
+        int | None,
+        Setting("Height in pixels, a multiple of 8.", whole(1), Group.PICTURES, default_text="the image's, or native"),
+    ]
+    # Starting from a picture
+    image: Annotated[
+        ImageLike | Sequence[ImageLike] | None,
+        Setting(
+            "Picture to start from, resized to width and height where these are given.",
+            PICTURE,
+            Group.SOURCE,
+            per="picture",
+            also=("init_image", "init_images"),
+        ),
+    ]
+    latents: Annotated[
+        Float32s | None,
+        Setting(
+            "Latents to start from in place of an image, such as a result's.",
+            LATENTS,
+            Group.SOURCE,
+            option=False,
+        ),
+    ]
+    mask: Annotated[
+        MaskLike | Sequence[MaskLike] | None,
+        Setting(
+            "Mask as large as the image, light where it is drawn anew.",
+            MASK,
+            Group.SOURCE,
+            per="picture",
+            also=("mask_image", "inpainting_mask"),
+            needs=("image",),
+        ),
+    ]
+    strength: Annotated[
+        float | None,
+        Setting(
+            "How much of the image is forgotten: 0 keeps it, 1 draws from noise.",
+            number("a number from 0 (keep) to 1 (draw anew)", 0, 1),
+            Group.SOURCE,
+            default_text=f"{STRENGTH}, with a mask {STRENGTH_WITH_MASK:.0f}",
+            also=("denoising_strength", "denoise"),
+            needs=("image", "latents"),
+        ),
+    ]
+    paste_back: Annotated[
+        bool,
+        Setting(
+            "Give the result the image's own pixels outside the mask, untouched by the VAE.",
+            FLAG,
+            Group.SOURCE,
+            default=False,
+            needs=("mask",),
+        ),
+    ]
+    # Handing over to another model
+    denoising_start: Annotated[
+        float | None,
+        Setting(
+            "Go on with latents that another model left at this share of the denoising.",
+            share(", a share of the denoising"),
+            Group.HAND_OVER,
+            needs=("latents",),
+            option=False,
+        ),
+    ]
+    denoising_end: Annotated[
+        float | None,
+        Setting(
+            "Stop at this share of the denoising, for another model to go on with the result's latents.",
+            share(", a share of the denoising"),
+            Group.HAND_OVER,
+            option=False,
+        ),
+    ]
+    decode: Annotated[
+        bool,
+        Setting("False draws the latents alone, without pictures.", FLAG, Group.HAND_OVER, default=True, option=False),
+    ]
+    # SDXL's micro-conditioning
+    original_size: Annotated[
+        Size | None,
+        Setting(
+            "Size that the picture is said to have had.",
+            pair(),
+            Group.MICRO_CONDITIONING,
+            default_text="the request's size",
+        ),
+    ]
+    crop: Annotated[
+        Size,
+        Setting(
+            "Corner at which the picture is said to have been cropped.",
+            pair("(top, left)", "LEFTxTOP"),
+            Group.MICRO_CONDITIONING,
+            default=(0, 0),
+            default_text="the upper left one",
+            also=("crops_coords_top_left",),
+        ),
+    ]
+    target_size: Annotated[
+        Size | None,
+        Setting(
+            "Size that the picture is said to be for.",
+            pair(),
+            Group.MICRO_CONDITIONING,
+            default_text="the request's size",
+        ),
+    ]
+    aesthetic_score: Annotated[
+        float | None,
+        Setting(f"{_AESTHETICS}beauty asked for.", SCORE, Group.MICRO_CONDITIONING, default_text="6"),
+    ]
+    negative_aesthetic_score: Annotated[
+        float | None,
+        Setting(f"{_AESTHETICS}beauty to keep away from.", SCORE, Group.MICRO_CONDITIONING, default_text="2.5"),
+    ]
+    negative_conditioning: Annotated[
+        MicroConditioning | None,
+        Setting(
+            "Time ids of the negative rows, as a MicroConditioning.",
+            CONDITIONING,
+            Group.MICRO_CONDITIONING,
+            default_text="those of the prompts",
+            also=("negative_original_size", "negative_target_size", "negative_crops_coords_top_left"),
+            option=False,
+        ),
+    ]
 
 
-def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_size: CheckSize) -> Request:
-    """A request with the bundle's defaults where the settings say nothing; `check_size`: before pictures are resized.
+_HINTS = get_type_hints(Settings, include_extras=True)
 
-    Raises:
-        RequestError: a value that no build serves, or a setting that there is not.
-    """
-    if unknown := settings.keys() - Settings.__annotations__.keys():
-        known = ", ".join(sorted(Settings.__annotations__))
-        raise RequestError(f"{', '.join(sorted(unknown))}: no such setting; the settings are {known}")
-    embeddings = prompt if isinstance(prompt, Embeddings) else None
-    prompts = ("",) * len(embeddings) if embeddings else one_or_more(prompt)
-    source, width, height = _source(settings, manifest, check_size)
-    positive, negative = _micro_conditioning(settings)
-    guidance = one_or_more(_or(settings.get("guidance"), manifest.defaults.guidance))
-    return Request(
-        prompts=prompts,
-        negatives=per_prompt("negative", settings.get("negative"), len(prompts)),
-        prompts_2=per_prompt("prompt_2", settings.get("prompt_2"), len(prompts)),
-        negatives_2=per_prompt("negative_2", settings.get("negative_2"), len(prompts)),
-        clip_skip=settings.get("clip_skip", 0),
-        images=settings.get("images", 1),
-        steps=_or(settings.get("steps"), manifest.defaults.steps),
-        sampler=_or(settings.get("sampler"), manifest.defaults.sampler),
-        schedule=_schedule(settings.get("schedule")),
-        guidance=guidance * len(prompts) if len(guidance) == 1 else guidance,
-        guidance_rescale=settings.get("guidance_rescale", 0.0),
-        guidance_interval=settings.get("guidance_interval", (0.0, 1.0)),
-        seeds=one_or_more(_or(settings.get("seed"), secrets.randbits(32))),
-        width=width,
-        height=height,
-        source=source,
-        denoising_start=settings.get("denoising_start"),
-        denoising_end=settings.get("denoising_end"),
-        decode=settings.get("decode", True),
-        embeddings=embeddings,
-        conditioning=positive,
-        negative_conditioning=negative,
-    )
+SETTINGS: Mapping[str, Setting] = {name: hint.__metadata__[0] for name, hint in _HINTS.items()}
+"""Every setting's declaration by its name."""
 
-
-def _or(value: Value | None, default: Value) -> Value:
-    return default if value is None else value
-
-
-def _schedule(overrides: Mapping[str, Any] | None) -> tuple[tuple[str, object], ...]:
-    """Fields of the scheduler config that the request overrides."""
-    if not isinstance(overrides, Mapping | None):
-        raise RequestError(f"schedule {overrides!r}: must be a dict of fields, such as {{'use_karras_sigmas': True}}")
-    known = [field.name for field in fields(ScheduleConfig)]
-    if unknown := [str(name) for name in overrides or {} if name not in known]:
-        raise RequestError(f"schedule: {', '.join(unknown)}: no such field; the fields are {', '.join(sorted(known))}")
-    return tuple((overrides or {}).items())
-
-
-def _source(settings: Settings, manifest: Manifest, check_size: CheckSize) -> tuple[Source | None, int, int]:
-    """What the request begins with, and its width and height."""
-    image, latents, mask = settings.get("image"), settings.get("latents"), settings.get("mask")
-    native, scale = manifest.model.native_size, manifest.model.latent_scale
-    width, height = settings.get("width"), settings.get("height")
-    if image is None and latents is None:
-        for name, remedy in NEEDS_A_SOURCE.items():
-            if settings.get(name) not in (None, False):
-                raise RequestError(f"{name}: given without {remedy}")
-        return None, _or(width, native), _or(height, native)
-    if image is not None and latents is not None:
-        raise RequestError("image, latents: both given; a request starts from one of them")
-    strength = settings.get("strength")
-    if strength is None:
-        strength = STRENGTH if mask is None else 1.0
-    if latents is not None:
-        if mask is not None:
-            raise RequestError("mask: given with latents; a mask belongs to an image")
-        values = np.asarray(latents, np.float32)
-        if values.ndim != 4 or values.shape[1] != manifest.model.latent_channels:
-            channels = manifest.model.latent_channels
-            raise RequestError(f"latents: shape {list(values.shape)}; they must be (images, {channels}, height, width)")
-        size = (values.shape[3] * scale, values.shape[2] * scale)
-        if (_or(width, size[0]), _or(height, size[1])) != size:
-            raise RequestError(f"width, height: the latents are those of {size[0]} x {size[1]} pixels; leave both out")
-        return Source(latents=values, strength=strength), *size
-    assert image is not None
-    pixels = read_pictures(image, width, height, check_size)
-    height, width = pixels.shape[2:]
-    masks = None if mask is None else read_masks(mask, image, width, height)
-    return Source(pixels, None, masks, strength, settings.get("paste_back", False)), width, height
-
-
-def _micro_conditioning(settings: Settings) -> tuple[MicroConditioning, MicroConditioning | None]:
-    """Of the prompts, and of the negative rows where they differ."""
-    positive = MicroConditioning(
-        settings.get("original_size"),
-        settings.get("crop", (0, 0)),
-        settings.get("target_size"),
-        settings.get("aesthetic_score"),
-    )
-    negative, score = settings.get("negative_conditioning"), settings.get("negative_aesthetic_score")
-    if score is not None:
-        negative = replace(negative or positive, aesthetic_score=score)
-    return positive, negative
+TYPES: Mapping[str, Any] = {name: get_args(hint)[0] for name, hint in _HINTS.items()}
+"""Every setting's type by its name."""

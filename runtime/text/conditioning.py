@@ -1,11 +1,15 @@
 """From embeddings to the inputs of the U-Net that stay the same over all steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from latentrt.runtime.bundle.model import Model
+from latentrt.runtime.request.embeddings import Embeddings
+from latentrt.runtime.request.request import Request
 
 AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
 """Defaults of SDXL's refiner, as in diffusers."""
@@ -21,10 +25,41 @@ class Conditioning:
     inputs: Mapping[str, NDArray[Any]]
 
 
+def condition(request: Request, embeddings: Embeddings, model: Model) -> Conditioning:
+    """Lay embeddings, time ids and guidance embeddings out as rows of the U-Net, one set of rows per picture."""
+
+    def rows(negative: NDArray[Any] | None, positive: NDArray[Any] | None) -> NDArray[Any]:
+        parts = [part for part in (negative if request.guided else None, positive) if part is not None]
+        return np.concatenate(parts).repeat(request.images, axis=0)
+
+    inputs = {"encoder_hidden_states": rows(embeddings.negative_hidden, embeddings.hidden)}
+    if model.time_ids:
+        inputs["text_embeds"] = rows(embeddings.negative_pooled, embeddings.pooled)
+        inputs["time_ids"] = time_ids(request, model)
+    if width := model.guidance_embedding:
+        scales = [guidance_embedding(scale, width) for scale in request.guidance]
+        inputs["timestep_cond"] = np.repeat(scales, request.images, axis=0)
+    return Conditioning(inputs)
+
+
+def time_ids(request: Request, model: Model) -> NDArray[np.float32]:
+    """SDXL's time ids, (rows, ids): those of the negative rows first, where the request is guided."""
+    positive = request.conditioning
+    # A score is a statement on the picture that is wanted: the negative rows do not share it.
+    negative = request.negative_conditioning or replace(positive, aesthetic_score=None)
+    branches = [(negative, NEGATIVE_AESTHETIC_SCORE)] if request.guided else []
+    rows = [
+        branch.time_ids(model.time_ids, request.height, request.width, score)
+        for branch, score in (*branches, (positive, AESTHETIC_SCORE))
+    ]
+    return np.repeat(np.array(rows, np.float32), request.count, axis=0)
+
+
 def guidance_embedding(guidance: float, width: int) -> NDArray[np.float32]:
     """(width,): the guidance scale as the sines and cosines that a distilled U-Net reads (Meng et al. 2023, section 3).
 
-    Of 1000 * (guidance - 1), as diffusers trains and calls such U-Nets; an odd width ends with a zero.
+    The angles are multiples of 1000 * (guidance - 1), as diffusers trains and calls such U-Nets; an odd width ends with
+    a zero.
     """
     half = width // 2
     frequencies = np.exp(np.arange(half, dtype=np.float32) * np.float32(-np.log(10000.0) / (half - 1)))

@@ -14,12 +14,7 @@ from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.recent import Recent
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.request import Request
-from latentrt.runtime.text.conditioning import (
-    AESTHETIC_SCORE,
-    NEGATIVE_AESTHETIC_SCORE,
-    Conditioning,
-    guidance_embedding,
-)
+from latentrt.runtime.text.conditioning import Conditioning, condition
 from latentrt.runtime.text.prompt_weights import parse_weights
 from latentrt.runtime.text.tokenizer import Tokenizer
 
@@ -68,25 +63,11 @@ class PromptEncoder:
 
     def encode(self, request: Request, tokens: int) -> Conditioning:
         """Encode every text once, in one call per encoder, and lay the rows out for the U-Net."""
-        guided = request.guided and not self.model.guidance_embedding
-        texts = request.embeddings or self.embed(request, tokens, guided)
+        return condition(request, request.embeddings or self.embed(request, tokens), self.model)
 
-        def rows(negative: NDArray[Any] | None, positive: NDArray[Any] | None) -> NDArray[Any]:
-            return np.concatenate([part for part in (negative if guided else None, positive) if part is not None])
-
-        inputs = {"encoder_hidden_states": rows(texts.negative_hidden, texts.hidden).repeat(request.images, axis=0)}
-        if self.model.time_ids:
-            pooled = rows(texts.negative_pooled, texts.pooled).repeat(request.images, axis=0)
-            inputs |= {"text_embeds": pooled, "time_ids": self._time_ids(request, guided)}
-        if width := self.model.guidance_embedding:
-            inputs["timestep_cond"] = np.repeat(
-                [guidance_embedding(scale, width) for scale in request.guidance], request.images, axis=0
-            )
-        return Conditioning(inputs)
-
-    def embed(self, request: Request, tokens: int, guided: bool) -> Embeddings:
+    def embed(self, request: Request, tokens: int) -> Embeddings:
         """The embeddings of a request's prompts and, where it is guided, of its negative prompts."""
-        rows = [*(self._negatives(request) if guided else ()), *self._prompts(request)]
+        rows = [*(self._negatives(request) if request.guided else ()), *self._prompts(request)]
         parts = [
             self._encode_rows(encoder, [None if row is None else row[index] for row in rows], tokens)
             for index, encoder in enumerate(self.model.text_encoders)
@@ -94,20 +75,18 @@ class PromptEncoder:
         hidden = np.concatenate([part["hidden"] for part in parts], axis=-1)
         pooled = np.concatenate([part["pooled"] for part in parts if "pooled" in part] or [hidden[:, 0, :0]], axis=-1)
         count = len(request.prompts)
-        negative = (hidden[:-count], pooled[:-count]) if guided else (None, None)
+        negative = (hidden[:-count], pooled[:-count]) if request.guided else (None, None)
         return Embeddings(hidden[-count:], pooled[-count:], *negative)
 
     def _prompts(self, request: Request) -> list[Row]:
-        seconds = request.prompts_2 or (None,) * len(request.prompts)
-        pairs = zip(request.prompts, seconds, strict=True)
-        return [self._row(first, second, request.clip_skip) for first, second in pairs]
+        skip = request.settings["clip_skip"]
+        return [self._row(*texts, skip) for texts in zip(request.prompts, request.prompts_2, strict=True)]
 
     def _negatives(self, request: Request) -> list[Row]:
         """Where no negative prompt is given: zeros or the encoding of an empty text, as the checkpoint says."""
-        seconds = request.negatives_2 or (None,) * len(request.prompts)
         return [
             None if first is None and second is None and self.model.zero_negative else self._row(first or "", second)
-            for first, second in zip(request.negatives, seconds, strict=True)
+            for first, second in zip(request.negatives, request.negatives_2, strict=True)
         ]
 
     def _row(self, first: str, second: str | None, clip_skip: int = 0) -> Row:
@@ -165,17 +144,6 @@ class PromptEncoder:
         """Give back the encoders' buffers, and forget the texts."""
         self._bindings.clear()
         self.forget()
-
-    def _time_ids(self, request: Request, guided: bool) -> NDArray[np.float32]:
-        positive = request.conditioning
-        # A score is a statement on the picture that is wanted: the negative rows do not share it.
-        negative = request.negative_conditioning or replace(positive, aesthetic_score=None)
-        branches = [(negative, NEGATIVE_AESTHETIC_SCORE)] if guided else []
-        rows = [
-            branch.time_ids(self.model.time_ids, request.height, request.width, score)
-            for branch, score in (*branches, (positive, AESTHETIC_SCORE))
-        ]
-        return np.repeat(np.array(rows, np.float32), request.count, axis=0)
 
 
 def token_rows(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

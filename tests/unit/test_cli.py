@@ -319,7 +319,9 @@ def test_export_of_what_is_no_checkpoint(tmp_path, capsys):
 
 
 def test_generate_with_a_bad_request(bundle, capsys, monkeypatch):
-    monkeypatch.setattr("latentrt.runtime.backends.onnxruntime.OnnxRuntimeBackend.load", lambda *arguments: Closable())
+    monkeypatch.setattr(
+        "latentrt.runtime.backends.onnxruntime.OnnxRuntimeBackend.load", lambda *arguments, **options: Closable()
+    )
     run = run_main(capsys, "generate", bundle.path, "a cat", "--width", "1600", "--backend", "onnxruntime")
     command = f"build-engine {bundle.path} --backend onnxruntime --width 512:1024:1600"
     assert "no build for this machine" in run.error

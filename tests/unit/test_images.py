@@ -70,12 +70,6 @@ def test_pictures_that_are_refused(picture: Any, message: str) -> None:
         read(picture)
 
 
-@pytest.mark.parametrize("width", [0, -8, "8", 8.5, True])
-def test_a_width_that_is_none(width: Any) -> None:
-    with pytest.raises(RequestError, match=re.escape(f"width {width!r}: must be a whole number of at least 1")):
-        read(PIXELS, width, None)
-
-
 @pytest.mark.parametrize("mask", [LEVELS, LEVELS / 255, LEVELS >= 128, Image.fromarray(LEVELS)])
 def test_masks_of_every_kind_are_the_same(mask: Any) -> None:
     found = read_masks(mask, PIXELS, 24, 16)
@@ -116,9 +110,9 @@ def test_paste_back_is_exact_for_every_byte() -> None:
     mask = np.zeros((8, 32), bool)
     mask[:, 16:] = True
     drawn = [Image.fromarray(255 - every), Image.fromarray(every)]
-    source = Source(read(every), None, read_masks(mask, every, 32, 8), paste_back=True)
+    source = Source(1.0, read(every), mask=read_masks(mask, every, 32, 8), paste_back=True)
     first, second = map(np.asarray, paste_back(drawn, source))
     np.testing.assert_array_equal(first, np.where(mask[..., None], 255 - every, every))
     np.testing.assert_array_equal(second, every)
-    assert paste_back(drawn, Source(read(every))) is drawn
+    assert paste_back(drawn, Source(1.0, read(every))) is drawn
     assert paste_back(drawn, None) is drawn

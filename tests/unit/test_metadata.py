@@ -15,7 +15,8 @@ from latentrt.runtime.record.png import read_request, save_images
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
-from latentrt.runtime.request.settings import Settings, make_request
+from latentrt.runtime.request.reading import make_request
+from latentrt.runtime.request.settings import Settings
 
 PICTURE = Image.linear_gradient("L").resize((64, 48))
 PROMPTS = ["Steps: 30, Seed: 7\nNegative prompt: é", "猫 “quoted”, \\n"]

@@ -1,5 +1,6 @@
 """What a request says beside its prompt: defaults, and refusals before anything runs; no pipeline here has engines."""
 
+import inspect
 import logging
 import re
 from collections.abc import Iterator
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 from bundles import SDXL, edit_json, write_bundle
 from PIL import Image
+from settings_table import PAGE, between_markers, table
+from typer.main import get_command
 
+from latentrt.cli.main import application
 from latentrt.export.family import TIME_IDS
 from latentrt.runtime import Embeddings, Ensemble, generate_large
 from latentrt.runtime.backends import open_backend
@@ -20,7 +24,7 @@ from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline, Result
 from latentrt.runtime.request.request import Request
-from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.request.settings import SETTINGS, Settings
 from latentrt.runtime.selection import Selection
 
 IMAGE = Image.new("RGB", (1024, 768), "red")
@@ -70,7 +74,18 @@ def test_of_a_picture_the_size_is_the_requests(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"colour": 1, "shape": 2}, "colour, shape: no such setting; the settings are aesthetic_score, clip_skip, "),
+        (
+            {"colour": 1, "shape": 2},
+            "colour: no such setting; shape: no such setting. The settings are ",
+        ),
+        ({"guidence": 5}, "guidence: no such setting, the nearest is guidance. The settings are "),
+        ({"guidance_scale": 5}, "guidance_scale: its name here is guidance. The settings are "),
+        ({"num_inference_steps": 5}, "num_inference_steps: its name here is steps. "),
+        ({"negative_prompt": "x"}, "negative_prompt: its name here is negative. "),
+        ({"num_images_per_prompt": 2}, "num_images_per_prompt: its name here is images. "),
+        ({"mask_image": MASK}, "mask_image: its name here is mask. "),
+        ({"output_type": "latent"}, "output_type: a result has pictures and latents; decode=False draws the latents "),
+        ({"generator": 1}, "generator: give seed=, which draws what torch's CPU generator of that seed would"),
         # pictures
         ({"image": IMAGE, "mask": MASK.resize((512, 512))}, "mask: 512 x 512 pixels, the image has 1024 x 768. Make "),
         ({"image": IMAGE, "strength": 1.2}, "strength 1.2: must be a number from 0 (keep) to 1 (draw anew)"),
@@ -83,26 +98,29 @@ def test_of_a_picture_the_size_is_the_requests(pipeline: Pipeline) -> None:
         ({"image": IMAGE.crop((0, 0, 256, 768))}, "width 256: this build serves 512 to 1536 in steps of 8. Rebuild"),
         ({"image": IMAGE, "width": 10**9}, "width 1000000000: this build serves 512 to 1536 in steps of 8. Rebuild"),
         ({"image": IMAGE, "width": 1001}, "width 1001: must be a multiple of 8; the nearest are 1000 and 1008"),
-        ({"image": IMAGE, "width": 0}, "width 0: must be a whole number of at least 1"),
+        *(
+            ({"image": IMAGE, "width": value}, f"width {value!r}: must be a whole number of at least 1")
+            for value in (0, -8, "8", 8.5, True)
+        ),
         ({"width": 0}, "width 0: must be a whole number of at least 1"),
         ({"image": [IMAGE, IMAGE]}, "image: 2 given for 1 pictures; give one, or one per picture"),
         ({"image": [IMAGE] * 2, "images": 3}, "image: 2 given for 3 pictures; give one, or one per picture"),
         ({"image": IMAGE, "mask": [MASK] * 2}, "mask: 2 given for 1 pictures; give one, or one per picture"),
         ({"image": IMAGE, "images": 5}, "images 5: this build serves 1 to 4."),
-        ({"image": IMAGE, "paste_back": True}, "paste_back: given without a mask; there is nothing to paste"),
-        ({"mask": MASK}, "mask: given without an image to draw it in; add image="),
-        ({"paste_back": True}, "paste_back: given without an image and a mask; add image= and mask="),
-        ({"strength": 0.5}, "strength: given without an image to start from; add image=, or latents="),
+        ({"image": IMAGE, "paste_back": True}, "paste_back: means nothing without mask; add mask="),
+        ({"mask": MASK}, "mask: means nothing without image; add image="),
+        ({"paste_back": True}, "paste_back: means nothing without mask; add mask="),
+        ({"strength": 0.5}, "strength: means nothing without image or latents; add image= or latents="),
         # latents
         ({"image": IMAGE, "latents": LATENTS}, "image, latents: both given; a request starts from one of them"),
-        ({"latents": LATENTS, "mask": MASK}, "mask: given with latents; a mask belongs to an image"),
+        ({"latents": LATENTS, "mask": MASK}, "mask: means nothing without image; add image="),
         ({"latents": LATENTS[0]}, "latents: shape [4, 96, 128]; they must be (images, 4, height, width)"),
         ({"latents": LATENTS[:, :3]}, "latents: shape [1, 3, 96, 128]; they must be (images, 4, height, width)"),
         ({"latents": LATENTS, "width": 512}, "width, height: the latents are those of 1024 x 768 pixels; leave both"),
         ({"latents": LATENTS.repeat(2, 3)}, "width 2048: this build serves 512 to 1536"),
         ({"latents": LATENTS.repeat(2, 0)}, "latents: 2 given for 1 pictures; give one, or one per picture"),
-        ({"denoising_start": 0.8}, "denoising_start: given without the latents to go on with; add latents="),
-        ({"denoising_start": 0.8, "image": IMAGE}, "denoising_start: goes on with the latents of another model; give "),
+        ({"denoising_start": 0.8}, "denoising_start: means nothing without latents; add latents="),
+        ({"denoising_start": 0.8, "image": IMAGE}, "denoising_start: means nothing without latents; add latents="),
         ({"denoising_start": 1.5, "latents": LATENTS}, "denoising_start 1.5: must be a number from 0 to 1, a share of"),
         ({"denoising_end": "0.8"}, "denoising_end '0.8': must be a number from 0 to 1, a share of the denoising"),
         (
@@ -135,6 +153,35 @@ def test_what_is_refused(pipeline: Pipeline, settings: dict[str, Any], message: 
 def test_every_setting_is_known_by_its_name(pipeline: Pipeline) -> None:
     message = refused(pipeline, unknown=1)
     assert message.endswith(", ".join(sorted(Settings.__annotations__)))
+
+
+OPTIONS = {name: one for name, one in SETTINGS.items() if one.option}
+
+
+def test_help_and_docs_and_options_follow_from_the_declarations() -> None:
+    signature, documented = inspect.signature(Pipeline.generate), Pipeline.generate.__doc__ or ""
+    options = {one.name: one for one in get_command(application()).commands["generate"].params}
+    for name, setting in SETTINGS.items():
+        assert signature.parameters[name].default == setting.default
+        assert re.search(rf"^    {name}( \(.*\))?: ", documented, re.M), f"help(Pipeline.generate) lacks {name}"
+    for name, setting in OPTIONS.items():
+        assert options[name].help.startswith(setting.help)
+        assert f"--{name.replace('_', '-')}" in options[name].opts
+    given = set(options) - OPTIONS.keys()
+    assert not given & SETTINGS.keys(), "an option that is declared as none"
+    assert table() == between_markers(PAGE.read_text(encoding="utf-8")), "run python tests/settings_table.py"
+
+
+def test_functions_that_refuse_a_setting_do_not_show_it() -> None:
+    assert "image" not in inspect.signature(generate_large).parameters
+    assert "decode" not in inspect.signature(Ensemble.generate).parameters
+    assert inspect.signature(Ensemble.refine).parameters["steps"].default is None
+
+
+@pytest.mark.parametrize("name", ["denoising_start", "denoising_end", "decode"])
+def test_what_base_and_refiner_decide_together(pipeline: Pipeline, tmp_path: Path, name: str) -> None:
+    with refiner(tmp_path) as other, pytest.raises(RequestError, match=f"^{name}: base and refiner decide this toge"):
+        Ensemble(pipeline, other).generate("a cat", **{name: 0.5})
 
 
 # Embeddings
@@ -258,12 +305,12 @@ def test_the_refiner_goes_on_with_the_bases_seed_steps_and_sampler(
     base, refined, _, second = ran
     for one in (base, refined):
         assert (one.seeds, one.steps, one.sampler, one.width, one.height) == (base.seeds, 30, "euler", 768, 512)
-    assert (base.denoising_end, base.decode, base.prompts_2) == (0.7, False, ("a dog",))
-    assert (refined.denoising_start, refined.decode, refined.prompts_2) == (0.7, True, (None,))
+    assert (base.settings["denoising_end"], base.settings["decode"], base.prompts_2) == (0.7, False, ("a dog",))
+    assert (refined.settings["denoising_start"], refined.settings["decode"], refined.prompts_2) == (0.7, True, (None,))
     assert (base.conditioning.aesthetic_score, refined.conditioning.aesthetic_score) == (None, 7.0)
     assert refined.source is not None
     assert refined.source.latents is not None
     assert (refined.source.latents == 1).all()
     assert result.timings == {"base denoise": 1.0, "denoise": 1.0}
     assert second.source is not None
-    assert (second.source.strength, second.denoising_start) == (0.4, None)
+    assert (second.source.strength, second.settings["denoising_start"]) == (0.4, None)

@@ -1,0 +1,198 @@
+"""Kinds of values that a setting may have: how each is checked, and how it is written on a command line."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.samplers import ScheduleConfig
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a value must be.
+
+    `expects` ends the sentence "must be …". `own` makes an accepted value Python's own, so that numpy's small integers
+    do not overflow later on. `text_type` is what a command line reads (int, float, bool or str), and `parse` makes the
+    value from that, or raises ValueError where it is not written as `metavar` says. `form`: how a program gives it,
+    where the type does not say it.
+    """
+
+    expects: str
+    accepts: Callable[[Any], bool]
+    own: Callable[[Any], Any] = _same
+    text_type: type = str
+    metavar: str | None = None
+    form: str = ""
+    parse: Callable[[Any], Any] = _same
+
+    def read(self, name: str, value: Any) -> Any:
+        """The checked value; `name`: the setting, for the message.
+
+        Raises:
+            RequestError: the value is of another kind, or out of range.
+        """
+        if not self.accepts(value):
+            raise RequestError(f"{name} {value!r}: must be {self.expects}")
+        return self.own(value)
+
+
+def is_whole(value: object, least: int, most: int | None = None) -> bool:
+    """Whether a value is a whole number, Python's or numpy's, in this range; True and False are not."""
+    return (
+        isinstance(value, Integral)
+        and not isinstance(value, bool)
+        and int(value) >= least
+        and (most is None or int(value) <= most)
+    )
+
+
+def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Whether a value is a finite number, Python's or numpy's, in this range; True and False are not."""
+    return (
+        isinstance(value, Real)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and least <= float(value) <= most
+    )
+
+
+def one_or_more(value: object) -> tuple[Any, ...]:
+    """A tuple from one value or a list of them; a text is one value, and so is an array of pixels."""
+    is_one = isinstance(value, str) or (isinstance(value, np.ndarray) and value.ndim != 1)
+    return tuple(value) if isinstance(value, Iterable) and not is_one else (value,)
+
+
+def own_number(value: Any) -> int | float:
+    """A number as Python's int or float."""
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def whole(least: int, most: int | None = None) -> Kind:
+    """A whole number in a range."""
+    words = f"of at least {least}" if most is None else f"from {least} to {most}"
+    return Kind(f"a whole number {words}", lambda value: is_whole(value, least, most), int, int, "NUMBER")
+
+
+def number(expects: str, least: float = -math.inf, most: float = math.inf) -> Kind:
+    """A finite number in a range."""
+    return Kind(expects, lambda value: is_number(value, least, most), own_number, float, "NUMBER")
+
+
+def share(note: str = "") -> Kind:
+    """A number from 0 to 1."""
+    return number(f"a number from 0 to 1{note}", 0, 1)
+
+
+def one_of(names: Iterable[str]) -> Kind:
+    """One of several names."""
+    known = sorted(names)
+    return Kind(
+        f"one of {', '.join(known)}",
+        lambda value: isinstance(value, str) and value in known,
+        metavar="NAME",
+        form="a name",
+    )
+
+
+def _is_pair(value: Any, accepts: Callable[[Any], bool]) -> bool:
+    is_list = isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    return is_list and len(value) == 2 and all(map(accepts, value))
+
+
+def _two(text: str, pattern: str, words: str) -> tuple[str, str]:
+    found = re.fullmatch(pattern, text)
+    if found is None:
+        raise ValueError(f"{text!r} is not {words}")
+    return found[1], found[2]
+
+
+def _parse_interval(text: str) -> tuple[float, float]:
+    low, high = _two(text, r"([\d.]+):([\d.]+)", "FROM:TO, such as 0.2:0.8")
+    return float(low), float(high)
+
+
+def _parse_pair(text: str) -> tuple[int, int]:
+    """(down, across), SDXL's own order, from `ACROSSxDOWN`, as people write sizes."""
+    across, down = _two(text, r"(\d+)x(\d+)", "two whole numbers, across x down, such as 1024x768")
+    return int(down), int(across)
+
+
+def pair(form: str = "(height, width)", metavar: str = "WIDTHxHEIGHT") -> Kind:
+    """Two whole numbers: a size, or the corner of a crop. Programs give them down first, people across first."""
+    return Kind(
+        "two whole numbers of at least 0, (height, width) or (top, left)",
+        lambda value: _is_pair(value, lambda length: is_whole(length, 0)),
+        lambda value: (int(value[0]), int(value[1])),
+        metavar=metavar,
+        form=form,
+        parse=_parse_pair,
+    )
+
+
+SCHEDULE_FIELDS = tuple(sorted(field.name for field in fields(ScheduleConfig)))
+_KNOWN_FIELDS = ", ".join(SCHEDULE_FIELDS)
+
+
+def _own_fields(value: Mapping[Any, Any]) -> dict[str, Any]:
+    if unknown := [str(field) for field in value if field not in SCHEDULE_FIELDS]:
+        raise RequestError(f"schedule: {', '.join(unknown)}: no such field; the fields are {_KNOWN_FIELDS}")
+    return dict(value)
+
+
+def _parse_fields(entries: Iterable[str]) -> dict[str, Any]:
+    """From several `FIELD=VALUE`; a value that is no JSON is text."""
+    found: dict[str, Any] = {}
+    for entry in entries:
+        name, equals, value = entry.partition("=")
+        if not equals or name not in SCHEDULE_FIELDS:
+            raise ValueError(f"{entry!r} is not FIELD=VALUE with one of the fields {_KNOWN_FIELDS}")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str), metavar="TEXT")
+OPTIONAL_TEXT = Kind("text", lambda value: value is None or isinstance(value, str), metavar="TEXT")
+FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool_), bool, bool)
+INTERVAL = Kind(
+    "two shares of the steps, from and to, such as (0.2, 0.8)",
+    lambda value: _is_pair(value, lambda bound: is_number(bound, 0, 1)) and value[0] <= value[1],
+    lambda value: (own_number(value[0]), own_number(value[1])),
+    metavar="FROM:TO",
+    parse=_parse_interval,
+)
+FIELDS = Kind(
+    "a dict of fields, such as {'use_karras_sigmas': True}",
+    lambda value: isinstance(value, Mapping),
+    _own_fields,
+    metavar="FIELD=VALUE",
+    parse=_parse_fields,
+)
+PICTURE = Kind(
+    "a picture",
+    lambda value: True,
+    metavar="FILE",
+    form="a PIL image, or an array (height, width, 3) of bytes or of floats from 0 to 1",
+)
+MASK = Kind(
+    "a mask",
+    lambda value: True,
+    metavar="FILE",
+    form="a PIL image, or an array (height, width) of bytes, of floats from 0 to 1, or of truth values",
+)
+"""`latentrt.runtime.request.images` reads these two, together with the size that is asked for."""
+LATENTS = Kind("latents", lambda value: True, form="an array (images, 4, height / 8, width / 8)")
+"""`latentrt.runtime.request.reading` compares these with the model."""

@@ -1,0 +1,159 @@
+"""From a prompt and the settings that a user gives to a checked request."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from latentrt.runtime.bundle.manifest import Manifest
+from latentrt.runtime.bundle.model import Model
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.request.embeddings import Embeddings
+from latentrt.runtime.request.images import CheckSize, read_masks, read_pictures
+from latentrt.runtime.request.kinds import TEXT, one_or_more
+from latentrt.runtime.request.micro_conditioning import MicroConditioning
+from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.setting import check_count, check_names, check_needs
+from latentrt.runtime.request.settings import SETTINGS, STRENGTH, STRENGTH_WITH_MASK, Settings
+from latentrt.runtime.request.source import Source
+
+Value = TypeVar("Value")
+
+Prompt = str | Sequence[str] | Embeddings
+"""One text, one for each of several pictures, or what text encoders made of them."""
+
+
+def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_size: CheckSize) -> Request:
+    """A request with the bundle's defaults where the settings say nothing; `check_size`: before pictures are resized.
+
+    Raises:
+        RequestError: a value that no build serves, or a setting that there is not.
+    """
+    prompts = ("",) * len(prompt) if isinstance(prompt, Embeddings) else read_prompts(prompt)
+    values = read_settings(settings)
+    per_prompt = {name: _spread(name, values, len(prompts)) for name in ("negative", "prompt_2", "negative_2")}
+    guidance = _or(_spread("guidance", values, len(prompts)), (manifest.defaults.guidance,) * len(prompts))
+    seeds = _or(values["seed"], (secrets.randbits(32),))
+    count = len(prompts) * values["images"]
+    check_count("seed", seeds, count, "picture")
+    source, width, height = _source(values, manifest.model, check_size)
+    if source is not None:
+        _check_source_count(source, count)
+    positive, negative = _micro_conditioning(values)
+    return Request(
+        prompts=prompts,
+        negatives=_or(per_prompt["negative"], (None,) * len(prompts)),
+        prompts_2=_or(per_prompt["prompt_2"], (None,) * len(prompts)),
+        negatives_2=_or(per_prompt["negative_2"], (None,) * len(prompts)),
+        guidance=guidance,
+        guided=_takes_negative_rows(guidance, values["guidance_interval"], manifest.model),
+        seeds=seeds,
+        steps=_or(values["steps"], manifest.defaults.steps),
+        sampler=_or(values["sampler"], manifest.defaults.sampler),
+        schedule=tuple((values["schedule"] or {}).items()),
+        width=width,
+        height=height,
+        settings=cast(Settings, values),
+        source=source,
+        embeddings=prompt if isinstance(prompt, Embeddings) else None,
+        conditioning=positive,
+        negative_conditioning=negative,
+    )
+
+
+def read_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
+    """The texts of a prompt.
+
+    Raises:
+        RequestError: there is none, or one is no text.
+    """
+    prompts = tuple(TEXT.read("prompt", text) for text in one_or_more(prompt))
+    if not prompts:
+        raise RequestError("prompt: an empty list; give at least one prompt (an empty text is allowed)")
+    return prompts
+
+
+def read_settings(settings: Settings) -> dict[str, Any]:
+    """Every setting, checked; what was not given has its default, or None where the bundle or others decide.
+
+    Raises:
+        RequestError: a name that is no setting, a value of another kind, or a setting without another that it needs.
+    """
+    check_names(settings, SETTINGS)
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    check_needs([name for name, value in given.items() if value is not False], SETTINGS)
+    defaults = {name: setting.default for name, setting in SETTINGS.items()}
+    return defaults | {name: SETTINGS[name].read(name, value) for name, value in given.items()}
+
+
+def _or(value: Value | None, default: Value) -> Value:
+    return default if value is None else value
+
+
+def _spread(name: str, values: Mapping[str, Any], prompts: int) -> Any:
+    """The values of a setting, one per prompt; None where none was given."""
+    found = values[name]
+    if found is None:
+        return None
+    check_count(name, found, prompts, "prompt")
+    return found * prompts if len(found) == 1 else found
+
+
+def _takes_negative_rows(guidance: Sequence[float], interval: tuple[float, float], model: Model) -> bool:
+    """Whether the U-Net runs negative rows; a model that is told the scale (`guidance_embedding`) needs none."""
+    return any(scale > 1 for scale in guidance) and interval[0] < interval[1] and not model.guidance_embedding
+
+
+def _source(values: Mapping[str, Any], model: Model, check_size: CheckSize) -> tuple[Source | None, int, int]:
+    """What the request begins with, and its width and height."""
+    image, latents, masks = values["image"], values["latents"], values["mask"]
+    if image is None and latents is None:
+        return None, _or(values["width"], model.native_size), _or(values["height"], model.native_size)
+    if image is not None and latents is not None:
+        raise RequestError("image, latents: both given; a request starts from one of them")
+    strength = _or(values["strength"], STRENGTH if masks is None else STRENGTH_WITH_MASK)
+    if latents is not None:
+        return _latents(values, model, strength)
+    if values["denoising_start"] is not None:
+        raise RequestError("denoising_start: goes on with the latents of another model; give latents, not an image")
+    pixels = read_pictures(image, values["width"], values["height"], check_size)
+    height, width = pixels.shape[2:]
+    mask = None if masks is None else read_masks(masks, image, width, height)
+    return Source(strength, pixels, mask=mask, paste_back=values["paste_back"]), width, height
+
+
+def _latents(values: Mapping[str, Any], model: Model, strength: float) -> tuple[Source, int, int]:
+    """Latents to begin with, and the size in pixels that they are of."""
+    if values["mask"] is not None:
+        raise RequestError("mask: given with latents; a mask belongs to an image")
+    try:
+        latents = np.asarray(values["latents"], np.float32)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"latents: not an array of numbers ({error})") from error
+    if latents.ndim != 4 or latents.shape[1] != model.latent_channels:
+        raise RequestError(
+            f"latents: shape {list(latents.shape)}; they must be (images, {model.latent_channels}, height, width)"
+        )
+    width, height = latents.shape[3] * model.latent_scale, latents.shape[2] * model.latent_scale
+    if (_or(values["width"], width), _or(values["height"], height)) != (width, height):
+        raise RequestError(f"width, height: the latents are those of {width} x {height} pixels; leave both out")
+    return Source(strength, latents=latents), width, height
+
+
+def _check_source_count(source: Source, count: int) -> None:
+    for name, arrays in (("image", source.pixels), ("latents", source.latents), ("mask", source.mask)):
+        if arrays is not None:
+            check_count(name, arrays, count, "picture")
+
+
+def _micro_conditioning(values: Mapping[str, Any]) -> tuple[MicroConditioning, MicroConditioning | None]:
+    """The time ids of the prompts, and those of the negative rows where they differ."""
+    positive = MicroConditioning(
+        values["original_size"], values["crop"], values["target_size"], values["aesthetic_score"]
+    )
+    negative, score = values["negative_conditioning"], values["negative_aesthetic_score"]
+    if score is not None:
+        negative = replace(negative or positive, aesthetic_score=score)
+    return positive, negative
