@@ -1,4 +1,4 @@
-"""Forms of one graph that compute the same. Where a device has several, a trial on it decides which is kept."""
+"""Equivalent forms of one graph. Where several suit a device, a trial on the device decides which is kept."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ from latentrt.engine.passes.group_norm import use_instance_norm
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One way to write a graph: the passes it goes through, and options of the provider that optimises it.
+    """One form of a graph: the passes it goes through, and options of the provider that optimises it.
 
-    The options lay convolutions out in another way; a graph without any has no form of its own by them.
+    The options change the layout of convolutions, so they make no difference to a graph without any.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Form:
     options: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, file: Path, folder: Path) -> Path | None:
-        """Write a graph in this form to `folder`, its weights linked; None where that is no other form of it."""
+        """Write a graph in this form to `folder`, its weights linked; None if nothing would change."""
         if not self.passes and not self.options:
             return file
         model = ir.load(file)
@@ -42,23 +42,23 @@ class Form:
 
 AS_EXPORTED = Form("as exported")
 CHANNELS_LAST = {"prefer_nhwc": "1"}
-PLAIN = (flatten_attention, fuse_gated_gelu, use_instance_norm)
-FUSED = (flatten_attention, fuse_gated_gelu, fuse_group_norm, use_instance_norm)
+INSTANCE_NORMS = (flatten_attention, fuse_gated_gelu, use_instance_norm)
+FUSED_NORMS = (flatten_attention, fuse_gated_gelu, fuse_group_norm, use_instance_norm)
 
 FORMS: Mapping[str, Sequence[Form]] = {
     "cpu": (Form("instance norms", ON_THE_CPU),),
     "cuda": (
         AS_EXPORTED,
-        Form("instance norms", PLAIN),
-        Form("instance norms, channels last", PLAIN, CHANNELS_LAST),
-        Form("fused group norms", FUSED),
-        Form("fused group norms, channels last", FUSED, CHANNELS_LAST),
+        Form("instance norms", INSTANCE_NORMS),
+        Form("instance norms, channels last", INSTANCE_NORMS, CHANNELS_LAST),
+        Form("fused group norms", FUSED_NORMS),
+        Form("fused group norms, channels last", FUSED_NORMS, CHANNELS_LAST),
     ),
 }
-"""By ONNX Runtime's provider. For the CPU one form was measured to win wherever it was tried."""
+"""Forms by device of ONNX Runtime. On the CPU, one form was the fastest wherever it was measured."""
 
 
 def forms_of(device: str, file: Path, folder: Path) -> list[tuple[Form, Path]]:
-    """The forms that a graph has on this device, each with its file; as it was exported where it has none."""
+    """The forms of a graph for this device, each with its file; the exported file alone if no form differs from it."""
     written = [(form, form.write(file, folder / str(number))) for number, form in enumerate(FORMS[device])]
     return [(form, made) for form, made in written if made is not None] or [(AS_EXPORTED, file)]

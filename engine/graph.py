@@ -1,4 +1,4 @@
-"""An ONNX graph, in latentrt's words."""
+"""Reads ONNX graphs: tensors, dtypes and layers in the terms of `engine.checks`."""
 
 import os
 import shutil
@@ -9,44 +9,51 @@ import onnx
 import onnx_ir as ir
 
 from latentrt.engine.checks import Layer, Tensor
+from latentrt.runtime.backends.onnxruntime import ELEMENT_TYPES
 
 HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
+"""Operators that do nearly all of a network's arithmetic."""
 
-SMALL_BYTES = 1024
-"""Constants up to this size may be shapes, which decide about other shapes; larger ones are weights."""
+WEIGHT_BYTES = 1024
+"""Constants of this size or larger are weights; smaller ones may be shapes, which determine other shapes."""
+
+DTYPES = {number: name for name, number in ELEMENT_TYPES.items()}
 
 
 def read_graph(file: Path) -> onnx.GraphProto:
-    """The graph of an ONNX file without its weights, with the dtype of every tensor.
+    """The graph of an ONNX file without its weights, with inferred dtypes.
 
     Raises:
-        Exception: whatever onnx raises for a file that it cannot read or that contradicts itself.
+        Exception: anything that onnx raises for a file that cannot be read or contradicts itself.
     """
     model = onnx.load(file, load_external_data=False)
     for tensor in model.graph.initializer:
-        if len(tensor.raw_data) > SMALL_BYTES:
+        if len(tensor.raw_data) >= WEIGHT_BYTES:
             tensor.ClearField("raw_data")
     return onnx.shape_inference.infer_shapes(model).graph
 
 
 def dtype_name(number: int) -> str:
-    """An ONNX dtype by latentrt's name."""
-    name = onnx.TensorProto.DataType.Name(number).lower()
-    return "float32" if name == "float" else name
+    """An ONNX dtype's name in latentrt, or ONNX's own in lower case where no port has that dtype."""
+    return DTYPES.get(number) or onnx.TensorProto.DataType.Name(number).lower()
+
+
+def lengths(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    """The length of every axis of a tensor; -1 where it is not a number."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in dims)
 
 
 def describe(value: onnx.ValueInfoProto) -> Tensor:
     """Dtype and shape of a graph's input or output."""
-    kind = value.type.tensor_type
-    lengths = tuple(dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim)
-    return Tensor(dtype_name(kind.elem_type), lengths)
+    return Tensor(dtype_name(value.type.tensor_type.elem_type), lengths(value))
 
 
 def node_dtypes(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, str]]:
-    """Every node with the dtype of its first output, `-` where it is not known.
+    """Every node with the dtype of its first output, `-` if unknown.
 
-    ONNX infers no dtype where it cannot infer a shape (`Attention` behind a reshape); an input then stands for the
-    output, which is of the same dtype for all nodes that `heavy_nodes` looks at.
+    ONNX infers no dtype where it cannot infer a shape (`Attention` after a reshape). For the heavy operators the dtype
+    of an input is used instead: they all have the same dtype at inputs and output.
     """
     values = (*graph.input, *graph.value_info, *graph.output)
     known = {value.name: dtype_name(value.type.tensor_type.elem_type) for value in values}
@@ -59,7 +66,7 @@ def node_dtypes(graph: onnx.GraphProto) -> list[tuple[onnx.NodeProto, str]]:
 
 
 def count_nodes(graph: onnx.GraphProto) -> dict[str, int]:
-    """How many nodes of each `Type dtype` the graph has."""
+    """The number of nodes of each `Type dtype`."""
     return dict(sorted(Counter(f"{node.op_type} {dtype}" for node, dtype in node_dtypes(graph)).items()))
 
 
@@ -73,9 +80,9 @@ def heavy_nodes(graph: onnx.GraphProto) -> list[Layer]:
 
 
 def link_data(model: ir.Model, source: Path, folder: Path) -> None:
-    """Put the model's data files into `folder`, too: ONNX Runtime refuses ones that lie elsewhere.
+    """Make the model's data files available in `folder`: ONNX Runtime refuses files outside the model's own folder.
 
-    A hard link where the disk is the same, a copy elsewhere.
+    They are hard-linked where both folders are on one disk, otherwise copied.
     """
     tensors = (value.const_value for value in model.graph.initializers.values())
     for name in {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}:

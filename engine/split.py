@@ -1,4 +1,4 @@
-"""The ONNX file of each engine to be built: the bundle's own, or one part of its U-Net, split when it is needed."""
+"""The ONNX file of each engine to build: a file of the bundle, or a part of its U-Net, which is split on demand."""
 
 import logging
 import shutil
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class GraphFiles:
-    """Finds or makes the ONNX files of engines. As a context manager it removes what it made."""
+    """Finds or writes the ONNX files of engines. As a context manager it removes the files it wrote."""
 
     def __init__(self, bundle: Bundle, folder: Path, target: str):
-        """`folder` is where the parts go; it is made when they are."""
+        """`folder` is where the U-Net's parts go; it is created when they are."""
         self.bundle, self.folder, self.target = bundle, folder, target
         self.split: Hoisted | None = None
 
@@ -62,7 +62,7 @@ class GraphFiles:
         return self.folder / f"{engine}.onnx"
 
     def size(self, engine: str) -> int:
-        """Bytes of the weights and the graph, about."""
+        """Approximate bytes of the weights and the graph."""
         if engine not in PARTS:
             manifest = self.bundle.manifest
             return sum(manifest.files[file].size for file in manifest.components[engine].files)
@@ -72,7 +72,7 @@ class GraphFiles:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def float32_layers(self, engine: str) -> int:
-        """Of the layers that the export declared to be float32, those in this engine."""
+        """How many of the layers that the export declared to be float32 are in this engine."""
         record = self.bundle.manifest.components[WHOLE if engine in PARTS else engine]
         declared = len(record.numerics.float32_layers) if record.numerics else 0
         if engine not in PARTS or not declared:
@@ -82,7 +82,7 @@ class GraphFiles:
         return first if engine == PROLOGUE else declared - first
 
     def notes(self, engine: str) -> tuple[str, ...]:
-        """For the build's record: what a prologue takes off the loop."""
+        """A note for the build's record: how much work a prologue takes out of the loop."""
         if engine != PROLOGUE:
             return ()
         split = self._split()
@@ -98,12 +98,12 @@ class GraphFiles:
 
 
 def split_file(file: Path, folder: Path, target: str) -> Hoisted:
-    """Split a U-Net's file into `unet_prologue.onnx` and `unet_body.onnx`. Weights in a data file are not read.
+    """Split a U-Net's file into `unet_prologue.onnx` and `unet_body.onnx`, after the passes for the target.
 
-    The passes for the target go first; each is logged with the number of nodes that it saves.
+    Weights in a data file are not read.
 
     Raises:
-        BuildError: not readable, or nothing to move.
+        BuildError: the file cannot be read, or nothing can be moved out of the loop.
     """
     try:
         model = ir.load(file)
@@ -132,6 +132,6 @@ def split_file(file: Path, folder: Path, target: str) -> Hoisted:
 
 
 def part_port(value: ir.Value) -> Port:
-    """A port for a tensor that crosses from prologue to body."""
-    dtype = {"float": "float32"}.get(value.dtype.name.lower(), value.dtype.name.lower()) if value.dtype else "untyped"
+    """The port of a tensor that crosses from prologue to body."""
+    dtype = graphs.dtype_name(value.dtype) if value.dtype else "untyped"
     return Port.parse(str(value.name), f"{dtype}[{', '.join(map(str, value.shape or ()))}]")

@@ -1,4 +1,4 @@
-"""Passes over ONNX graphs, one per file: `passes_for` names those that precede hoisting."""
+"""Passes over ONNX graphs, one per file. `passes_for` lists those that run before the U-Net is split."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -16,16 +16,16 @@ Pass = Callable[[ir.Model], PassResult]
 
 EVERYWHERE: tuple[Pass, ...] = (fold_lengths,)
 ON_THE_CPU: tuple[Pass, ...] = (flatten_attention, use_instance_norm)
-"""Measured in ONNX Runtime on the CPU; TensorRT looks for heads to choose kernels, and has group norms."""
+"""Measured to be faster in ONNX Runtime on the CPU. TensorRT recognises attention by its heads and has group norms."""
 
 
 def passes_for(target: str) -> tuple[Pass, ...]:
-    """The passes that a U-Net for this target goes through before it is split, in their order."""
+    """The passes that a U-Net for this target goes through before it is split, in order."""
     return EVERYWHERE + (ON_THE_CPU if target.startswith("cpu") else ())
 
 
 def apply(passes: Iterable[Pass], model: ir.Model, name: str) -> bool:
-    """Run passes over a component's graph, each logged with the nodes that it saves; whether one changed anything."""
+    """Run passes over a component's graph and log how many nodes each saves. Returns whether any changed the graph."""
     changed = False
     for change in passes:
         before = len(model.graph)

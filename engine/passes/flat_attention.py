@@ -1,21 +1,22 @@
-"""Attention on flat tensors: the operator divides them into heads itself, so that no reshape and transpose has to."""
+"""Attention on 3-D tensors: the operator splits them into heads itself, without a reshape and a transpose."""
 
 import onnx_ir as ir
-from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from latentrt.engine.passes.rewriting import replace_uses
+
 HEADS_FIRST = (0, 2, 1, 3)
-"""From (rows, length, heads, width) to (rows, heads, length, width) and back."""
+"""The permutation from (rows, length, heads, width) to (rows, heads, length, width), and back."""
 
 
 def flatten_attention(model: ir.Model) -> PassResult:
-    """Give `Attention` queries, keys and values as (rows, length, heads * width); its result likewise.
+    """Pass queries, keys and values to `Attention` as (rows, length, heads * width), and take its result likewise.
 
-    1. Each of the three is a tensor of three axes, reshaped to (rows, length, heads, width) and transposed; the graph's
-       recorded shapes must say so.
-    2. The result, and nothing but it, is transposed back and reshaped to three axes.
-    3. Both forms are in the operator's definition (ONNX `Attention`, opset 23): `q_num_heads` and `kv_num_heads`.
+    1. Queries, keys and values are 3-D tensors, reshaped to (rows, length, heads, width) and transposed; the shapes
+       recorded in the graph must confirm that.
+    2. The result is transposed back and reshaped to 3-D, and nothing else reads it.
+    3. The operator accepts both layouts (ONNX `Attention`, opset 23): `q_num_heads` and `kv_num_heads` select 3-D.
     """
     flattened = 0
     for node in list(model.graph):
@@ -34,7 +35,7 @@ def flatten_attention(model: ir.Model) -> PassResult:
         output = flat.outputs[0]
         output.name, output.type, output.shape = f"{result.name}_flat", result.type, result.shape
         model.graph.insert_after(node, flat)
-        replace_all_uses_with(result, output)
+        replace_uses(result, output)
         flattened += 1
     if flattened:
         RemoveUnusedNodesPass()(model)
@@ -42,7 +43,7 @@ def flatten_attention(model: ir.Model) -> PassResult:
 
 
 def flat_operand(value: ir.Value | None) -> tuple[ir.Value, int] | None:
-    """The flat tensor behind a query, key or value, and its number of heads."""
+    """The 3-D tensor that a query, key or value was made from, and its number of heads."""
     view = producer_input(value, "Transpose")
     flat = producer_input(view, "Reshape")
     if value is None or view is None or flat is None or not exchanges_heads(value.producer()):
@@ -58,7 +59,7 @@ def flat_operand(value: ir.Value | None) -> tuple[ir.Value, int] | None:
 
 
 def flat_result(value: ir.Value) -> ir.Value | None:
-    """The tensor (rows, length, heads * width) that an attention's result becomes."""
+    """The tensor (rows, length, heads * width) that is made of an attention's result."""
     for kind in ("Transpose", "Reshape"):
         uses = tuple(value.uses())
         node = uses[0].node if len(uses) == 1 else None
@@ -69,11 +70,11 @@ def flat_result(value: ir.Value) -> ir.Value | None:
 
 
 def producer_input(value: ir.Value | None, kind: str) -> ir.Value | None:
-    """What a tensor was before the operator of this kind that made it."""
+    """The first input of the node that made a tensor, if that is of this kind."""
     node = value.producer() if value is not None else None
     return node.inputs[0] if node is not None and node.op_type == kind else None
 
 
 def exchanges_heads(node: ir.Node | None) -> bool:
-    """Whether a transpose exchanges heads and length."""
+    """Whether a node transposes heads and length."""
     return node is not None and "perm" in node.attributes and tuple(node.attributes["perm"].as_ints()) == HEADS_FIRST

@@ -1,21 +1,20 @@
-"""Gated linear units of transformers as one operator of ONNX Runtime's CUDA provider."""
+"""The gated GELU of transformer blocks as one operator of ONNX Runtime's CUDA provider."""
 
 import onnx_ir as ir
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from latentrt.engine.passes.fused_group_norm import DTYPES, MICROSOFT
-from latentrt.engine.passes.rewriting import only_reader, put_in_place
+from latentrt.engine.passes.rewriting import MICROSOFT, MICROSOFT_DTYPES, only_reader, put_in_place
 
 WIDTHS = frozenset({1280, 2560, 3072, 5120, 6144})
-"""Of each half; for others ONNX Runtime 1.31 has no kernel."""
+"""Widths of one half for which ONNX Runtime 1.31 has a kernel."""
 
 
 def fuse_gated_gelu(model: ir.Model) -> PassResult:
-    """a, b = split(x + bias); a * gelu(b) becomes `com.microsoft.BiasSplitGelu` (GEGLU, Shazeer 2020).
+    """Replace a * gelu(b), where a, b = split(x + bias), by `com.microsoft.BiasSplitGelu` (GEGLU, Shazeer 2020).
 
-    1. The bias is an initializer of one axis, the split halves the last axis, the gelu is the exact one.
-    2. Nothing else reads the sum, its halves or the gelu.
+    1. The bias is an initializer of one axis, the split halves the last axis, the GELU is the exact one.
+    2. Nothing else reads the sum, its halves or the GELU.
     3. The operator has a kernel for this width and dtype.
     """
     fused = 0
@@ -35,7 +34,7 @@ def fuse_gated_gelu(model: ir.Model) -> PassResult:
 
 
 def _sum_before(gelu: ir.Node, product: ir.Node) -> ir.Node | None:
-    """The addition of the bias whose second half, and nothing else, this gelu reads; `product`: by the first half."""
+    """The addition of the bias, if its second half goes to `gelu` and its first half to `product`, and nowhere else."""
     half = gelu.inputs[0]
     split = half.producer() if half is not None else None
     exact = "approximate" not in gelu.attributes or gelu.attributes["approximate"].as_string() == "none"
@@ -52,7 +51,7 @@ def _sum_before(gelu: ir.Node, product: ir.Node) -> ir.Node | None:
         return None
     known = [one for one in add.inputs if one is not None and one.is_initializer()]
     one_axis = len(known) == 1 and known[0].shape is not None and len(known[0].shape) == 1
-    return add if one_axis and add.outputs[0].dtype in DTYPES else None
+    return add if one_axis and add.outputs[0].dtype in MICROSOFT_DTYPES else None
 
 
 def _halves_last_axis(split: ir.Node) -> bool:

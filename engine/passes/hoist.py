@@ -1,8 +1,8 @@
-"""Loop-invariant code motion: what a network computes anew on every step although it could not change.
+"""Loop-invariant code motion: takes out of a network whatever it would recompute on every step with the same result.
 
     split = hoist(model, ("sample", "timestep"))
 
-Aho, Lam, Sethi, Ullman, Compilers (2nd edition), section 9.5; the loop here is the sampler's, outside the graph.
+Aho, Lam, Sethi, Ullman, Compilers (2nd edition), section 9.5. The loop is the sampler's and lies outside the graph.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,58 +12,60 @@ from enum import IntEnum
 import onnx_ir as ir
 from onnx_ir.convenience import create_value_mapping, extract
 
-from latentrt.engine.passes.axes import WEIGHT_BYTES, Described, describe_tensors
+from latentrt.engine.graph import WEIGHT_BYTES
+from latentrt.engine.passes.axes import Described, describe_tensors
 from latentrt.engine.passes.shape_reads import LengthSource, replace_shape_reads
 from latentrt.runtime.errors import BuildError
 
 LENGTHS = ("Shape", "Size")
-"""Operators that read no values."""
+"""Operators that read only the lengths of a tensor's axes, none of its values."""
 
 PORT_DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-"""Dtypes that may cross from prologue to body: integers and booleans are lengths, indices and conditions."""
+"""Dtypes that may cross from prologue to body; integers and booleans are lengths, indices or conditions."""
 
 
 class Depends(IntEnum):
-    """What a tensor's values depend on; a node's outputs take the largest of its inputs'."""
+    """What a tensor's values depend on; the outputs of a node get the maximum over its inputs."""
 
     NOTHING = 0
-    """Constants, and the lengths of tensors: made anew wherever they are needed."""
+    """Constants and lengths: both parts compute them for themselves."""
     PROMPT = 1
     LOOP = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Hoisted:
-    """A network in two parts; what crosses from prologue to body has the same names on both sides."""
+    """A network in two parts. A tensor that crosses from prologue to body has the same name in both."""
 
     prologue: ir.Model
     body: ir.Model
     nodes: int
-    """Nodes that the loop no longer runs."""
+    """How many nodes the loop no longer runs."""
     parameters: int
-    """Elements of the weights that it no longer reads."""
+    """How many elements of weights it no longer reads."""
 
     @property
     def interface(self) -> tuple[str, ...]:
-        """The tensors that cross."""
+        """Names of the tensors that cross."""
         return tuple(str(value.name) for value in self.prologue.graph.outputs)
 
 
 def hoist(model: ir.Model, loop_inputs: Sequence[str]) -> Hoisted | None:
-    """Split a model into what depends on `loop_inputs` and what does not; None where nothing can be moved.
+    """Split a model into a body that depends on `loop_inputs` and a prologue that does not; None if nothing can move.
 
-    1. A tensor depends on what its node's inputs depend on; the length of an axis depends on no values.
-    2. The prologue takes all that depends on inputs outside the loop only. What the body reads of it is the interface.
-    3. Lengths are no part of the interface: each side reads them from a tensor that it has with that axis. Where it
-       has none, a prologue leaves the work to the body, and a body keeps the original input.
-    4. A tensor that is not of floats, or whose axes cannot be written in the dims of the inputs, stays in the body with
-       what follows from it.
-    5. No weight is on both sides: what reads one that the body also reads stays in the body.
+    1. A tensor depends on whatever its node's inputs depend on. The length of an axis depends on no values.
+    2. The prologue takes everything that depends on the other inputs alone. Its tensors that the body reads are the
+       interface.
+    3. Lengths are not part of the interface: each side reads them from a tensor of its own that has the axis. Where
+       there is none, the prologue leaves the work to the body, and the body keeps the original input.
+    4. A tensor that is not of floats, or whose axes cannot be expressed in the dims of the inputs, stays in the body
+       together with everything computed from it.
+    5. No weight is in both parts: nodes that share a weight with the body stay in the body.
 
     The model is not changed; both parts share its weights.
 
     Raises:
-        BuildError: a loop input is not there.
+        BuildError: the model lacks one of `loop_inputs`.
     """
     inputs = [str(value.name) for value in model.graph.inputs]
     if missing := [name for name in loop_inputs if name not in inputs]:
@@ -82,7 +84,7 @@ def hoist(model: ir.Model, loop_inputs: Sequence[str]) -> Hoisted | None:
 
 
 def dependence(graph: ir.Graph, loop_inputs: Sequence[str], kept: set[str]) -> dict[str, Depends]:
-    """What each tensor depends on, by name. Nodes in `kept`, named by their first outputs, belong to the loop."""
+    """What each tensor depends on, by name. Nodes in `kept`, named by their first output, belong to the loop."""
     found = {str(value.name): Depends.LOOP if value.name in loop_inputs else Depends.PROMPT for value in graph.inputs}
     for node in graph:
         if key(node) in kept:
@@ -96,12 +98,12 @@ def dependence(graph: ir.Graph, loop_inputs: Sequence[str], kept: set[str]) -> d
 
 
 def key(node: ir.Node) -> str:
-    """The name of a node's first output; nodes themselves may have none."""
+    """The name of a node's first output, since nodes may be unnamed."""
     return str(node.outputs[0].name)
 
 
 def operands(node: ir.Node) -> Iterator[str]:
-    """Names of a node's inputs and of what its subgraphs take from outside."""
+    """Names of a node's inputs and of the tensors that its subgraphs read."""
     yield from (str(value.name) for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
         if attribute.type == ir.AttributeType.GRAPH:
@@ -110,7 +112,7 @@ def operands(node: ir.Node) -> Iterator[str]:
 
 
 def interface(graph: ir.Graph, depends: Mapping[str, Depends]) -> list[str]:
-    """The prologue's tensors that the body or the caller reads, in the order of their nodes."""
+    """Tensors of the prologue that the body reads or that are outputs of the graph, in the order of their nodes."""
     read = {str(value.name) for value in graph.outputs}
     for node in graph:
         if depends[key(node)] == Depends.LOOP and node.op_type not in LENGTHS:
@@ -120,7 +122,7 @@ def interface(graph: ir.Graph, depends: Mapping[str, Depends]) -> list[str]:
 
 
 class Parts:
-    """Both sides of one cut, copied out of a graph, with their shape reads replaced."""
+    """Prologue and body of a graph for one interface, `cut`, with their shape reads replaced."""
 
     def __init__(
         self, graph: ir.Graph, depends: Mapping[str, Depends], cut: list[str], described: Mapping[str, Described]
@@ -133,7 +135,7 @@ class Parts:
         self.body = self._side(loop + cut, Depends.PROMPT, inputs + cut, [str(value.name) for value in graph.outputs])
 
     def _side(self, own: list[str], foreign: Depends, bounds: list[str], outputs: list[str]) -> ir.Graph:
-        """What leads from `bounds` to `outputs`; lengths of foreign tensors are read from the side's `own` ones."""
+        """The nodes between `bounds` and `outputs`; they read the lengths of foreign tensors from the `own` ones."""
         copy = self.graph.clone()
         values = create_value_mapping(copy)
         source = LengthSource(copy, [values[name] for name in own], self.described)
@@ -145,7 +147,7 @@ class Parts:
         return side
 
     def misplaced(self) -> set[str]:
-        """Nodes that must be the body's by rules 3, 4 and 5; none where the cut is right."""
+        """Nodes that rules 3, 4 and 5 move to the body; none where the cut is right."""
         found = {
             key(node)
             for node in self.graph
@@ -153,7 +155,7 @@ class Parts:
             if output.name in self.cut
             if not self._can_cross(output)
         }
-        # A shape read that could not be replaced draws in nodes of the other side.
+        # A shape read that could not be replaced pulls in nodes of the other side.
         found |= {key(node) for node in self.prologue if node.op_type in LENGTHS and self._kind(node) == Depends.LOOP}
         found |= {key(node) for node in self.body if self.depends.get(key(node)) == Depends.PROMPT}
         shared = weights(self.prologue).keys() & weights(self.body).keys()
@@ -164,6 +166,7 @@ class Parts:
         return max(self.depends.get(name, Depends.NOTHING) for name in operands(node))
 
     def _can_cross(self, value: ir.Value) -> bool:
+        """Whether a tensor may be part of the interface by rule 4."""
         found = self.described.get(str(value.name))
         return (
             found is not None
@@ -173,7 +176,7 @@ class Parts:
         )
 
     def finish(self, model: ir.Model) -> Hoisted:
-        """Declare the interface's axes on both sides."""
+        """Declare dtypes and axes of the interface, and make a model of each part."""
         for value in (*self.prologue.outputs, *self.body.inputs):
             if value.name in self.cut:
                 found = self.described[str(value.name)]
@@ -191,7 +194,7 @@ class Parts:
 
 
 def weights(graph: ir.Graph) -> dict[str, int]:
-    """Elements of each weight of a graph, by name."""
+    """The number of elements of each weight of a graph, by name."""
     return {
         name: value.const_value.size
         for name, value in graph.initializers.items()

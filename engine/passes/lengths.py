@@ -1,4 +1,4 @@
-"""Constant folding of lengths: the sizes of heads and channels that traced code computes again on every run."""
+"""Constant folding of lengths: head and channel counts that a traced graph computes from shapes on every run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,20 +12,24 @@ from onnx_ir.convenience import get_const_tensor
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from latentrt.engine.passes.axes import WEIGHT_BYTES, describe_tensors
-from latentrt.engine.passes.shape_reads import add_constant, axes_read, gathered_places, replace_uses
+from latentrt.engine.graph import WEIGHT_BYTES
+from latentrt.engine.passes.axes import describe_tensors
+from latentrt.engine.passes.rewriting import add_constant, replace_uses
+from latentrt.engine.passes.shape_reads import axes_read, gathered_places
 
 ARITHMETIC = frozenset(
     ("Add", "Cast", "Concat", "Div", "Gather", "Mul", "Reshape", "Slice", "Squeeze", "Sub", "Unsqueeze")
 )
+"""Operators by which traced code computes with lengths."""
 
 
 def fold_lengths(model: ir.Model) -> PassResult:
-    """Replace what is computed from fixed lengths alone by its value.
+    """Replace values that are computed from fixed lengths alone by constants.
 
-    1. Reading axes of fixed length, by `Shape` alone or by `Shape` and `Gather`, becomes a constant.
-    2. Arithmetic on small constants becomes its result. Weights are left as they are.
-    3. Both are repeated, since a shape that is now known may make others known; what is no longer used is removed.
+    1. `Shape`, alone or followed by `Gather`, becomes a constant where the axes it reads have fixed lengths.
+    2. Arithmetic on small constants becomes its result; weights are left alone.
+    3. Both repeat until nothing changes, since a shape that has become known may make others known. Nodes that are no
+       longer used are removed.
     """
     modified = False
     while fold_once(model.graph):
@@ -36,12 +40,12 @@ def fold_lengths(model: ir.Model) -> PassResult:
 
 
 def fold_once(graph: ir.Graph) -> bool:
-    """One walk over the nodes in order; whether anything was replaced."""
+    """Fold in one walk over the nodes, in order. Returns whether anything was replaced."""
     described = describe_tensors(graph)
     folded = False
     for node in graph:
         if (axes := axes_read(node, described)) is not None:
-            # -1 stands where the length is not fixed; a reader of such a place is left alone.
+            # -1 marks a length that is not fixed; nodes that read it are left alone.
             lengths = np.array([-1 if axis is None or axis.dim else axis.offset for axis in axes], np.int64)
             folded |= fold_reads(graph, node, lengths)
         elif node.op_type in ARITHMETIC and (constants := small_constants(node)) and node.outputs[0].uses():
@@ -51,7 +55,7 @@ def fold_once(graph: ir.Graph) -> bool:
 
 
 def fold_reads(graph: ir.Graph, shape: ir.Node, lengths: NDArray[np.int64]) -> bool:
-    """Replace the reads of fixed places of a shape by constants; whether there were any."""
+    """Replace the nodes that read only fixed lengths of a shape by constants. Returns whether there were any."""
     folded = False
     for use in shape.outputs[0].uses():
         places = gathered_places(use.node, len(lengths)) if use.idx == 0 else None
@@ -65,7 +69,7 @@ def fold_reads(graph: ir.Graph, shape: ir.Node, lengths: NDArray[np.int64]) -> b
 
 
 def small_constants(node: ir.Node) -> list[NDArray[Any]] | None:
-    """A node's operands, if all are constants of less than a weight's size."""
+    """A node's operands, if all are constants smaller than a weight."""
     found = [None if value is None else get_const_tensor(value) for value in node.inputs]
     if any(tensor is None or tensor.nbytes >= WEIGHT_BYTES for tensor in found):
         return None
@@ -73,7 +77,7 @@ def small_constants(node: ir.Node) -> list[NDArray[Any]] | None:
 
 
 def evaluate(graph: ir.Graph, node: ir.Node, operands: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """The node's result by ONNX's reference implementation."""
+    """The node's result, computed by ONNX's reference implementation."""
     proto: onnx.NodeProto = ir.to_proto(node)
     proto.input[:] = [f"operand{index}" for index in range(len(operands))]
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UNDEFINED, None) for name in proto.input]
@@ -85,5 +89,5 @@ def evaluate(graph: ir.Graph, node: ir.Node, operands: Sequence[NDArray[Any]]) -
 
 
 def replace_output(graph: ir.Graph, node: ir.Node, values: NDArray[Any]) -> None:
-    """Let every reader of a node's output read a constant."""
+    """Let every reader of a node's output read a constant with these values."""
     replace_uses(node.outputs[0], add_constant(graph, f"{node.outputs[0].name}_folded", values))

@@ -1,4 +1,4 @@
-"""What passes do to graphs again and again: constants, who reads a tensor, new nodes in the place of old ones."""
+"""Edits that several passes make: add a constant, find a tensor's reader, put new nodes in the place of old ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,29 +7,41 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.convenience import replace_all_uses_with
 
+MICROSOFT = "com.microsoft"
+"""Domain of the operators that ONNX Runtime adds to ONNX's."""
 
-def constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
-    """A new initializer."""
-    made = ir.Value(name=name, const_value=ir.tensor(values))
-    made.dtype, made.shape = ir.DataType.from_numpy(values.dtype), ir.Shape(values.shape)
-    graph.register_initializer(made)
-    return made
+MICROSOFT_DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+"""Dtypes for which its CUDA provider has kernels of these operators."""
+
+
+def add_constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
+    """Add an initializer to a graph."""
+    tensor = ir.tensor(values, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
 
 
 def has_constants(node: ir.Node) -> bool:
-    """Whether every input but the first is known."""
+    """Whether every input but the first is a constant."""
     return all(value is not None and value.const_value is not None for value in node.inputs[1:])
 
 
 def only_reader(value: ir.Value, kind: str) -> ir.Node | None:
-    """The one node that reads a tensor, if it is of this kind and nothing else reads it, not even the caller."""
+    """The only reader of a tensor, if it is a node of this kind and the tensor is not an output of the graph."""
     uses = tuple(value.uses())
     alone = len(uses) == 1 and not value.is_graph_output()
     return uses[0].node if alone and uses[0].node.op_type == kind else None
 
 
+def replace_uses(value: ir.Value, other: ir.Value) -> None:
+    """Let every node that reads `value` read `other`; an output of the graph stays what it is."""
+    for reader, index in list(value.uses()):
+        reader.replace_input_with(index, other)
+
+
 def put_in_place(graph: ir.Graph, old: ir.Node, nodes: Sequence[ir.Node]) -> None:
-    """Insert nodes behind an old one; the last one's output takes the name, type, shape and readers of its output."""
+    """Insert `nodes` after `old`; the output of the last takes the name, type, shape and readers of the old output."""
     output, before = nodes[-1].outputs[0], old.outputs[0]
     output.name, output.type, output.shape = before.name, before.type, before.shape
     before.name = f"{before.name}_before"

@@ -1,4 +1,4 @@
-"""Reads lengths of axes from the tensors that one side of a split graph has."""
+"""Replace reads of shapes in one side of a split graph: lengths come from tensors that this side has."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from onnx_ir.convenience import get_const_tensor
 
 from latentrt.engine.passes.axes import Described
+from latentrt.engine.passes.rewriting import add_constant, replace_uses
 from latentrt.runtime.bundle.specs import Axis
 
 
 class LengthSource:
-    """Tensors of a graph from which lengths may be read, and the nodes that read them, each made once.
+    """Reads lengths of axes from some tensors of a graph; each node for that is made once.
 
-    The nodes stand at the graph's beginning, since `values` are inputs of the side that is to be cut out.
+    The nodes are inserted at the beginning of the graph, since `values` are inputs of the side that will be cut out.
     """
 
     def __init__(self, graph: ir.Graph, values: Sequence[ir.Value], described: Mapping[str, Described]):
@@ -30,7 +31,7 @@ class LengthSource:
         self.made = 0
 
     def read(self, axes: Sequence[Axis | None], scalar: bool = False) -> ir.Value | None:
-        """An int64 tensor (len(axes),) with these lengths, or one as a scalar; None where one is not to be had."""
+        """An int64 tensor (len(axes),) of these lengths, or a scalar of one; None if no tensor has one of the axes."""
         if any(axis is None or (axis.dim and axis not in self.places) for axis in axes):
             return None
         shape = () if scalar else (1,)
@@ -60,18 +61,10 @@ class LengthSource:
         return f"hoisted_{what}_{self.made}"
 
 
-def add_constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
-    """A new constant of a graph."""
-    tensor = ir.tensor(values, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
 def replace_shape_reads(graph: ir.Graph, foreign: set[str], source: LengthSource) -> None:
-    """Where the shape of a `foreign` tensor is read, read the lengths from the source's tensors, as far as they go.
+    """Where a node reads the shape of a `foreign` tensor, let it read the lengths from `source`, if that has them.
 
-    A `Gather` of constant places reads only those; anything else reads the whole shape.
+    A `Gather` with constant indices needs only the lengths it picks; any other reader needs the whole shape.
     """
     for node in list(graph):
         axes = axes_read(node, source.described)
@@ -82,25 +75,20 @@ def replace_shape_reads(graph: ir.Graph, foreign: set[str], source: LengthSource
             places = gathered_places(use.node, len(axes)) if use.idx == 0 else None
             if places is not None:
                 lengths = source.read([axes[place] for place in places.ravel()], scalar=places.ndim == 0)
-                replace_uses(use.node.outputs[0], lengths)
+                if lengths is not None:
+                    replace_uses(use.node.outputs[0], lengths)
             elif whole is not None:
                 use.node.replace_input_with(use.idx, whole)
 
 
 def axes_read(node: ir.Node, described: Mapping[str, Described]) -> tuple[Axis | None, ...] | None:
-    """The axes whose lengths a `Shape` gives; None for any other node, and where the tensor is not known."""
+    """The axes whose lengths a `Shape` node returns; None for any other node or a tensor that is not described."""
     found = described.get(str(node.inputs[0].name)) if node.op_type == "Shape" and node.inputs[0] else None
     return None if found is None else found.axes[attribute(node, "start", 0) : attribute(node, "end", len(found.axes))]
 
 
-def replace_uses(value: ir.Value, other: ir.Value | None) -> None:
-    """Let every reader of `value` read `other`, if there is one."""
-    for reader, index in list(value.uses()) if other is not None else ():
-        reader.replace_input_with(index, other)
-
-
 def gathered_places(node: ir.Node, length: int) -> NDArray[Any] | None:
-    """The constant places, a scalar or a row, that a `Gather` reads of a vector; None for any other node."""
+    """The constant indices, a scalar or a vector, with which a `Gather` reads a vector; None for any other node."""
     if node.op_type != "Gather" or attribute(node, "axis", 0) != 0 or node.inputs[1] is None:
         return None
     indices = get_const_tensor(node.inputs[1])
@@ -111,6 +99,6 @@ def gathered_places(node: ir.Node, length: int) -> NDArray[Any] | None:
 
 
 def attribute(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute of a node."""
+    """An integer attribute of a node, or its default."""
     found = node.attributes.get(name)
     return default if found is None else found.as_int()

@@ -14,10 +14,11 @@ from onnx.reference.op_run import OpRun
 
 from latentrt.engine.passes import Pass
 from latentrt.engine.passes.flat_attention import flatten_attention
-from latentrt.engine.passes.fused_group_norm import MICROSOFT, fuse_group_norm
+from latentrt.engine.passes.fused_group_norm import fuse_group_norm
 from latentrt.engine.passes.gated_gelu import fuse_gated_gelu
 from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.lengths import fold_lengths
+from latentrt.engine.passes.rewriting import MICROSOFT
 
 FOLDED = {
     "heads and channels": (
