@@ -1,7 +1,7 @@
-"""Attention in a TensorRT network: allowed to decompose, and counted by whether it has a dedicated kernel.
+"""Attention in a TensorRT network: lets it decompose, and counts how much of it has a dedicated kernel.
 
-TensorRT does not say which attention it fused, so one attention of each kind is built by itself, without leave to
-decompose: a build of some hundredths of a second, which fails where no dedicated kernel serves it.
+TensorRT does not report which attention it fused. So one attention of each kind is built alone and must not decompose:
+the build takes some hundredths of a second and fails where there is no dedicated kernel.
 """
 
 import os
@@ -16,13 +16,14 @@ from typing import Any
 from latentrt.engine.network import strongly_typed, walk
 
 BATCH, LENGTH = (1, 2, 8), (64, 256, 1024)
-"""Smallest, best and largest of the axes that may be unknown when an attention is built by itself."""
+"""Smallest, optimal and largest length of unknown axes when an attention is built alone."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What decides about an attention's kernel. `tensors`: dtype and shape (batch, heads, length, width) of query, key,
-    value and, if it has one, mask.
+class AttentionKind:
+    """The properties of an attention that determine its kernel.
+
+    `tensors`: dtype and shape (batch, heads, length, width) of query, key, value and, if there is one, mask.
     """
 
     tensors: tuple[tuple[Any, tuple[int, ...]], ...]
@@ -31,16 +32,16 @@ class Kind:
 
     @property
     def is_known(self) -> bool:
-        """Whether heads and widths are known; batch and lengths need not be."""
+        """Whether the number of heads and the widths are known; batch and lengths may be unknown."""
         return all(shape[1] != -1 and shape[3] != -1 for _, shape in self.tensors[:3])
 
 
-def allow_decomposition(trt: ModuleType, network: Any) -> Counter[Kind]:
-    """Let every attention run as matmul, softmax, matmul where no dedicated kernel serves it; counts their kinds.
+def allow_decomposition(trt: ModuleType, network: Any) -> Counter[AttentionKind]:
+    """Let every attention without a dedicated kernel run as matmul, softmax, matmul. Returns the count of each kind.
 
-    Without this TensorRT refuses float32 attention, odd head sizes and the VAE's single head of 512.
+    Without this, TensorRT refuses float32 attention, unusual head widths and the VAE's single head of 512.
     """
-    kinds: Counter[Kind] = Counter()
+    kinds: Counter[AttentionKind] = Counter()
     for layer in walk(network):
         if layer.type == trt.LayerType.ATTENTION_INPUT:
             layer.__class__ = trt.IAttentionInputLayer  # get_layer gives the base class
@@ -49,17 +50,17 @@ def allow_decomposition(trt: ModuleType, network: Any) -> Counter[Kind]:
     return kinds
 
 
-def kind_of(attention: Any) -> Kind:
+def kind_of(attention: Any) -> AttentionKind:
     """The kind of one `IAttention`."""
     tensors = [*map(attention.get_input, range(3)), attention.mask]
     described = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors if tensor is not None)
-    return Kind(described, attention.causal, attention.norm_op)
+    return AttentionKind(described, attention.causal, attention.norm_op)
 
 
 def attention_notes(
-    trt: ModuleType, builder: Any, kinds: Counter[Kind], new_config: Callable[[], Any]
+    trt: ModuleType, builder: Any, kinds: Counter[AttentionKind], new_config: Callable[[], Any]
 ) -> tuple[str, ...]:
-    """For the build's record: how many attention layers there are, and how many of them decompose."""
+    """A note for the build's record: how many attention layers there are, and how many of them decompose."""
     if not kinds:
         return ()
     known = {kind: count for kind, count in kinds.items() if kind.is_known}
@@ -70,8 +71,8 @@ def attention_notes(
     return (f"attention layers: {kinds.total()}, decomposed for want of a dedicated kernel: {split}{rest}",)
 
 
-def has_kernel(trt: ModuleType, builder: Any, config: Any, kind: Kind) -> bool:
-    """Whether TensorRT builds one attention of this kind without decomposing it, by a config without a profile."""
+def has_kernel(trt: ModuleType, builder: Any, config: Any, kind: AttentionKind) -> bool:
+    """Whether TensorRT builds an attention of this kind without decomposing it; `config` must have no profile yet."""
     network = builder.create_network(strongly_typed(trt))
     profile = builder.create_optimization_profile()
     inputs = []
@@ -87,13 +88,13 @@ def has_kernel(trt: ModuleType, builder: Any, config: Any, kind: Kind) -> bool:
 
 
 def known_shape(shape: tuple[int, ...], which: int) -> tuple[int, ...]:
-    """A shape whose unknown axes are the smallest, best or largest of the probe's profile."""
+    """A shape with its unknown axes replaced: by the smallest (`which` = 0), optimal (1) or largest (2) lengths."""
     return tuple(size if size != -1 else (BATCH if axis == 0 else LENGTH)[which] for axis, size in enumerate(shape))
 
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """Drop what native code writes to stderr: TensorRT's compiler reports a missing kernel there, past every logger."""
+    """Discard what native code writes to stderr: TensorRT's compiler reports missing kernels there, not in the log."""
     sys.stderr.flush()
     kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

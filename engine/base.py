@@ -1,4 +1,4 @@
-"""What a builder gets and gives: one job per component, and the events that tell how a build is going."""
+"""The interface between a build and its builders: the job of one component, its result, and progress events."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ from latentrt.runtime.bundle.specs import ComponentSpec, Precision
 
 @dataclass(frozen=True, slots=True)
 class BuildProgress:
-    """What is being built now. Sent when a component begins, on every phase of it, and when it is done.
+    """The state of a build, sent when a component begins, on each of its phases, and when it is done.
 
-    `number` of `count` counts only the components that must be built. `seconds_left` is an estimate for all of them.
+    `number` and `count` refer to the components that must be built; `seconds_left` is an estimate for all of them.
     """
 
     component: str
@@ -25,10 +25,10 @@ class BuildProgress:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One component to build: its ONNX file becomes `folder/<stem>.<suffix>`, in an empty folder of its own.
+    """One component to build from the ONNX file `onnx` as `folder/<stem>.<suffix>`; `folder` is empty.
 
-    `report` takes the name of the phase that begins. `float32_layers`: convolutions, matmuls and attentions that the
-    export left in float32, because lower precisions overflow there.
+    `report` is called with the name of each phase as it begins. `float32_layers`: how many convolutions, matmuls and
+    attentions the export left in float32, because lower precisions overflow there.
     """
 
     spec: ComponentSpec
@@ -42,7 +42,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """The files written to the job's folder, the one to load first, and what was seen in the network."""
+    """The files written to the job's folder, beginning with the one to load; layers counted as `TYPE dtype`; notes."""
 
     files: tuple[str, ...]
     layers: Mapping[str, int]
@@ -50,12 +50,12 @@ class Built:
 
 
 class Builder(Protocol):
-    """Builds engines with one library for one target."""
+    """Builds engines with the library of one backend, for one target."""
 
     def build(self, job: Job) -> Built:
         """Build one component.
 
         Raises:
-            BuildError: the network cannot be parsed or built, or is not what the spec says.
-            PrecisionError: it would run in another precision than the one asked for.
+            BuildError: the network cannot be parsed or built, or does not match the spec.
+            PrecisionError: it would run in another precision than the requested one.
         """

@@ -1,9 +1,9 @@
-"""Builds a bundle's engines: one per component, two for the U-Net, keyed, and built only where none has that key."""
+"""Builds a bundle's engines, one per component and two for the U-Net, unless an engine with the same key exists."""
 
 import importlib
 import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from latentrt.engine.base import Builder, BuildProgress, Job
 from latentrt.engine.folder import BuildFolder
@@ -17,20 +17,29 @@ from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import LOOP_INPUTS, PARTS, PASSES, WHOLE, recorded_parts, replace_whole
 from latentrt.runtime.errors import BackendError, BundleError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it imports onnx, which takes longer than finding out that nothing has to be built
     from latentrt.engine.split import GraphFiles
 
 logger = logging.getLogger(__name__)
 
 GRAPH_FILES = "latentrt.engine.split:GraphFiles"
 GRAPHS = ".graphs"
-"""Folder within a build's folder that holds the U-Net's parts while they are built."""
+"""Folder within a build's folder for the ONNX files of the U-Net's parts while they are built."""
+
+
+class BuilderEntry(NamedTuple):
+    """The `module:class` of a builder, and a first guess at its seconds per 10⁹ bytes of ONNX files."""
+
+    place: str
+    seconds_per_gigabyte: float
+
 
 BUILDERS = {
-    "onnxruntime": "latentrt.engine.onnxruntime:OnnxRuntimeBuilder",
-    "tensorrt": "latentrt.engine.tensorrt:TensorRTBuilder",
-    "tensorrt-rtx": "latentrt.engine.tensorrt:TensorRTBuilder",
+    "onnxruntime": BuilderEntry("latentrt.engine.onnxruntime:OnnxRuntimeBuilder", 10.0),
+    "tensorrt": BuilderEntry("latentrt.engine.tensorrt:TensorRTBuilder", 90.0),
+    "tensorrt-rtx": BuilderEntry("latentrt.engine.tensorrt:TensorRTBuilder", 27.0),  # measured on two CPU cores
 }
+"""The builder of each backend; a backend's library is imported when the builder is opened."""
 
 
 def build_engines(
@@ -43,10 +52,10 @@ def build_engines(
     force: bool = False,
     hoist: bool = True,
 ) -> BuildRecord:
-    """Build what is missing or out of date, reuse the rest, and return the whole build.
+    """Build the engines that are missing or out of date, and return the whole build.
 
-    `limits` defaults to the bundle's own, `target` to what `default_target` says; `force` builds every engine anew;
-    `hoist` splits the U-Net into what runs once per request and what runs on every step.
+    `limits` defaults to the bundle's own, `target` to `default_target(backend)`. `force` builds every engine again.
+    `hoist` splits the U-Net into a part that runs once per request and one that runs on every step.
 
     Raises:
         BackendError: the backend is unknown or its library is not installed.
@@ -57,11 +66,11 @@ def build_engines(
     target = target or default_target(backend)
     plan = BuildRecord(backend=backend, precision=bundle.manifest.precision, target=target, limits=limits, engines={})
     folder = BuildFolder(bundle.path, plan.name)
-    names = identity(backend, target)
+    installed = identity(backend, target)
     hoist = hoist and WHOLE in specs and any(port.name not in LOOP_INPUTS for port in specs[WHOLE].inputs)
     parts = parts_before(bundle, folder, specs) if hoist else None
     reusable = not force and bool(parts) == hoist
-    if reusable and (built := folder.finished(plan, bundle.keys(replace_whole(specs, parts), **names))):
+    if reusable and (built := folder.finished(plan, bundle.keys(replace_whole(specs, parts), **installed))):
         logger.info("%s: up to date", folder.path)
         return built
     open_files = load_attribute(GRAPH_FILES)
@@ -69,31 +78,40 @@ def build_engines(
         folder.clean()
         if hoist:
             specs = replace_whole(specs, parts or graphs.parts(specs[WHOLE]))
-        keys = bundle.keys(specs, **names)
+        keys = bundle.keys(specs, **installed)
         engines = {} if force else folder.reusable(keys)
-        sizes = {name: graphs.size(name) for name in keys if name not in engines}
-        tracker = Tracker(backend, sizes, seconds_before(folder), progress)
-        if tracker.order:
-            builder = open_builder(backend, target)
-        for name in tracker.order:
-            engines[name] = build_one(graphs, folder, builder, specs[name], keys[name], tracker)
-            folder.save(plan.model_copy(update={"engines": engines}))
+        missing = {name: specs[name] for name in keys if name not in engines}
+        if missing:
+            build_missing(plan, folder, graphs, missing, keys, engines, progress)
         finished = plan.model_copy(update={"engines": {name: engines[name] for name in keys}})
         folder.commit(finished)
     return finished
 
 
-def open_builder(backend: str, target: str) -> Builder:
-    """The builder of a backend; importing it may import the backend's library."""
-    builder: Builder = load_attribute(BUILDERS[backend])(backend, target)
-    return builder
+def build_missing(
+    plan: BuildRecord,
+    folder: BuildFolder,
+    graphs: "GraphFiles",
+    missing: Mapping[str, ComponentSpec],
+    keys: Mapping[str, EngineKey],
+    engines: dict[str, EngineRecord],
+    progress: Callable[[BuildProgress], None] | None,
+) -> None:
+    """Build the missing engines one after the other; each is added to `engines` and saved when it is finished."""
+    place, seconds_per_gigabyte = BUILDERS[plan.backend]
+    sizes = {name: graphs.size(name) for name in missing}
+    tracker = Tracker(seconds_per_gigabyte, sizes, seconds_before(folder), progress)
+    builder: Builder = load_attribute(place)(plan.backend, plan.target)
+    for name, spec in missing.items():
+        engines[name] = build_one(graphs, folder, builder, spec, keys[name], tracker)
+        folder.save(plan.model_copy(update={"engines": engines}))
 
 
 def load_attribute(place: str) -> Any:
-    """Import `module:attribute`.
+    """Import the `attribute` of `module:attribute`.
 
     Raises:
-        BackendError: a library that building needs is not installed.
+        BackendError: a library that is needed for building is not installed.
     """
     module, name = place.split(":")
     try:
@@ -109,7 +127,7 @@ def load_attribute(place: str) -> Any:
 def parts_before(
     bundle: Bundle, folder: BuildFolder, specs: Mapping[str, ComponentSpec]
 ) -> dict[str, ComponentSpec] | None:
-    """The U-Net's parts as an earlier build here recorded them, if they are of the same file and passes."""
+    """The U-Net's parts as recorded by an earlier build in this folder, if file and passes are the same."""
     for record in folder.records():
         keys = {name: engine.key for name, engine in record.engines.items() if name in PARTS}
         content = bundle.manifest.content(WHOLE)
@@ -126,7 +144,7 @@ def parts_before(
 def build_one(
     graphs: "GraphFiles", folder: BuildFolder, builder: Builder, spec: ComponentSpec, key: EngineKey, tracker: Tracker
 ) -> EngineRecord:
-    """Build one engine and put its files in their place."""
+    """Build one engine and move its files to their final place."""
     tracker.begin(spec.name)
     with folder.new_files() as temporary:
         file, float32 = graphs.file(spec.name), graphs.float32_layers(spec.name)
@@ -141,5 +159,5 @@ def build_one(
 
 
 def seconds_before(folder: BuildFolder) -> dict[str, float]:
-    """What each engine took the last time it was built here."""
+    """The seconds that each engine took the last time it was built in this folder."""
     return {name: engine.seconds for record in folder.records() for name, engine in record.engines.items()}

@@ -1,4 +1,4 @@
-"""Is a network what was asked for? Compares ports with the spec and dtypes with the precision, for any backend."""
+"""Checks a network as a backend sees it: its ports against the spec, its dtypes against the precision."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from latentrt.runtime.bundle.specs import ComponentSpec, Port, Precision
 from latentrt.runtime.errors import BuildError, PrecisionError
 
 FLOAT32_COMPONENTS = frozenset({"sampler"})
-"""Components whose arithmetic is float32 whatever the dtype of their ports."""
+"""Components that compute in float32, whatever the dtypes of their ports."""
 
 REMEDY = "Export the checkpoint again"
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A network's input or output as a backend sees it; -1 is a length that is only known at run time."""
+    """A network's input or output as a backend sees it; -1 for a length that is only known at run time."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -34,7 +34,7 @@ class Layer:
 
 
 def check_ports(spec: ComponentSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
-    """Raise `BuildError` where the network's ports are not the spec's: names, dtypes, number of axes, fixed lengths."""
+    """Raise `BuildError` if the ports differ from the spec's in names, dtypes, number of axes or fixed lengths."""
     for kind, found, ports in (("inputs", inputs, spec.inputs), ("outputs", outputs, spec.outputs)):
         needed = sorted(port.name for port in ports)
         if sorted(found) != needed:
@@ -49,9 +49,10 @@ def check_ports(spec: ComponentSpec, inputs: Mapping[str, Tensor], outputs: Mapp
 
 
 def fits(spec: ComponentSpec, port: Port, tensor: Tensor) -> bool:
-    """Whether a tensor can serve as a port.
+    """Whether a tensor matches a port.
 
-    A length with a range must be unknown, a fixed one known; an output's may stay unknown where shapes are computed.
+    A length with a range must be unknown and a fixed one known; an output's length may be unknown in any case, since
+    some graphs compute shapes at run time.
     """
     low, high = port.shape(spec.sizes("min")), port.shape(spec.sizes("max"))
     if tensor.dtype != port.dtype or len(tensor.shape) != len(low):
@@ -65,10 +66,10 @@ def fits(spec: ComponentSpec, port: Port, tensor: Tensor) -> bool:
 def check_precision(
     spec: ComponentSpec, precision: Precision, layers: Sequence[Layer], float32_layers: int = 0
 ) -> None:
-    """Raise `PrecisionError` where a convolution, matmul or attention runs in another dtype than the precision's.
+    """Raise `PrecisionError` if a convolution, matmul or attention does not run in the dtype of the precision.
 
-    They do nearly all the arithmetic. Other layers (normalisation, softmax, sinusoids) may be kept in float32.
-    `float32_layers`: how many of them the export declared to be float32, no more and no fewer.
+    These layers do nearly all the arithmetic. Others (normalisation, softmax, sinusoids) may stay in float32.
+    `float32_layers`: exactly how many of these layers the export declared to be float32.
     """
     asked: Precision = "fp32" if spec.name in FLOAT32_COMPONENTS else precision
     wrong = [layer for layer in layers if layer.dtype != DTYPES[asked]]

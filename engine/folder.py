@@ -1,8 +1,8 @@
-"""The folder of one build on disk, kept such that a kill at any moment harms nothing.
+"""The folder of one build on disk, written so that a kill at any moment does no harm.
 
-It holds `build.json` and the engine files that it names. A new engine gets a name of its own and is listed in
-`unfinished.json` as soon as it is whole; `build.json` is replaced when the last one is. So until then the build before
-stays whole, and the next run finds every engine that a killed one finished.
+It holds `build.json` and the engine files named there. A new engine gets a new name and is listed in `unfinished.json`
+as soon as it is complete; `build.json` is replaced when the last engine is. Until then the previous build stays intact,
+and after a kill the next run finds every engine that was finished.
 """
 
 import hashlib
@@ -26,18 +26,18 @@ NEW = ".new"
 
 
 class BuildFolder:
-    """One build's folder within a bundle. Everything that changes it must be done while holding its lock."""
+    """One build's folder within a bundle. Hold its lock while changing anything in it."""
 
     def __init__(self, bundle: Path, name: str):
         self.bundle = bundle
         self.path = bundle / "builds" / name
 
     def lock(self) -> AbstractContextManager[None]:
-        """Keep other processes from building here; raises `BuildError` where one does."""
+        """Keep other processes from building here. Raises `BuildError` if one is building."""
         return locked(self.path / LOCK, f"{self.path}: another process is building here")
 
     def records(self) -> list[BuildRecord]:
-        """`build.json` and `unfinished.json`, as far as they are there and readable."""
+        """`build.json` and `unfinished.json`, if they exist and can be read."""
         found = []
         for file in (self.path / BUILD, self.path / UNFINISHED):
             try:
@@ -47,7 +47,7 @@ class BuildFolder:
         return found
 
     def finished(self, plan: BuildRecord, keys: Mapping[str, EngineKey]) -> BuildRecord | None:
-        """The build that is here, if it is the planned one, whole, and nothing else lies beside it."""
+        """The build in this folder, if it is the planned one and complete, and the folder holds nothing else."""
         records = self.records()
         if len(records) != 1 or records[0].limits != plan.limits or self.leftovers():
             return None
@@ -55,7 +55,7 @@ class BuildFolder:
         return records[0] if whole.keys() == keys.keys() == records[0].engines.keys() else None
 
     def reusable(self, keys: Mapping[str, EngineKey]) -> dict[str, EngineRecord]:
-        """The engines here that have the key they must have, and whole files."""
+        """The engines in this folder that have the required key and complete files."""
         found = [engine for record in self.records() for engine in record.engines.values()]
         return {e.key.component: e for e in found if e.key == keys.get(e.key.component) and self._is_whole(e)}
 
@@ -68,7 +68,7 @@ class BuildFolder:
         return True
 
     def leftovers(self) -> list[Path]:
-        """What is here and belongs to no build: replaced engines, and what a killed process left."""
+        """Paths in this folder that belong to no build: replaced engines, and what a killed process left."""
         named = {self.bundle / file for record in self.records() for e in record.engines.values() for file in e.files}
         kept = {self.path / LOCK, self.path / BUILD, self.path / UNFINISHED, *named}
         return sorted(set(self.path.iterdir()) - kept) if self.path.is_dir() else []
@@ -84,7 +84,7 @@ class BuildFolder:
 
     @contextmanager
     def new_files(self) -> Iterator[Path]:
-        """An empty folder for one engine's files, on the same disk; gone when the block ends."""
+        """An empty folder for one engine's files, on the same disk; it is removed when the block ends."""
         temporary = self.path / NEW
         rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -94,12 +94,12 @@ class BuildFolder:
             rmtree(temporary, ignore_errors=True)
 
     def stem(self, key: EngineKey) -> str:
-        """`<component>-<hash of the key>`, and `-2` where a build by that name is being replaced by force."""
+        """`<component>-<hash of the key>`, with `-2` appended while an engine of that name is replaced by force."""
         name = f"{key.component}-{hashlib.sha256(key.model_dump_json().encode()).hexdigest()[:12]}"
         return f"{name}-2" if any(self.path.glob(f"{name}.*")) else name
 
     def adopt(self, temporary: Path, files: tuple[str, ...]) -> dict[str, FileRecord]:
-        """Move finished files to their place; the one to load first comes last, when all it needs is there."""
+        """Move finished files here; the file to load is moved last, when everything it refers to is in place."""
         described = {
             (self.path / name).relative_to(self.bundle).as_posix(): describe_file(temporary / name) for name in files
         }
@@ -108,11 +108,11 @@ class BuildFolder:
         return described
 
     def save(self, record: BuildRecord) -> None:
-        """Remember the engines that are finished so far."""
+        """Record the engines that are finished so far."""
         write_record(self.path / UNFINISHED, record)
 
     def commit(self, record: BuildRecord) -> None:
-        """Make this the build, and remove what it replaces."""
+        """Make this record the build, and remove everything it replaces."""
         write_record(self.path / BUILD, record)
         (self.path / UNFINISHED).unlink(missing_ok=True)
         self.clean()

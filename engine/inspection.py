@@ -1,4 +1,4 @@
-"""Looks at a built engine, where a GPU allows TensorRT to load it."""
+"""Inspects a built engine on machines with a GPU that can load it."""
 
 import json
 from collections import Counter
@@ -14,17 +14,17 @@ from latentrt.runtime.bundle.specs import ComponentSpec
 
 
 def inspect_engine(trt: ModuleType, log: Any, plan: Any, spec: ComponentSpec) -> tuple[str, ...]:
-    """Compare the engine's ports with the spec and count its layers' dtypes; returns notes for the build's record.
+    """Compare the engine's ports with the spec and count its layers by dtype. Returns notes for the build's record.
 
     Raises:
-        BuildError: a port is not the spec's.
+        BuildError: a port does not match the spec.
     """
     if not device_count():
         return ("engine not inspected: this machine has no GPU",)
     log.errors.clear()
     engine = trt.Runtime(log).deserialize_cuda_engine(plan)
     if engine is None:
-        # A TensorRT-RTX engine may well be for another GPU than this machine's.
+        # A TensorRT-RTX engine may have been built for another GPU than this machine's.
         return (f"engine not inspected: {first_error(log, 'TensorRT cannot load it here')}",)
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}

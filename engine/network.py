@@ -1,6 +1,6 @@
-"""A network that TensorRT has parsed, in latentrt's words.
+"""Reads networks that TensorRT has parsed: tensors, dtypes and layers in the terms of `engine.checks`.
 
-A strongly typed network runs in the dtypes that are written in it, so what is seen here is what the engine does.
+A strongly typed network runs in the dtypes written in it, so what is read here holds for the engine.
 """
 
 from collections import Counter
@@ -11,13 +11,14 @@ from typing import Any
 from latentrt.engine.checks import Layer, Tensor
 
 DTYPES = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16", "INT64": "int64", "UINT8": "uint8"}
-"""TensorRT's names for the dtypes that a port or an engine's arithmetic may have."""
+"""TensorRT's names of the dtypes that a port may have."""
 
 HEAVY = frozenset({"ATTENTION_INPUT", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "MATRIX_MULTIPLY"})
+"""Layer types that do nearly all of a network's arithmetic."""
 
 
 def dtype_name(dtype: Any) -> str:
-    """A TensorRT dtype by latentrt's name, or by its own where latentrt has none."""
+    """A TensorRT dtype's name in latentrt, or TensorRT's own in lower case where no port has that dtype."""
     return DTYPES.get(dtype.name, str(dtype.name).lower())
 
 
@@ -42,12 +43,12 @@ def walk(network: Any) -> Iterator[Any]:
 
 
 def layer_dtype(layer: Any) -> str:
-    """Dtype of a layer's first output, or `-` where it has none."""
+    """Dtype of a layer's first output, `-` if it has none."""
     return dtype_name(layer.get_output(0).dtype) if layer.num_outputs else "-"
 
 
 def count_layers(network: Any) -> dict[str, int]:
-    """How many layers of each `TYPE dtype` the network has."""
+    """The number of layers of each `TYPE dtype`."""
     return dict(sorted(Counter(f"{layer.type.name} {layer_dtype(layer)}" for layer in walk(network)).items()))
 
 
@@ -59,6 +60,6 @@ def heavy_layers(network: Any) -> list[Layer]:
 
 
 def strongly_typed(trt: ModuleType) -> int:
-    """The creation flags of a strongly typed network; where the flag is gone every network is one."""
+    """The creation flags of a strongly typed network; TensorRT versions without the flag have no other kind."""
     flag = getattr(getattr(trt, "NetworkDefinitionCreationFlag", None), "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)

@@ -1,4 +1,4 @@
-"""Builds ONNX Runtime's engines: the graph as its optimiser leaves it, saved so that a session starts without it."""
+"""Builds ONNX Runtime engines: the optimised graph is saved, so that a session starts without optimising again."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,40 +15,42 @@ from latentrt.runtime.backends.targets import load_module, runnable_targets
 from latentrt.runtime.errors import BuildError
 
 EXTERNAL_BYTES = 1024
-"""Weights from this size on go to the data file, so that no ONNX file comes near protobuf's limit of 2 GB."""
+"""Weights of this size or larger go to the data file, so that no ONNX file comes near protobuf's limit of 2 GB."""
 
 PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
+"""Execution providers for each device, the preferred one first."""
 
-OPTION = "session.optimized_model_external_initializers_"
+EXTERNAL_INITIALIZERS = "session.optimized_model_external_initializers_"
+"""Prefix of the session options that say which weights of the saved graph go to the data file."""
 
-FATAL = 4
-"""The log severity above which nothing is written to stderr; a failure arrives as an exception."""
+LOG_FATAL = 4
+"""Log severity at which nothing is written to stderr in a build; failures arrive as exceptions."""
 
 
 class OnnxRuntimeBuilder:
-    """Optimises for the CPU or the CUDA provider, whichever the target names."""
+    """Optimises graphs for the CPU or the CUDA provider, as the target says."""
 
     def __init__(self, backend: str, target: str):
         self.backend = backend
         self.ort = load_module(backend)
-        self.device = target.partition("-")[0]
+        self.kind = target.partition("-")[0]
         available = self.ort.get_available_providers()
-        needed = PROVIDERS.get(self.device, ("a target that begins with cpu or cuda",))[0]
+        needed = PROVIDERS.get(self.kind, ("a target that begins with cpu or cuda",))[0]
         if needed not in available:
             raise BuildError(
                 f"target {target}: needs {needed}, this onnxruntime has {', '.join(available)}. For NVIDIA GPUs "
                 "install: pip install 'latentrt[cuda]'"
             )
-        self.place = place_for(backend, target)
+        self.device = device_for(backend, target)
 
     def build(self, job: Job) -> Built:
-        """Check one component's graph, optimise it and save what comes out."""
-        if self.device == "cpu" and job.spec.uses("bfloat16"):
+        """Check one component's graph, optimise it and save the result."""
+        if self.kind == "cpu" and job.spec.uses("bfloat16"):
             raise BuildError(f"{job.spec.name}: {NO_BF16}")
         job.report("checking")
         counts = check_graph(job)
         job.report("optimising")
-        forms = forms_of(self.device, job.onnx, job.folder / "forms")
+        forms = forms_of(self.kind, job.onnx, job.folder / "forms")
         if len(forms) == 1:
             (only,) = forms
             return Built(self._optimise(*only, job, job.folder), counts)
@@ -56,8 +58,8 @@ class OnnxRuntimeBuilder:
         return Built(files, counts, (note,))
 
     def _fastest(self, forms: Sequence[tuple[Form, Path]], job: Job) -> tuple[tuple[str, ...], str]:
-        """Build every form, try it on this machine, and keep the fastest one's files."""
-        trial = Trial(self.backend, self.place, job.spec, job.precision)
+        """Build and try every form on this machine. Returns the files of the fastest, and a note on all."""
+        trial = Trial(self.backend, self.device, job.spec, job.precision)
         folder = job.folder / "trial"
         kept: tuple[str, ...] = ()
         for form, file in forms:
@@ -78,16 +80,16 @@ class OnnxRuntimeBuilder:
         return kept, str(trial)
 
     def _optimise(self, form: Form, file: Path, job: Job, folder: Path) -> tuple[str, ...]:
-        """Let ONNX Runtime optimise a graph: creating a session writes the files, whose names this gives."""
+        """Let ONNX Runtime optimise a graph: creating a session writes the files. Returns their names."""
         model, data = f"{job.stem}.onnx", f"{job.stem}.onnx.data"
         options = self.ort.SessionOptions()
         options.graph_optimization_level = self.ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.optimized_model_filepath = str(folder / model)
-        options.log_severity_level = FATAL
-        options.add_session_config_entry(OPTION + "file_name", data)
-        options.add_session_config_entry(OPTION + "min_size_in_bytes", str(EXTERNAL_BYTES))
-        first, *others = PROVIDERS[self.device]
-        index = self.place.partition(":")[2]
+        options.log_severity_level = LOG_FATAL
+        options.add_session_config_entry(EXTERNAL_INITIALIZERS + "file_name", data)
+        options.add_session_config_entry(EXTERNAL_INITIALIZERS + "min_size_in_bytes", str(EXTERNAL_BYTES))
+        first, *others = PROVIDERS[self.kind]
+        index = self.device.partition(":")[2]
         providers = [(first, dict(form.options) | ({"device_id": index} if index else {})), *others]
         try:
             session = self.ort.InferenceSession(str(file.absolute()), options, providers=providers)
@@ -98,11 +100,11 @@ class OnnxRuntimeBuilder:
         return (model, data) if (folder / data).is_file() else (model,)
 
 
-def place_for(backend: str, target: str) -> str:
-    """`cpu`, or `cuda:<index>` of the first GPU here that the target names.
+def device_for(backend: str, target: str) -> str:
+    """The device to build on: `cpu`, or `cuda:<index>` of the first GPU that runs the target's engines.
 
     Raises:
-        BuildError: there is none.
+        BuildError: there is no such GPU.
     """
     if target.startswith("cpu"):
         return "cpu"
@@ -116,11 +118,11 @@ def place_for(backend: str, target: str) -> str:
 
 
 def check_graph(job: Job) -> Mapping[str, int]:
-    """Compare an ONNX file with the spec and the precision; returns its nodes, counted as `Type dtype`.
+    """Compare an ONNX file with the spec and the precision. Returns its nodes, counted as `Type dtype`.
 
     Raises:
-        BuildError: not readable, or a port is not the spec's.
-        PrecisionError: a convolution, matmul or attention has another dtype than the precision's.
+        BuildError: the file cannot be read, or a port does not match the spec.
+        PrecisionError: a convolution, matmul or attention does not have the dtype of the precision.
     """
     try:
         graph = graphs.read_graph(job.onnx)

@@ -1,4 +1,4 @@
-"""How far a build is: TensorRT's phases as they pass, and an estimate of the time that is left."""
+"""The progress of a build: TensorRT's phases, and an estimate of the time left."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -7,25 +7,23 @@ from typing import Any
 
 from latentrt.engine.base import BuildProgress
 
-SECONDS_PER_GIGABYTE = {"tensorrt-rtx": 27.0, "tensorrt": 90.0, "onnxruntime": 10.0}
-"""First guess, in seconds per 10⁹ bytes of ONNX files; TensorRT-RTX as measured on two CPU cores."""
-
 SECONDS_AT_LEAST = 1.0
+"""Part of the first guess for a component that does not depend on its size."""
 
 
 class Tracker:
-    """Sends `BuildProgress` events and learns from each finished component how fast this machine is."""
+    """Sends `BuildProgress` events, and learns from each finished component how fast this machine is."""
 
     def __init__(
         self,
-        backend: str,
+        seconds_per_gigabyte: float,
         sizes: Mapping[str, int],
         earlier: Mapping[str, float],
         callback: Callable[[BuildProgress], None] | None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        """`sizes`: bytes of each component to build, in order; `earlier`: seconds that some took in another build."""
-        rate = SECONDS_PER_GIGABYTE[backend] / 1e9
+        """`sizes`: bytes of each component to build, in order; `earlier`: seconds that components took before."""
+        rate = seconds_per_gigabyte / 1e9
         self.expected = {name: earlier.get(name, SECONDS_AT_LEAST + rate * size) for name, size in sizes.items()}
         self.callback = callback
         self.clock = clock
@@ -35,12 +33,12 @@ class Tracker:
         self.began = 0.0
 
     def begin(self, component: str) -> None:
-        """A component's build begins."""
+        """Note that the build of a component begins."""
         self.current, self.began = component, self.clock()
         self.phase("starting")
 
     def phase(self, phase: str) -> None:
-        """The current component enters a phase."""
+        """Note that the current component enters a phase."""
         if self.callback is not None:
             seconds = self.clock() - self.began
             number = self.order.index(self.current) + 1
@@ -49,13 +47,13 @@ class Tracker:
             )
 
     def done(self) -> float:
-        """The current component is finished; returns the seconds it took."""
+        """Note that the current component is finished. Returns the seconds it took."""
         seconds = self.took[self.current] = self.clock() - self.began
         self.phase("done")
         return seconds
 
     def seconds_left(self, seconds: float) -> float:
-        """Estimate for the rest of the current component and all that follow."""
+        """Estimated seconds for the rest of the current component, which has taken `seconds`, and all after it."""
         guessed = sum(self.expected[name] for name in self.took)
         speed = sum(self.took.values()) / guessed if guessed else 1.0
         after = self.order[self.order.index(self.current) + 1 :]
@@ -66,8 +64,8 @@ class Tracker:
 def monitor(trt: ModuleType, report: Callable[[str], None], interval: float = 0.1) -> Any:
     """An `IProgressMonitor` that reports TensorRT's phases as `name step/steps`, at most once per `interval` seconds.
 
-    TensorRT calls it from its own threads and cannot take an exception: what `report` raises, an interrupt too, is
-    kept in `error` and stops the build.
+    TensorRT calls it from its own threads and cannot pass exceptions on: whatever `report` raises, including an
+    interrupt, is kept in `error` and stops the build.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined, misc]

@@ -1,7 +1,7 @@
-"""Builds TensorRT and TensorRT-RTX engines: one code path, strongly typed, for one optimisation profile.
+"""Builds TensorRT and TensorRT-RTX engines: one code path, strongly typed, with one optimisation profile.
 
 TensorRT is called directly. Polygraphy's loaders choose between `tensorrt` and `tensorrt_rtx` once per process, by an
-environment variable, and log to a logger of their own; latentrt serves both modules side by side.
+environment variable, and use a logger of their own; latentrt uses both modules in one process.
 """
 
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class TensorRTBuilder:
-    """Builds with `tensorrt` for the GPU of this machine, or with `tensorrt-rtx` for a target, without a GPU."""
+    """Builds with `tensorrt` for this machine's GPU, or with `tensorrt-rtx` for any target, without a GPU."""
 
     def __init__(self, backend: str, target: str):
         self.trt = load_module(backend)
@@ -65,7 +65,7 @@ class TensorRTBuilder:
 
     @contextmanager
     def _config(self, builder: Any, job: Job) -> Iterator[Any]:
-        """The config of one build: with its profile and, for TensorRT, the timing cache, which is kept at the end."""
+        """The config of one build with its profile and, for TensorRT, the timing cache, which is saved at the end."""
         config = self._new_config(builder)
         config.add_optimization_profile(profile(builder, job.spec))
         if self.rtx:
@@ -77,10 +77,10 @@ class TensorRTBuilder:
         write_atomically(file, config.get_timing_cache().serialize())
 
     def _new_config(self, builder: Any) -> Any:
-        """A config for the target."""
+        """A config for the target, without a profile."""
         config = builder.create_builder_config()
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
-        # float32 asked is float32 obtained; only float32 layers would use TF32.
+        # fp32 requested is fp32 obtained: float32 layers would otherwise run in TF32.
         config.clear_flag(self.trt.BuilderFlag.TF32)
         if self.rtx:
             # We provide the activation memory, which also lets a step be captured as a CUDA graph.
@@ -89,7 +89,7 @@ class TensorRTBuilder:
         return config
 
     def _serialize(self, builder: Any, network: Any, config: Any, job: Job) -> Any:
-        """Build the engine. Raises the first error that TensorRT logged, or what the progress callback raised."""
+        """Build the engine. Raises the first error that TensorRT logged, or the exception of the progress callback."""
         watch = monitor(self.trt, job.report)
         config.progress_monitor = watch
         plan = builder.build_serialized_network(network, config)
@@ -101,7 +101,7 @@ class TensorRTBuilder:
 
 
 def parser_errors(parser: Any, log: Any) -> list[str]:
-    """Every error of the parser with its node, or the first one that was logged."""
+    """Every error of the parser with its node, or the first error that was logged."""
     found = [parser.get_error(index) for index in range(parser.num_errors)]
     texts = [
         f"node {error.node_name() or error.node()} ({error.node_operator()}): {' '.join(error.desc().split())}"
@@ -111,7 +111,7 @@ def parser_errors(parser: Any, log: Any) -> list[str]:
 
 
 def profile(builder: Any, spec: ComponentSpec) -> Any:
-    """The optimisation profile of a spec: every input at its smallest, best and largest shape."""
+    """The optimisation profile of a spec: minimum, optimum and maximum shape of every input."""
     shapes = builder.create_optimization_profile()
     for port in spec.inputs:
         shapes.set_shape(port.name, *(port.shape(spec.sizes(which)) for which in ("min", "opt", "max")))
@@ -119,7 +119,7 @@ def profile(builder: Any, spec: ComponentSpec) -> Any:
 
 
 def set_target(trt: ModuleType, config: Any, target: str) -> None:
-    """Build for one compute capability, or leave TensorRT-RTX's portable default.
+    """Set one compute capability to build for, or keep TensorRT-RTX's portable default.
 
     Raises:
         BuildError: TensorRT-RTX does not know the target.
@@ -135,7 +135,7 @@ def set_target(trt: ModuleType, config: Any, target: str) -> None:
 
 
 def load_timing_cache(config: Any, file: Path) -> None:
-    """Give the config the kernel timings of earlier builds; a file that does not match is dropped."""
+    """Give the config the kernel timings of earlier builds; a file that does not match is deleted."""
     if file.is_file():
         cache = config.create_timing_cache(file.read_bytes())
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):

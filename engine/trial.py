@@ -1,4 +1,4 @@
-"""Engines of one component tried side by side on the device, to find the fastest that computes the same."""
+"""Tries engines of one component side by side on the device, to find the fastest that computes the same."""
 
 import statistics
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from latentrt.runtime.arrays import relative_error
 from latentrt.runtime.backends import Binding, open_backend
 from latentrt.runtime.bundle.specs import ComponentSpec, Port, Precision
 from latentrt.runtime.errors import LatentRTError
@@ -15,15 +16,15 @@ from latentrt.runtime.errors import LatentRTError
 WARM_UPS, RUNS = 3, 15
 
 LARGEST_ERROR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
-"""Relative distance (L2) from the first engine's outputs at which an engine no longer computes the same."""
+"""Largest relative error against the first engine's outputs; beyond it an engine does not compute the same."""
 
 SMALLEST_WIN = 0.98
-"""Ratio of medians from which on one engine is faster than another, and not just luckier."""
+"""An engine counts as faster if its median time is at most this share of the other's; less may be chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One engine: seconds of a run at the spec's best sizes, or why it is out of the race."""
+    """The result for one engine: median seconds per run at the spec's optimal sizes, or why it is ruled out."""
 
     name: str
     seconds: float = 0.0
@@ -35,10 +36,10 @@ class Tried:
 
 
 class Trial:
-    """Runs engines of one component on the same random inputs. The first is what the others are compared with.
+    """Runs engines of one component on the same random inputs and compares them with the first.
 
-    An engine is out when it does not load or run, when its outputs differ from the first one's by more than rounding,
-    or when they differ from run to run: the same seed must draw the same picture.
+    An engine is ruled out if it does not load or run, if its outputs differ from the first one's by more than rounding,
+    or if they differ from run to run: the same seed must draw the same picture.
     """
 
     def __init__(self, backend: str, device: str, spec: ComponentSpec, precision: Precision):
@@ -52,7 +53,7 @@ class Trial:
         self._best: Tried | None = None
 
     def run(self, name: str, file: Path) -> bool:
-        """Try an engine; whether it is the best so far."""
+        """Try an engine. Returns whether it is the best so far."""
         try:
             found = self._measure(name, file)
         except LatentRTError as error:
@@ -60,7 +61,7 @@ class Trial:
         return self._enter(found)
 
     def fail(self, name: str, error: Exception) -> None:
-        """An engine that could not be built."""
+        """Record an engine that could not be built."""
         self._enter(Tried(name, failure=f"cannot be built ({error})"))
 
     def _enter(self, found: Tried) -> bool:
@@ -98,18 +99,18 @@ class Trial:
         return [binding.buffers[port.name].numpy() for port in self._spec.outputs]
 
     def _compare(self, first: list[NDArray[Any]], last: list[NDArray[Any]]) -> str:
-        """Why these outputs of two runs cannot be trusted; empty where they can."""
+        """Why the outputs of the first and last run cannot be trusted; empty if they can."""
         if any(one.tobytes() != other.tobytes() for one, other in zip(first, last, strict=True)):
             return "its results differ from run to run"
         if self._reference is None:
             self._reference = first
-        error = max(distance(one, other) for one, other in zip(first, self._reference, strict=True))
+        error = max(finite_error(one, other) for one, other in zip(first, self._reference, strict=True))
         return (
             "" if error <= LARGEST_ERROR[self._precision] else f"computes something else (relative error {error:.1e})"
         )
 
     def __str__(self) -> str:
-        """For the build's record."""
+        """The note in the build's record."""
         others = "; ".join(str(one) for one in self.tried if one is not self._best)
         return f"kept, of {len(self.tried)} forms tried: {self._best}. {others}"
 
@@ -121,11 +122,9 @@ def random_values(port: Port, shape: tuple[int, ...], draw: np.random.Generator)
     return draw.standard_normal(shape).astype(np.float32)
 
 
-def distance(found: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Relative L2 distance; infinite where either holds NaN or infinity and the other does not."""
-    one, other = found.astype(np.float64), wanted.astype(np.float64)
-    if not np.array_equal(np.isfinite(one), np.isfinite(other)):
+def finite_error(values: NDArray[Any], reference: NDArray[Any]) -> float:
+    """Relative error of the finite elements; infinite if other elements are finite in one array than in the other."""
+    finite = np.isfinite(values)
+    if not np.array_equal(finite, np.isfinite(reference)):
         return float("inf")
-    finite = np.isfinite(one)
-    apart, length = float(np.linalg.norm((one - other)[finite])), float(np.linalg.norm(other[finite]))
-    return apart / max(length, 1e-12)
+    return relative_error(np.where(finite, values, 0), np.where(finite, reference, 0))

@@ -313,7 +313,7 @@ def test_the_time_left_follows_what_was_measured() -> None:
     times: Iterator[float] = iter([0, 0, 20, 20, 20, 20, 25])
     events: list[BuildProgress] = []
     sizes = {"a": 10**9, "b": 2 * 10**9}
-    tracker = Tracker(BACKEND, sizes, {"a": 10.0, "b": 30.0}, events.append, clock=lambda: next(times))
+    tracker = Tracker(27.0, sizes, {"a": 10.0, "b": 30.0}, events.append, clock=lambda: next(times))
     tracker.begin("a")
     assert tracker.done() == 20
     tracker.begin("b")

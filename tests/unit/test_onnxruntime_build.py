@@ -138,7 +138,7 @@ def test_engines_are_built_on_the_card_that_they_are_for(monkeypatch: pytest.Mon
     gpu = StandInCuda((8, 9))
     monkeypatch.setattr(cuda, "bindings", lambda: gpu)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    assert OnnxRuntimeBuilder(BACKEND, "cuda-sm89").place == "cuda:0"
+    assert OnnxRuntimeBuilder(BACKEND, "cuda-sm89").device == "cuda:0"
     with pytest.raises(BuildError, match=r"^target cuda-sm90: this machine has no such GPU, and "):
         OnnxRuntimeBuilder(BACKEND, "cuda-sm90")
 
