@@ -1,4 +1,4 @@
-"""From a sampler's name and a scheduler's config to its table: run the textbook code on the identity."""
+"""Compile a sampler to its table: run the textbook code on the rows of the identity."""
 
 from dataclasses import fields
 from typing import NoReturn
@@ -16,10 +16,10 @@ from latentrt.runtime.samplers.table import SamplerTable
 def compile_sampler(
     name: str, config: ScheduleConfig, steps: int, first: int = 0, last: int | None = None
 ) -> SamplerTable:
-    """The table of a sampler for `steps` steps of the config's schedule, or for its rows first to last, exclusive.
+    """The table of a sampler for `steps` steps of the config's schedule, or for its rows `first` to `last`, exclusive.
 
-    Rows are U-Net evaluations; `kept_rows` finds them for a strength or for shares of the denoising. Multistep solvers
-    warm up at `first`; what they do at the schedule's end does not depend on `last`.
+    Rows are U-Net evaluations; `kept_rows` finds these two for a strength or for shares of the denoising. Multistep
+    solvers warm up at `first`; what they do at the schedule's end does not depend on `last`.
 
     Raises:
         RequestError: the sampler is unknown, cannot take that many steps, does not follow the config, or has no such
@@ -39,7 +39,7 @@ def compile_sampler(
 
 
 def plan_sampler(name: str, config: ScheduleConfig, steps: int, first: int = 0) -> Plan:
-    """The plan of a sampler: the schedule of all its rows, warmed up at `first`.
+    """The plan of a sampler: all rows of its schedule, with the warm-up at `first`.
 
     Raises:
         RequestError: the sampler is unknown, cannot take that many steps, or does not follow the config.
@@ -57,7 +57,7 @@ def plan_sampler(name: str, config: ScheduleConfig, steps: int, first: int = 0) 
 
 
 def _tabulate(name: str, plan: Plan, rows: range) -> SamplerTable:
-    """Feed each row the coordinates of [Z; model output; noise] on themselves, the rows of the identity."""
+    """Run every row on the identity, whose rows are the coordinates of [Z; model output; noise] on themselves."""
     count, k = len(rows), plan.state_count
     basis = np.eye(k + 2)
     weights = np.empty((count + 1, k, k + 2))
@@ -86,11 +86,11 @@ def _finite(table: SamplerTable) -> bool:
 
 
 def _refuse(name: str, config: ScheduleConfig, steps: int) -> NoReturn:
-    """Name the settings that differ from a resting config."""
-    resting = ScheduleConfig()
+    """Raise `RequestError`, naming the settings that differ from the defaults."""
+    neutral = ScheduleConfig()
     seen = resolve(name, SAMPLERS[name], config)
     stated = {field.name: getattr(seen, field.name) for field in fields(seen) if field.name != "trained_betas"}
-    changed = ", ".join(f"{key} {value}" for key, value in stated.items() if value != getattr(resting, key))
+    changed = ", ".join(f"{key} {value}" for key, value in stated.items() if value != getattr(neutral, key))
     raise RequestError(
         f"sampler {name!r} with {steps} steps has no finite coefficients on this schedule ({changed}). "
         f"Ask for fewer steps or another sampler; prediction_type epsilon cannot start from zero terminal signal"

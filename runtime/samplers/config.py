@@ -16,17 +16,17 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "final_sigmas_type": ("zero", "sigma_min"),
     "sigma_schedule": ("karras", "exponential"),
 }
-"""What the text fields may hold. Solver types are checked by the samplers that read them."""
+"""Allowed values of the text fields. Solver types are checked by the samplers that read them."""
 
 SIGMA_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """A scheduler's settings, named and meant as in diffusers; None where diffusers' classes differ in the default.
+    """A scheduler's settings, with diffusers' names and meaning; None where the default differs between its classes.
 
-    One config serves every sampler, as people carry it from class to class with `from_config`. `eta`, the share of
-    fresh noise in ddim and tcd, is an argument of diffusers' `step` rather than a config field; None is its default.
+    One config serves every sampler, as diffusers' `from_config` carries it from class to class. `eta`, the share of
+    fresh noise in ddim and tcd, is an argument of diffusers' `step` rather than a config field; None means its default.
 
     Raises:
         CheckpointError: a field holds a value that diffusers does not know either.
@@ -92,7 +92,7 @@ class ScheduleConfig:
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, object]) -> "ScheduleConfig":
-        """Read a parsed `scheduler_config.json`; absent or null fields take the default, other fields do nothing.
+        """Read a parsed `scheduler_config.json`. Absent and null fields take the default; unknown fields are ignored.
 
         Raises:
             CheckpointError: a field has the wrong type or a value that diffusers does not know either.
@@ -104,7 +104,7 @@ class ScheduleConfig:
 
 
 def _read(name: str, value: object, hint: object) -> object:
-    """The value as the field's type; JSON writes floats as integers at times, and tuples as lists."""
+    """Convert a value to the type of its field: JSON may hold integers for floats, and holds lists for tuples."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     kind = kinds[0]
     if get_origin(kind) is tuple and isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""What a sampler's file provides: its textbook step, bound to one schedule."""
+"""What every sampler's file provides: a `Sampler`, which makes a `Plan`, its textbook step bound to one schedule."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from latentrt.runtime.samplers.config import ScheduleConfig
 
 Flags = NDArray[np.bool_]
 Value = Float64s
-"""One quantity of the loop (latents, model output, noise). Any shape: a tensor, or its coordinates on a basis."""
+"""One quantity of the loop (latents, model output, noise), of any shape: a tensor, or its coordinates on a basis."""
 
 State = tuple[Value, ...]
 """What a sampler carries from row to row; the first value is the latents, all others start at zero."""
@@ -25,11 +25,14 @@ Advance = Callable[[State, Value, Value, int], State]
 class Plan:
     """A sampler bound to one schedule of S U-Net evaluations, one row each.
 
-    timesteps (S,) is what the U-Net is told, input_scale (S,) what the latents are multiplied by before it sees them,
-    initial_scale what standard normal noise is multiplied by to become the first latents, and draws (S,) which rows
-    take one standard normal draw of the latents' shape. levels (S, 2) are the signal and noise rates at which diffusers
-    mixes an original into the latents that row s reads. A sampler with two evaluations per step fills two rows for each
-    step but the last, which needs only one.
+    timesteps (S,)     what the U-Net is told
+    input_scale (S,)   factor from the latents to the U-Net's input
+    levels (S, 2)      signal and noise rates at which diffusers mixes an original into the latents that row s reads
+    draws (S,)         rows that take one standard normal draw of the latents' shape
+    advance            the step
+    state_count        values in the state
+    initial_scale      factor from standard normal noise to the first latents
+    evaluations        U-Net evaluations per step; with two, every step has two rows but the last, which needs only one
     """
 
     timesteps: Float64s
@@ -48,16 +51,16 @@ class Plan:
 
 
 Planner = Callable[[ScheduleConfig, int, int], Plan]
-"""(config, steps, first) -> plan of the whole schedule; from row `first` on, where multistep solvers warm up."""
+"""(config, steps, first) -> plan of the whole schedule; multistep solvers warm up at row `first`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A known sampler: the diffusers class it equals, how it is planned, and what it takes from a config.
+    """A sampler: the diffusers class that it equals, its planner, and what it reads from a config.
 
-    `defaults` fills the fields whose default differs between diffusers' classes. `reads` names the fields it obeys
-    beyond the training schedule and the prediction type; the others do nothing, as in diffusers. Where two samplers
-    share a class, `sde` marks the one that the config's `sde-` algorithm types mean.
+    `defaults` holds the fields whose default differs between diffusers' classes. `reads` names the fields that it obeys
+    beyond the training schedule and the prediction type; others are ignored, as in diffusers. Where two samplers share
+    a class, `sde` marks the one for the config's `sde-` algorithm types.
     """
 
     scheduler: str
@@ -71,5 +74,5 @@ class Sampler:
 
 
 def no_draws(rows: int) -> Flags:
-    """The draws of a deterministic sampler."""
+    """The `draws` of a deterministic sampler."""
     return np.zeros(rows, dtype=np.bool_)

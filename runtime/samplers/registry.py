@@ -1,8 +1,7 @@
-"""The samplers by name, and the one that a scheduler config means."""
+"""Every sampler by name."""
 
 from collections.abc import Mapping
 
-from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.samplers.plan import Sampler
 from latentrt.runtime.samplers.solvers.ddim import DDIM
 from latentrt.runtime.samplers.solvers.ddpm import DDPM
@@ -41,31 +40,4 @@ SAMPLERS: Mapping[str, Sampler] = {
     "tcd": TCD,
     "unipc": UNIPC,
 }
-"""By the names that k-diffusion and the web interfaces use; `edm_` ones are for models with EDM preconditioning."""
-
-NOT_SERVED: Mapping[str, str] = {
-    "CosineDPMSolverMultistepScheduler": "its noise comes from a Brownian tree; dpmpp_2m_sde is the nearest",
-    "DPMSolverSDEScheduler": "its noise comes from a Brownian tree (torchsde); dpmpp_2m_sde is the nearest",
-    "FlowMatchEulerDiscreteScheduler": "flow matching is not diffusion; no Stable Diffusion 1, 2 or XL model needs it",
-    "FlowMatchHeunDiscreteScheduler": "flow matching is not diffusion; no Stable Diffusion 1, 2 or XL model needs it",
-}
-"""Classes that people may well have in a config, and why no sampler equals them."""
-
-
-def sampler_for(scheduler_config: Mapping[str, object]) -> str:
-    """Name of the sampler that equals the class and the algorithm type that a `scheduler_config.json` names.
-
-    Raises:
-        CheckpointError: the config names no class, or one that no sampler equals.
-    """
-    scheduler = scheduler_config.get("_class_name")
-    sde = str(scheduler_config.get("algorithm_type")).startswith("sde-")
-    names = [name for name, sampler in SAMPLERS.items() if sampler.scheduler == scheduler]
-    if names:
-        return next((name for name in names if SAMPLERS[name].sde == sde), names[0])
-    known = ", ".join(f"{sampler.scheduler} ({name})" for name, sampler in SAMPLERS.items() if not sampler.sde)
-    reason = NOT_SERVED.get(str(scheduler))
-    raise CheckpointError(
-        f"scheduler config: _class_name {scheduler!r}: {f'{reason}. L' if reason else 'l'}atentrt knows {known}. "
-        "Name one of these samplers instead"
-    )
+"""Named as in k-diffusion and the web interfaces; `edm_` ones are for models with EDM preconditioning."""

@@ -1,4 +1,4 @@
-"""A config as one sampler sees it, and what no table can do."""
+"""A scheduler config as one sampler sees it, and the settings that are refused."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,23 +16,20 @@ COMMON_FIELDS = frozenset(
 _NO_VARIANCE = "latentrt serves models that predict no variance; set it to null"
 
 REFUSED: Mapping[tuple[str, object], str] = {
-    (
-        "clip_sample",
-        True,
-    ): "clipping the predicted latents is not linear; set clip_sample to false",
+    ("clip_sample", True): "clipping the predicted latents is not linear; set clip_sample to false",
     ("thresholding", True): "thresholding is not linear; set thresholding to false",
     ("use_flow_sigmas", True): "latentrt has no flow-matching schedules; set it to false",
     ("variance_type", "learned"): _NO_VARIANCE,
     ("variance_type", "learned_range"): _NO_VARIANCE,
 }
-"""Field and value to reason, for the samplers that read the field."""
+"""(field, value) -> why it is refused, by the samplers that read the field."""
 
 
 def resolve(name: str, sampler: Sampler, config: ScheduleConfig) -> ScheduleConfig:
-    """The config as this sampler sees it: its own defaults where none is stated, unread fields left at rest.
+    """The config as this sampler sees it: its own defaults for unset fields, and neutral values for those it ignores.
 
     Raises:
-        RequestError: the config asks for something that is not linear or not there yet.
+        RequestError: the config asks for something that is not linear or not supported.
     """
     stated = {field.name: getattr(config, field.name) for field in fields(config)}
     read = COMMON_FIELDS | sampler.reads

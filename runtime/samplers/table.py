@@ -16,12 +16,12 @@ class SamplerTable:
 
     Z starts as [latents, 0, ..., 0]. Text to image starts from initial_scale * standard normal noise, image to image
     from signal * original + noise rate * standard normal noise with (signal, noise rate) = original_levels[0].
-    original_levels[s] are the same two rates for the original that inpainting puts back before step s, so
-    original_levels[s + 1] after step s; (1, 0), the original itself, after the last.
+    original_levels[s] are the same two rates for the original that inpainting puts back before step s; the last row,
+    after the last step, is (1, 0), the original itself.
 
-    Row S stands after the last step: weights keep Z, readout gives the finished latents, and the timestep is the last
-    one again. `first` is the row of the whole schedule that row 0 is, above 0 where a loop starts late; `whole` is how
-    many rows the whole schedule has.
+    Row S stands after the last step: its weights keep Z, its readout gives the finished latents, and its timestep is
+    the last one again. Row 0 is row `first` of the whole schedule, which has `whole` rows; `first` is above 0 where a
+    loop starts late.
 
     Shapes, float64: weights (S + 1, k, k + 2), readout (S + 1, k), timesteps (S + 1,), original_levels (S + 1, 2);
     bool: draws (S,), true for the steps that take one standard normal draw of the latents' shape, even where its weight
@@ -47,8 +47,3 @@ class SamplerTable:
     def step_count(self) -> int:
         """S, the number of U-Net evaluations."""
         return len(self.draws)
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether any step draws noise."""
-        return bool(self.draws.any())

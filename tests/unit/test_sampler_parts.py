@@ -8,7 +8,7 @@ from schedules import SDXL
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers import SAMPLERS, compile_sampler, kept_rows
-from latentrt.runtime.samplers.schedules.beta import inverse_beta, lower_share
+from latentrt.runtime.samplers.schedules.beta_sigmas import inverse_beta, lower_share
 from latentrt.runtime.samplers.solvers.lagrange import interpolation_weights
 
 TWO_ROWS = {"heun", "kdpm2", "kdpm2_a"}

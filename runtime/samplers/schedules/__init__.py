@@ -1,1 +1,1 @@
-"""Noise schedules: from a scheduler config to the sigmas and timesteps of one request."""
+"""Noise schedules: from a scheduler config to the timesteps and sigmas of one request."""

@@ -1,20 +1,21 @@
-"""DDIM: deterministic at eta = 0, which is the default; up to ancestral at eta = 1."""
+"""DDIM: deterministic at eta = 0, the default; ancestral at eta = 1."""
 
 import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
-from latentrt.runtime.samplers.schedules.discrete import signal_at, whole_timesteps
-from latentrt.runtime.samplers.schedules.spacing import SPACING_FIELDS
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS, alpha_bars
+from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS, whole_timesteps
+from latentrt.runtime.samplers.schedules.training import alpha_bars
 from latentrt.runtime.samplers.solvers.prediction import predicted_noise, predicted_x0, rates
-from latentrt.runtime.samplers.solvers.timestep_space import preserving_plan
+from latentrt.runtime.samplers.solvers.timestep_space import preserving_plan, signal_at
 
 
 def ddim(x0: Value, noise: Value, alpha_bar_next: float, fresh: float = 0.0) -> Value:
-    """DDIM's step: x' = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar' - fresh²) noise, both as the model predicts them.
+    """The DDIM step: x' = sqrt(alpha_bar') x0 + sqrt(1 - alpha_bar' - fresh²) noise.
 
-    Song, Meng & Ermon 2020 (arXiv:2010.02502), equation 12; the caller adds new noise of rate `fresh`.
+    x0 and noise are the model's predictions; the caller adds new noise of rate `fresh`. Song, Meng & Ermon 2020
+    (arXiv:2010.02502), equation 12.
     """
     signal_rate: float = np.sqrt(alpha_bar_next)
     noise_rate: float = np.sqrt(max(1 - alpha_bar_next - fresh**2, 0.0))
@@ -22,7 +23,7 @@ def ddim(x0: Value, noise: Value, alpha_bar_next: float, fresh: float = 0.0) -> 
 
 
 def fresh_rate(alpha_bar: float, alpha_bar_next: float) -> float:
-    """Rate of the noise that a step adds at eta = 1: Song, Meng & Ermon 2020, equation 16."""
+    """The rate of new noise that a step adds at eta = 1. Song, Meng & Ermon 2020, equation 16."""
     rate: float = np.sqrt((1 - alpha_bar_next) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_next))
     return rate
 
@@ -30,7 +31,7 @@ def fresh_rate(alpha_bar: float, alpha_bar_next: float) -> float:
 def plan_ddim(config: ScheduleConfig, steps: int, first: int) -> Plan:
     """The plan of diffusers' DDIMScheduler.
 
-    The next timestep is always T // S lower, whatever the spacing; below zero, `set_alpha_to_one` gives the level.
+    The next timestep is always T // S lower, whatever the spacing. Below zero, `set_alpha_to_one` decides the level.
     """
     training = alpha_bars(config).astype(np.float64)
     timesteps = whole_timesteps("ddim", config, steps)

@@ -5,9 +5,9 @@ import numpy as np
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
-from latentrt.runtime.samplers.schedules.discrete import whole_timesteps
-from latentrt.runtime.samplers.schedules.spacing import SPACING_FIELDS
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS, alpha_bars
+from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS, whole_timesteps
+from latentrt.runtime.samplers.schedules.training import alpha_bars
 from latentrt.runtime.samplers.solvers.prediction import predicted_x0, rates
 from latentrt.runtime.samplers.solvers.timestep_space import preserving_plan
 
@@ -17,7 +17,7 @@ SMALLEST_VARIANCE = 1e-20
 
 
 def ddpm(x: Value, x0: Value, alpha_bar: float, alpha_bar_next: float) -> Value:
-    """Mean of the posterior q(x' | x, x0). Ho et al. 2020 (arXiv:2006.11239), equation 7."""
+    """The mean of the posterior q(x' | x, x0). Ho et al. 2020 (arXiv:2006.11239), equation 7."""
     alpha = alpha_bar / alpha_bar_next
     take: float = np.sqrt(alpha_bar_next) * (1 - alpha) / (1 - alpha_bar)
     keep: float = np.sqrt(alpha) * (1 - alpha_bar_next) / (1 - alpha_bar)
@@ -25,7 +25,7 @@ def ddpm(x: Value, x0: Value, alpha_bar: float, alpha_bar_next: float) -> Value:
 
 
 def variance(alpha_bar: float, alpha_bar_next: float, variance_type: str) -> float:
-    """Variance of a step's noise: the posterior's (`fixed_small`) or beta (`fixed_large`). Ho et al., section 3.2."""
+    """The variance of a step's noise: the posterior's (`fixed_small`) or beta (`fixed_large`). Ho et al., sect. 3.2."""
     beta = 1 - alpha_bar / alpha_bar_next
     if variance_type == "fixed_large":
         return beta

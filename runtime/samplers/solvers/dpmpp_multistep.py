@@ -9,22 +9,20 @@ from latentrt.runtime.arrays import Float64s
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
-from latentrt.runtime.samplers.schedules.log_snr import clipped_end, closed, respaced, spaced_sigmas
-from latentrt.runtime.samplers.schedules.spacing import SIGMA_FIELDS, SPACING_FIELDS, SigmaSchedule
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS, training_sigmas
-from latentrt.runtime.samplers.solvers.exponential_integrator import (
-    algorithm_of,
-    interval,
-    log_snr_rise,
-    midpoint_or_heun,
-)
-from latentrt.runtime.samplers.solvers.multistep import (
+from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.dpm_solver import dpm_solver_schedule
+from latentrt.runtime.samplers.schedules.sigma_schedule import SigmaSchedule
+from latentrt.runtime.samplers.schedules.sigma_spacing import SIGMA_FIELDS
+from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS
+from latentrt.runtime.samplers.solvers.exponential_integrator import interval, log_snr_rise
+from latentrt.runtime.samplers.solvers.prediction import Convert, conversion
+from latentrt.runtime.samplers.solvers.solver_options import (
     FEW_STEPS,
     SOLVER_FIELDS,
-    Convert,
+    algorithm_of,
     check_order,
     check_solver_type,
-    preserving_conversion,
+    midpoint_or_heun,
 )
 
 
@@ -37,9 +35,9 @@ def solver_plan(
     input_scale: Float64s,
     initial_scale: float = 1.0,
 ) -> Plan:
-    """The multistep solver on any schedule: Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
+    """Plan the multistep solver on any schedule. Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
 
-    State of order p: the latents and the p - 1 latest outputs, converted. The stochastic forms draw on every step.
+    State at order p: the latents and the p - 1 latest converted outputs. The stochastic forms draw on every step.
     """
     count, solver_type = len(schedule.timesteps), midpoint_or_heun(config)
 
@@ -82,7 +80,7 @@ def solver_order(config: ScheduleConfig, step: int, first: int, count: int) -> i
 
 
 def differences(schedule: SigmaSchedule, step: int, outputs: State) -> list[Value]:
-    """Slopes in lambda between successive outputs, newest first, in units of this step's h."""
+    """Slopes in lambda between successive outputs, newest first, scaled by this step's h."""
     h = log_snr_rise(schedule, step, step + 1)
     rises = [log_snr_rise(schedule, step - i - 1, step - i) for i in range(len(outputs) - 1)]
     return [(outputs[i] - outputs[i + 1]) * (h / rise) for i, rise in enumerate(rises)]
@@ -97,19 +95,16 @@ def plan_dpmpp_multistep(config: ScheduleConfig, steps: int, first: int, *, sde:
     if algorithm == "sde-dpmsolver" and config.solver_order == 3:
         raise RequestError(f"{name}: solver_order 3 with algorithm_type sde-dpmsolver: latentrt knows 1 and 2")
     schedule = _schedule(config, steps)
-    convert = preserving_conversion(schedule, config.prediction_type, to_x0=algorithm.endswith("++"))
+    convert = conversion(schedule, config.prediction_type, to_x0=algorithm.endswith("++"))
     return solver_plan(config, schedule, first, algorithm, convert, np.ones(len(schedule.timesteps)))
 
 
 def _schedule(config: ScheduleConfig, steps: int) -> SigmaSchedule:
-    training = training_sigmas(config)
-    whole = (config.use_karras_sigmas or config.use_lu_lambdas) and config.beta_schedule != "squaredcos_cap_v2"
+    rounded = (config.use_karras_sigmas or config.use_lu_lambdas) and config.beta_schedule != "squaredcos_cap_v2"
     if config.use_lu_lambdas and not config.use_karras_sigmas:
-        # Uniform in log-SNR between the training schedule's own ends: the exponential spacing under another name.
+        # Uniform in log-SNR between the ends of the training schedule: exponential sigmas under another name.
         config = replace(config, use_exponential_sigmas=True, use_beta_sigmas=False, sigma_min=None, sigma_max=None)
-    named = respaced(config, steps, training, whole=whole)
-    sigmas, timesteps = named or spaced_sigmas(config, steps, training, clipped_end(config, training))
-    return closed(sigmas, timesteps, training[0] if config.final_sigmas_type == "sigma_min" else 0.0)
+    return dpm_solver_schedule(config, steps, round_respaced=rounded)
 
 
 _DEFAULTS = {**LINEAR_BETAS, "timestep_spacing": "linspace", "lower_order_final": True}

@@ -7,29 +7,26 @@ import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
-from latentrt.runtime.samplers.schedules.log_snr import standard_schedule
-from latentrt.runtime.samplers.schedules.spacing import SIGMA_FIELDS, SigmaSchedule
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS
-from latentrt.runtime.samplers.solvers.exponential_integrator import (
-    Interval,
-    algorithm_of,
-    interval,
-    log_snr_rise,
-    midpoint_or_heun,
-)
-from latentrt.runtime.samplers.solvers.multistep import (
+from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.dpm_solver import dpm_solver_schedule
+from latentrt.runtime.samplers.schedules.sigma_schedule import SigmaSchedule
+from latentrt.runtime.samplers.schedules.sigma_spacing import SIGMA_FIELDS
+from latentrt.runtime.samplers.solvers.exponential_integrator import Interval, interval, log_snr_rise
+from latentrt.runtime.samplers.solvers.prediction import conversion
+from latentrt.runtime.samplers.solvers.solver_options import (
     SOLVER_FIELDS,
+    algorithm_of,
     check_order,
     check_solver_type,
-    preserving_conversion,
+    midpoint_or_heun,
 )
 
 
 def block_orders(config: ScheduleConfig, steps: int) -> list[int]:
-    """Each row's order: blocks of 1, 2, ..., p, whose rows all start at the block's first latents.
+    """The order of each row: blocks of orders 1, 2, ..., p, whose rows all start at the block's first latents.
 
-    Lu et al. 2022 (arXiv:2206.00927), section 3.4: S evaluations, the last of first order where the schedule ends at
-    sigma zero, or where `lower_order_final` asks for it and the last block is whole.
+    The last row is of first order where the schedule ends at sigma zero, or where `lower_order_final` asks for it and
+    the last block is whole. Lu et al. 2022 (arXiv:2206.00927), section 3.4.
     """
     order = config.solver_order
     orders = [row % order + 1 for row in range(steps)]
@@ -41,15 +38,16 @@ def block_orders(config: ScheduleConfig, steps: int) -> list[int]:
 def plan_dpmpp_singlestep(config: ScheduleConfig, steps: int, first: int, *, sde: bool) -> Plan:
     """The plan of diffusers' DPMSolverSinglestepScheduler.
 
-    State of order p > 1: the latents; those at the block's start; the p - 1 latest outputs, converted. A loop that
-    starts inside a block starts a block there. The stochastic form draws on every row.
+    State at order p > 1: the latents; those at the block's start; the p - 1 latest converted outputs. A loop that
+    starts inside a block begins a new one there. The stochastic form draws on every row.
     """
     name = "dpmpp_2s_sde" if sde else "dpmpp_2s"
     algorithm = algorithm_of(name, config, sde=sde)
     check_order(name, config)
     check_solver_type(name, config, ("midpoint", "heun"))
-    schedule = standard_schedule(replace(config, timestep_spacing="linspace"), steps)
-    convert = preserving_conversion(schedule, config.prediction_type, to_x0=algorithm.endswith("++"))
+    config = replace(config, timestep_spacing="linspace")  # the only spacing that this class has
+    schedule = dpm_solver_schedule(config, steps, round_respaced=config.use_karras_sigmas)
+    convert = conversion(schedule, config.prediction_type, to_x0=algorithm.endswith("++"))
     orders, solver_type = block_orders(config, steps), midpoint_or_heun(config)
 
     def advance(state: State, output: Value, noise: Value, row: int) -> State:
@@ -81,9 +79,9 @@ def block_step(
     noise: Value,
     solver_type: str,
 ) -> Value:
-    """From the block's start to the level after this row. Lu et al. 2022 (arXiv:2206.00927), algorithms 1 and 2.
+    """Step from the block's start to the level after this row. Lu et al. 2022 (arXiv:2206.00927), algorithms 1 and 2.
 
-    `midpoint` needs only the newest slope also in third order; `heun` fits both.
+    In third order, `midpoint` uses the newest slope alone and `heun` both.
     """
     *later, oldest = outputs
     begin = row + 1 - len(outputs)

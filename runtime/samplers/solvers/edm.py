@@ -1,7 +1,7 @@
-"""EDM: Euler and DPM-Solver++ multistep for models with Karras' preconditioning instead of a training schedule.
+"""EDM Euler and EDM DPM++ 2M, for models with EDM preconditioning instead of a training schedule.
 
-Karras et al. 2022 (arXiv:2206.00364), table 1: the U-Net reads c_in x at c_noise = log(sigma) / 4, and the clean
-latents are c_skip x + c_out output.
+The U-Net reads c_in x at c_noise = log(sigma) / 4, and the clean latents are c_skip x + c_out output. Karras et al.
+2022 (arXiv:2206.00364), table 1.
 """
 
 from functools import partial
@@ -12,15 +12,19 @@ from latentrt.runtime.arrays import Float64s
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value, no_draws
-from latentrt.runtime.samplers.schedules.spacing import SigmaSchedule, exponential_sigmas, karras_sigmas
+from latentrt.runtime.samplers.schedules.edm import edm_initial_scale, edm_schedule
 from latentrt.runtime.samplers.solvers.dpmpp_multistep import solver_plan
 from latentrt.runtime.samplers.solvers.euler import euler
-from latentrt.runtime.samplers.solvers.exponential_integrator import algorithm_of
-from latentrt.runtime.samplers.solvers.multistep import SOLVER_FIELDS, check_order, check_solver_type
+from latentrt.runtime.samplers.solvers.solver_options import (
+    SOLVER_FIELDS,
+    algorithm_of,
+    check_order,
+    check_solver_type,
+)
 
 
 def c_in(sigmas: Float64s, config: ScheduleConfig) -> Float64s:
-    """What the latents are scaled by for the U-Net."""
+    """The factor from the latents to the U-Net's input."""
     return np.asarray(1 / np.sqrt(sigmas**2 + config.sigma_data**2))
 
 
@@ -34,7 +38,8 @@ def preconditioned(x: Value, output: Value, sigma: float, config: ScheduleConfig
 
 def plan_edm_euler(config: ScheduleConfig, steps: int, first: int) -> Plan:
     """The plan of diffusers' EDMEulerScheduler."""
-    schedule = _schedule("edm_euler", config, steps)
+    _check_prediction("edm_euler", config)
+    schedule = edm_schedule(config, steps)
 
     def advance(state: State, output: Value, noise: Value, row: int) -> State:
         (x,) = state
@@ -47,7 +52,7 @@ def plan_edm_euler(config: ScheduleConfig, steps: int, first: int) -> Plan:
         levels=schedule.levels,
         draws=no_draws(steps),
         advance=advance,
-        initial_scale=_initial_scale(config),
+        initial_scale=edm_initial_scale(config),
     )
 
 
@@ -59,30 +64,19 @@ def plan_edm_dpmpp(config: ScheduleConfig, steps: int, first: int, *, sde: bool)
         raise RequestError(f"{name}: algorithm_type {config.algorithm_type!r}: latentrt knows dpmsolver++")
     check_order(name, config, largest=2 if sde else 3)
     check_solver_type(name, config, ("midpoint", "heun"))
-    schedule = _schedule(name, config, steps)
+    _check_prediction(name, config)
+    schedule = edm_schedule(config, steps)
 
     def convert(x: Value, output: Value, step: int) -> Value:
         return preconditioned(x, output, schedule.sigmas[step], config)
 
     scale = c_in(schedule.sigmas[:-1], config)
-    return solver_plan(config, schedule, first, algorithm, convert, scale, _initial_scale(config))
+    return solver_plan(config, schedule, first, algorithm, convert, scale, edm_initial_scale(config))
 
 
-def _schedule(name: str, config: ScheduleConfig, steps: int) -> SigmaSchedule:
+def _check_prediction(name: str, config: ScheduleConfig) -> None:
     if config.prediction_type == "sample":
         raise RequestError(f"{name}: prediction_type 'sample': EDM's preconditioning knows epsilon and v_prediction")
-    high, low = float(config.sigma_max or 0), float(config.sigma_min or 0)
-    if config.sigma_schedule == "karras":
-        sigmas = karras_sigmas(high, low, steps, config.rho)
-    else:
-        sigmas = exponential_sigmas(low, high, steps)[::-1]  # a single one is the lowest, as in diffusers
-    last = sigmas[-1] if config.final_sigmas_type == "sigma_min" else 0.0
-    sigmas = np.append(sigmas, last).astype(np.float32).astype(np.float64)
-    return SigmaSchedule(sigmas, 0.25 * np.log(sigmas[:-1]), preserving=False)
-
-
-def _initial_scale(config: ScheduleConfig) -> float:
-    return float(np.sqrt(float(config.sigma_max or 0) ** 2 + 1))
 
 
 _DEFAULTS = {"sigma_min": 0.002, "sigma_max": 80.0, "lower_order_final": True}

@@ -4,14 +4,15 @@ import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value, no_draws
-from latentrt.runtime.samplers.schedules.exploding import exploding_schedule
-from latentrt.runtime.samplers.schedules.spacing import SIGMA_FIELDS, SPACING_FIELDS
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.euler import euler_schedule
+from latentrt.runtime.samplers.schedules.sigma_spacing import SIGMA_FIELDS
+from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS
 from latentrt.runtime.samplers.solvers.sigma_space import denoised, one_row_per_step
 
 
 def euler(x: Value, x0: Value, sigma: float, sigma_next: float) -> Value:
-    """Euler's step: x' = x + (sigma' - sigma) d with d = (x - x0) / sigma.
+    """The Euler step: x' = x + (sigma' - sigma) d with d = (x - x0) / sigma.
 
     Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without its second-order correction.
     """
@@ -20,7 +21,7 @@ def euler(x: Value, x0: Value, sigma: float, sigma_next: float) -> Value:
 
 
 def ancestral(sigma: float, sigma_next: float) -> tuple[float, float]:
-    """sigma_down, where the step lands, and sigma_up, the fresh noise: sigma_down² + sigma_up² = sigma'².
+    """Split sigma' into sigma_down, where the step lands, and sigma_up, the fresh noise: the squares add up to sigma'².
 
     sigma_up² = sigma'² (sigma² - sigma'²) / sigma²: the ancestral sampling of Song et al. 2021 (arXiv:2011.13456),
     equation 47, as k-diffusion writes it.
@@ -31,7 +32,7 @@ def ancestral(sigma: float, sigma_next: float) -> tuple[float, float]:
 
 def plan_euler(config: ScheduleConfig, steps: int, first: int) -> Plan:
     """The plan of diffusers' EulerDiscreteScheduler."""
-    schedule = exploding_schedule(config, steps)
+    schedule = euler_schedule(config, steps)
 
     def advance(state: State, output: Value, noise: Value, row: int) -> State:
         (x,) = state
@@ -42,11 +43,11 @@ def plan_euler(config: ScheduleConfig, steps: int, first: int) -> Plan:
 
 
 def plan_euler_ancestral(config: ScheduleConfig, steps: int, first: int) -> Plan:
-    """The plan of diffusers' EulerAncestralDiscreteScheduler, which draws noise on every step.
+    """The plan of diffusers' EulerAncestralDiscreteScheduler.
 
-    Also on the last one, where sigma_up is zero.
+    It draws noise on every step, even on the last one, where sigma_up is zero.
     """
-    schedule = exploding_schedule(config, steps)
+    schedule = euler_schedule(config, steps)
 
     def advance(state: State, output: Value, noise: Value, row: int) -> State:
         (x,) = state

@@ -1,29 +1,25 @@
 """The exponential integrators of DPM-Solver and DPM-Solver++, deterministic and stochastic, orders 1 to 3.
 
-With lambda = log(alpha / sigma) and h its rise over an interval, both solve the diffusion equation exactly for an
+With lambda = log(alpha / sigma), which rises by h over an interval, both solve the diffusion equation exactly for an
 output that is polynomial in lambda. DPM-Solver++ extrapolates clean latents (Lu et al. 2022, arXiv:2211.01095),
-DPM-Solver noise (Lu et al. 2022, arXiv:2206.00927), which is the same formula with signal and noise exchanged and h
-negated. The stochastic forms add the noise they take away beyond that: sections 3.4 and appendix A of the former.
+DPM-Solver noise (Lu et al. 2022, arXiv:2206.00927): the same formula with signal and noise exchanged and h negated. The
+stochastic forms remove more noise and add as much anew: section 3.4 and appendix A of the DPM-Solver++ paper.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from latentrt.runtime.errors import RequestError
-from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Value
-from latentrt.runtime.samplers.schedules.spacing import SigmaSchedule
-
-ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
+from latentrt.runtime.samplers.schedules.sigma_schedule import SigmaSchedule
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The numbers of one interval: x' = keep x - take (phi_1 D0 + weight D1 + phi_3 D2) + fresh noise.
+    """Coefficients of one interval: x' = keep x - take (phi_1 D0 + weight D1 + phi_3 D2) + fresh noise.
 
-    D0, D1 and D2 are the output and its first two differences in lambda. The phis are those of `exponent`: minus or
-    plus h, twice that in the stochastic form of DPM-Solver++; `shift` is 1/2 with the sign that diffusers gives it.
+    D0, D1 and D2 are the output and its first two differences in lambda. The phis are functions of `exponent`: minus h
+    in DPM-Solver++, twice that in its stochastic form, plus h in DPM-Solver. `shift` is 1/2 with diffusers' sign.
     """
 
     keep: float
@@ -48,12 +44,12 @@ class Interval:
         return float((np.expm1(self.exponent) - self.exponent) / self.exponent**2 - self.shift) if self.exponent else 0
 
     def first(self, x: Value, d0: Value, noise: Value) -> Value:
-        """The first-order step. Without noise it is DDIM's."""
+        """The first-order step, which is DDIM's where there is no noise."""
         moved = self.keep * x - self.take * self.phi_1 * d0
         return moved + self.fresh * noise if self.fresh else moved
 
     def second(self, x: Value, d0: Value, d1: Value, noise: Value, solver_type: str) -> Value:
-        """The second-order step; `midpoint` takes half of phi_1 for D1's weight, `heun` its exact phi_2."""
+        """The second-order step; D1's weight is phi_1 / 2 with `midpoint`, the exact phi_2 with `heun`."""
         weight = 0.5 * self.phi_1 if solver_type == "midpoint" else self.phi_2
         return self.first(x, d0, noise) - self.take * weight * d1
 
@@ -63,7 +59,7 @@ class Interval:
 
 
 def interval(schedule: SigmaSchedule, start: int, end: int, algorithm: str) -> Interval:
-    """From the level of one point of the schedule to another's."""
+    """The coefficients from one point of the schedule to another."""
     sigma, sigma_next = schedule.sigmas[[start, end]]
     alpha, alpha_next = schedule.alphas[[start, end]]
     h, decay = np.log(sigma / sigma_next), sigma_next / sigma  # h is infinite where sigma' is zero; decay = exp(-h)
@@ -79,28 +75,6 @@ def interval(schedule: SigmaSchedule, start: int, end: int, algorithm: str) -> I
 
 
 def log_snr_rise(schedule: SigmaSchedule, start: int, end: int) -> float:
-    """h, the rise of lambda between two points of the schedule."""
+    """The rise h of lambda between two points of the schedule."""
     h: float = np.log(schedule.sigmas[start] / schedule.sigmas[end])
     return h
-
-
-def algorithm_of(name: str, config: ScheduleConfig, *, sde: bool) -> str:
-    """The config's algorithm in the deterministic or stochastic form that the sampler's name says; deis means ++.
-
-    Raises:
-        RequestError: no such algorithm, or one that predicts noise with a schedule that ends without any.
-    """
-    base = "dpmsolver++" if config.algorithm_type == "deis" else config.algorithm_type.removeprefix("sde-")
-    if base not in ALGORITHMS:
-        raise RequestError(f"{name}: algorithm_type {config.algorithm_type!r}: latentrt knows {', '.join(ALGORITHMS)}")
-    if base == "dpmsolver" and config.final_sigmas_type == "zero":
-        raise RequestError(
-            f"{name}: algorithm_type {config.algorithm_type!r} predicts noise and cannot end at sigma zero. "
-            "Set final_sigmas_type to sigma_min, or algorithm_type to dpmsolver++"
-        )
-    return f"sde-{base}" if sde else base
-
-
-def midpoint_or_heun(config: ScheduleConfig) -> str:
-    """The solver type; the names of other solver families mean midpoint, as in diffusers."""
-    return "heun" if config.solver_type == "heun" else "midpoint"

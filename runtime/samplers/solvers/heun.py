@@ -4,19 +4,21 @@ import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value, no_draws
-from latentrt.runtime.samplers.schedules.exploding import exploding_schedule, initial_scale
-from latentrt.runtime.samplers.schedules.spacing import SIGMA_FIELDS, SPACING_FIELDS, preserving_alphas
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.betas import LINEAR_LATENT_BETAS
+from latentrt.runtime.samplers.schedules.euler import euler_schedule, initial_scale
+from latentrt.runtime.samplers.schedules.sigma_schedule import preserving_alphas
+from latentrt.runtime.samplers.schedules.sigma_spacing import SIGMA_FIELDS
+from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS
 from latentrt.runtime.samplers.solvers.sigma_space import denoised, twice
 
 
 def plan_heun(config: ScheduleConfig, steps: int, first: int) -> Plan:
     """The plan of diffusers' HeunDiscreteScheduler: Karras et al. 2022 (arXiv:2206.00364), algorithm 1 without churn.
 
-    Even rows predict the latents at sigma', odd rows correct them; the last step is Euler's, as there is no slope
-    at sigma' = 0. State: the latents; those before the step; the slope there.
+    Even rows predict the latents at sigma', odd rows correct them. The last step is Euler's, as there is no slope at
+    sigma' = 0. State: the latents; those before the step; the slope there.
     """
-    schedule = exploding_schedule(config, steps)
+    schedule = euler_schedule(config, steps)
     sigma_read = twice(schedule.sigmas[:-1])
 
     def advance(state: State, output: Value, noise: Value, row: int) -> State:
@@ -43,6 +45,6 @@ def plan_heun(config: ScheduleConfig, steps: int, first: int) -> Plan:
 HEUN = Sampler(
     scheduler="HeunDiscreteScheduler",
     plan=plan_heun,
-    defaults={**LINEAR_BETAS, "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "linspace"},
+    defaults={**LINEAR_LATENT_BETAS, "timestep_spacing": "linspace"},
     reads=SPACING_FIELDS | SIGMA_FIELDS | {"clip_sample"},
 )

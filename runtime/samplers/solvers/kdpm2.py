@@ -1,4 +1,4 @@
-"""DPM-Solver-2 in Karras' notation (KDPM2, "DPM2") and its ancestral form."""
+"""KDPM2 ("DPM2", DPM-Solver-2 in Karras' notation) and its ancestral form."""
 
 from functools import partial
 
@@ -6,21 +6,24 @@ import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
-from latentrt.runtime.samplers.schedules.exploding import exploding_schedule, initial_scale
-from latentrt.runtime.samplers.schedules.spacing import SIGMA_FIELDS, SPACING_FIELDS, preserving_alphas, timesteps_of
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS, training_sigmas
+from latentrt.runtime.samplers.schedules.betas import LINEAR_LATENT_BETAS
+from latentrt.runtime.samplers.schedules.euler import euler_schedule, initial_scale
+from latentrt.runtime.samplers.schedules.sigma_schedule import preserving_alphas
+from latentrt.runtime.samplers.schedules.sigma_spacing import SIGMA_FIELDS
+from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS
+from latentrt.runtime.samplers.schedules.training import timesteps_of, training_sigmas
 from latentrt.runtime.samplers.solvers.euler import ancestral
 from latentrt.runtime.samplers.solvers.sigma_space import alternate, denoised, twice
 
 
 def plan_kdpm2(config: ScheduleConfig, steps: int, first: int, *, fresh_noise: bool) -> Plan:
-    """The plan of diffusers' KDPM2DiscreteScheduler, with `fresh_noise` of KDPM2AncestralDiscreteScheduler.
+    """The plan of diffusers' KDPM2DiscreteScheduler or, with `fresh_noise`, KDPM2AncestralDiscreteScheduler.
 
-    Even rows step to the geometric middle of sigma and sigma_down, odd rows take the slope there over the whole step:
-    Lu et al. 2022 (arXiv:2206.00927), algorithm 1 with r = 1/2, as k-diffusion writes it. The last step is Euler's.
-    State: the latents, and those before the step.
+    Even rows step to the geometric mean of sigma and sigma_down, odd rows take the slope there over the whole step. The
+    last step is Euler's. State: the latents, and those before the step. Lu et al. 2022 (arXiv:2206.00927), algorithm 1
+    with r = 1/2, as k-diffusion writes it.
     """
-    schedule = exploding_schedule(config, steps)
+    schedule = euler_schedule(config, steps)
     sigma = schedule.sigmas[:-1]
     sigma_down, sigma_up = schedule.sigmas[1:], np.zeros(steps)
     if fresh_noise:
@@ -51,7 +54,7 @@ def plan_kdpm2(config: ScheduleConfig, steps: int, first: int, *, fresh_noise: b
     )
 
 
-_DEFAULTS = {**LINEAR_BETAS, "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "linspace"}
+_DEFAULTS = {**LINEAR_LATENT_BETAS, "timestep_spacing": "linspace"}
 
 KDPM2 = Sampler(
     scheduler="KDPM2DiscreteScheduler",

@@ -1,18 +1,18 @@
-"""The weights of the linear multistep samplers: integrals of Lagrange's interpolation polynomials."""
+"""Weights of linear multistep samplers (LMS, DEIS): integrals of Lagrange's interpolation polynomials."""
 
 import numpy as np
 
 from latentrt.runtime.arrays import Float64s
 
 POINTS, FACTORS = np.polynomial.legendre.leggauss(16)
-"""Gauss-Legendre quadrature on -1 to 1: exact for polynomials, to rounding for them times exp(u) on a step."""
+"""Gauss-Legendre quadrature on [-1, 1]: exact for polynomials, and to rounding for those times exp(u) on a step."""
 
 
 def interpolation_weights(nodes: Float64s, end: float, *, exponential: bool = False) -> Float64s:
-    """What each node's value counts in the integral, from 0 to end, of the polynomial through all of them.
+    """The weight of each node's value in the integral, from 0 to `end`, of the polynomial through all nodes.
 
-    Of exp(u) times that polynomial with `exponential`. Hairer, Nørsett & Wanner, Solving Ordinary Differential
-    Equations I, equation III.1.5.
+    With `exponential`, the integrand is exp(u) times that polynomial. Hairer, Nørsett & Wanner, Solving Ordinary
+    Differential Equations I, equation III.1.5.
     """
     places = end * (POINTS + 1) / 2
     density = FACTORS * end / 2 * (np.exp(places) if exponential else 1.0)

@@ -1,11 +1,12 @@
-"""Latent consistency models' multistep sampling."""
+"""LCM: multistep sampling of latent consistency models."""
 
 import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
-from latentrt.runtime.samplers.schedules.discrete import distilled_timesteps
-from latentrt.runtime.samplers.schedules.training import LATENT_BETAS, alpha_bars
+from latentrt.runtime.samplers.schedules.betas import LATENT_BETAS
+from latentrt.runtime.samplers.schedules.timestep_spacing import distilled_timesteps
+from latentrt.runtime.samplers.schedules.training import alpha_bars
 from latentrt.runtime.samplers.solvers.prediction import predicted_x0, rates
 from latentrt.runtime.samplers.solvers.timestep_space import preserving_plan
 
@@ -13,7 +14,7 @@ SIGMA_DATA = 0.5
 
 
 def lcm(denoised: Value, noise: Value, alpha_bar_next: float) -> Value:
-    """Noise the clean latents again: x' = sqrt(alpha_bar') denoised + sqrt(1 - alpha_bar') noise.
+    """Add noise to the clean latents again: x' = sqrt(alpha_bar') denoised + sqrt(1 - alpha_bar') noise.
 
     Luo et al. 2023 (arXiv:2310.04378), algorithm 3; Song et al. 2023 (arXiv:2303.01469), algorithm 1.
     """

@@ -1,4 +1,4 @@
-"""Linear multistep: Adams-Bashforth over unevenly spaced sigmas."""
+"""LMS, linear multistep: Adams-Bashforth over unevenly spaced sigmas."""
 
 from dataclasses import replace
 
@@ -6,9 +6,11 @@ import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value, no_draws
-from latentrt.runtime.samplers.schedules.exploding import exploding_schedule, initial_scale
-from latentrt.runtime.samplers.schedules.spacing import SIGMA_FIELDS, SPACING_FIELDS, preserving_alphas
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.euler import euler_schedule, initial_scale
+from latentrt.runtime.samplers.schedules.sigma_schedule import preserving_alphas
+from latentrt.runtime.samplers.schedules.sigma_spacing import SIGMA_FIELDS
+from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS
 from latentrt.runtime.samplers.solvers.lagrange import interpolation_weights
 from latentrt.runtime.samplers.solvers.sigma_space import denoised
 
@@ -16,14 +18,14 @@ ORDER = 4
 
 
 def plan_lms(config: ScheduleConfig, steps: int, first: int) -> Plan:
-    """The plan of diffusers' LMSDiscreteScheduler, order 4: x' = x + the integral of the slopes' interpolation.
+    """The plan of diffusers' LMSDiscreteScheduler, order 4: x' = x + the integral of the interpolated slopes.
 
-    k-diffusion's `sample_lms`; Hairer, Nørsett & Wanner, Solving Ordinary Differential Equations I, section III.1.
-    State: the latents and the three latest slopes.
+    State: the latents and the three latest slopes. k-diffusion's `sample_lms`; Hairer, Nørsett & Wanner, Solving
+    Ordinary Differential Equations I, section III.1.
     """
-    if config.use_karras_sigmas:  # diffusers: this class alone keeps its own ends there
+    if config.use_karras_sigmas:  # this class alone ignores them there, in diffusers too
         config = replace(config, sigma_min=None, sigma_max=None)
-    schedule = exploding_schedule(config, steps)
+    schedule = euler_schedule(config, steps)
     sigmas = schedule.sigmas
 
     def advance(state: State, output: Value, noise: Value, row: int) -> State:

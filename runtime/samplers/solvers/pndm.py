@@ -8,20 +8,21 @@ from latentrt.runtime.arrays import Float64s
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Advance, Plan, Sampler, State, Value, no_draws
-from latentrt.runtime.samplers.schedules.discrete import Timesteps, preserving_levels, signal_at, whole_timesteps
-from latentrt.runtime.samplers.schedules.spacing import SPACING_FIELDS
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS, alpha_bars
+from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS, Timesteps, whole_timesteps
+from latentrt.runtime.samplers.schedules.training import alpha_bars
 from latentrt.runtime.samplers.solvers.ddim import ddim
 from latentrt.runtime.samplers.solvers.prediction import predicted_noise, predicted_x0, rates
+from latentrt.runtime.samplers.solvers.timestep_space import preserving_plan, signal_at
 
 ADAMS_BASHFORTH = ((3, -1), (23, -16, 5), (55, -59, 37, -9))
-"""Numerators for the newest outputs first; each row's sum is the denominator. Liu et al. 2022, equation 9."""
+"""Numerators, newest output first; the sum of each row is its denominator. Liu et al. 2022, equation 9."""
 
 RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 """Weights of the four evaluations of a classical Runge-Kutta step: at its start, twice in its middle, at its end."""
 
 MEMORY = 3
-"""Outputs that are kept for the multistep rows; as many Runge-Kutta steps fill them."""
+"""Number of outputs kept for the multistep rows, and of the Runge-Kutta steps that fill them."""
 
 Transfer = Callable[[Value, Value, int, int], Value]
 """(latents, output, timestep, next timestep) -> the latents there."""
@@ -56,18 +57,11 @@ def plan_pndm(config: ScheduleConfig, steps: int, first: int) -> Plan:
     else:
         timesteps = _warm_up_timesteps(once, stride)
         advance, state_count = _runge_kutta(timesteps, stride, first, transfer), 3 + MEMORY
-    return Plan(
-        timesteps=timesteps.astype(np.float64),
-        input_scale=np.ones(len(timesteps)),
-        levels=preserving_levels(training[timesteps]),
-        draws=no_draws(len(timesteps)),
-        advance=advance,
-        state_count=state_count,
-    )
+    return preserving_plan(timesteps, training[timesteps], no_draws(len(timesteps)), advance, state_count)
 
 
 def _transfer(config: ScheduleConfig, training: Float64s) -> Transfer:
-    """DDIM's step between two timesteps, what the paper calls the transfer part."""
+    """The DDIM step between two timesteps, which the paper calls the transfer part."""
     final = 1.0 if config.set_alpha_to_one else training[0]
 
     def transfer(x: Value, output: Value, timestep: int, timestep_next: int) -> Value:
@@ -81,13 +75,13 @@ def _transfer(config: ScheduleConfig, training: Float64s) -> Transfer:
 
 
 def _multistep(timesteps: Timesteps, stride: int, first: int, transfer: Transfer) -> Advance:
-    """Multistep rows that warm up by themselves.
+    """The step with `skip_prk_steps`: multistep rows that warm up without Runge-Kutta.
 
-    The first step is evaluated twice, as Heun does it: rows 0 and 1 both go from the first timestep to the second, and
-    row 1's timestep stands in the schedule twice. A loop that starts later skips that double, as in diffusers: its own
-    second row repeats its first step, and the row after it reads latents that are one step noisier than its timestep.
+    The first step is evaluated twice, as in Heun's method: rows 0 and 1 both go from the first timestep to the second,
+    and row 1's timestep stands in the schedule twice. A loop that starts later skips that duplicate, as in diffusers:
+    its own second row repeats its first step, and the row after it reads latents one step noisier than its timestep.
 
-    State: the latents; then the latest outputs, or between the first two rows one output and the latents they start at.
+    State: the latents, then the latest outputs; between the first two rows, one output and the latents before the step.
     """
     second = first + 1
 
@@ -109,7 +103,7 @@ def _multistep(timesteps: Timesteps, stride: int, first: int, transfer: Transfer
 
 
 def _warm_up_timesteps(once: Timesteps, stride: int) -> Timesteps:
-    """Timesteps (S + 9,): each of the first three steps at its start, twice in its middle and at its end, then once."""
+    """Timesteps (S + 9,): start, middle, middle and end of each of the first three steps, then one per step."""
     middles = once[1 : 1 + MEMORY] + stride // 2
     steps = zip(once[:MEMORY], middles, once[1 : 1 + MEMORY], strict=True)
     warm_up = [(start, middle, middle, end) for start, middle, end in steps]
@@ -117,12 +111,12 @@ def _warm_up_timesteps(once: Timesteps, stride: int) -> Timesteps:
 
 
 def _runge_kutta(timesteps: Timesteps, stride: int, first: int, transfer: Transfer) -> Advance:
-    """Three steps of four evaluations each, then multistep rows. Liu et al. 2022, section 3.3: pseudo Runge-Kutta.
+    """The step without `skip_prk_steps`: three Runge-Kutta steps of four evaluations each, then multistep rows.
 
-    A loop that starts later takes its own first twelve rows for these steps, as in diffusers, which still starts them
-    at the levels of the schedule's first three timesteps.
+    Liu et al. 2022, section 3.3: pseudo Runge-Kutta. A loop that starts later takes its own first twelve rows for these
+    steps, as in diffusers, which still starts them at the levels of the schedule's first three timesteps.
 
-    State: the latents; the latest outputs at whole steps; the latents that the step starts at; its weighted outputs.
+    State: the latents; the latest outputs at whole steps; the latents before the step; the weighted sum of its outputs.
     """
 
     def advance(state: State, output: Value, noise: Value, row: int) -> State:

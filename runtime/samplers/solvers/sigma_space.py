@@ -1,15 +1,12 @@
-"""What the samplers in Karras' notation share (Euler, Heun, KDPM2, LMS): latents are x0 + sigma * noise."""
+"""What the samplers whose latents are x0 + sigma * noise share (Euler, Heun, KDPM2, LMS)."""
 
 import numpy as np
 
 from latentrt.runtime.arrays import Float64s
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Advance, Flags, Plan, Value
-from latentrt.runtime.samplers.schedules.exploding import initial_scale
-from latentrt.runtime.samplers.schedules.spacing import (
-    SigmaSchedule,
-    preserving_alphas,
-)
+from latentrt.runtime.samplers.schedules.euler import initial_scale
+from latentrt.runtime.samplers.schedules.sigma_schedule import SigmaSchedule, preserving_alphas
 from latentrt.runtime.samplers.solvers.prediction import predicted_x0
 
 
@@ -32,15 +29,15 @@ def one_row_per_step(config: ScheduleConfig, schedule: SigmaSchedule, advance: A
 
 
 def twice(values: Float64s) -> Float64s:
-    """Per-step values as rows of a sampler with two evaluations per step: v0, v1, v1, v2, v2, ...
+    """Spread per-step values over the rows of a sampler with two evaluations per step: v0, v1, v1, v2, v2, ...
 
-    A row's value is that of the step it completes; the first row of the next step stands at the same place.
+    The row that completes a step and the one that begins the next stand at the same sigma.
     """
     return np.repeat(values, 2)[1:]
 
 
 def alternate(first: Float64s, second: Float64s) -> Float64s:
-    """Rows of S first and S - 1 second evaluations, taken in turns."""
+    """Interleave the values of S first and S - 1 second evaluations."""
     rows = np.empty(len(first) + len(second))
     rows[0::2], rows[1::2] = first, second
     return rows

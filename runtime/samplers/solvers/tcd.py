@@ -1,26 +1,28 @@
-"""Trajectory consistency distillation's sampling."""
+"""TCD: sampling of models made by trajectory consistency distillation."""
 
 import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
-from latentrt.runtime.samplers.schedules.discrete import distilled_timesteps
-from latentrt.runtime.samplers.schedules.training import LATENT_BETAS, alpha_bars
+from latentrt.runtime.samplers.schedules.betas import LATENT_BETAS
+from latentrt.runtime.samplers.schedules.timestep_spacing import distilled_timesteps
+from latentrt.runtime.samplers.schedules.training import alpha_bars
 from latentrt.runtime.samplers.solvers.ddim import ddim
 from latentrt.runtime.samplers.solvers.prediction import predicted_noise, predicted_x0, rates
 from latentrt.runtime.samplers.solvers.timestep_space import preserving_plan
 
 
 def noised_again(x: Value, noise: Value, alpha_bar: float, alpha_bar_next: float) -> Value:
-    """Noise latents of level alpha_bar on to alpha_bar'. Zheng et al. 2024 (arXiv:2402.19159), algorithm 2."""
+    """Add noise to latents, from alpha_bar up to alpha_bar'. Zheng et al. 2024 (arXiv:2402.19159), algorithm 2."""
     signal_rate, noise_rate = rates(alpha_bar_next / alpha_bar)
     return signal_rate * x + noise_rate * noise
 
 
 def plan_tcd(config: ScheduleConfig, steps: int, first: int) -> Plan:
-    """The plan of diffusers' TCDScheduler: down to (1 - eta) times the next timestep, then noised up to that.
+    """The plan of diffusers' TCDScheduler.
 
-    The last step goes to timestep zero and adds no noise.
+    Each step goes down to (1 - eta) times the next timestep and adds noise up to that one; the last goes to timestep
+    zero and adds none.
     """
     eta = config.eta or 0.0
     timesteps = distilled_timesteps("tcd", config, steps)

@@ -8,15 +8,13 @@ import numpy as np
 from latentrt.runtime.arrays import Float64s
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value, no_draws
-from latentrt.runtime.samplers.schedules.log_snr import closed, respaced, spaced_sigmas
-from latentrt.runtime.samplers.schedules.spacing import SIGMA_FIELDS, SPACING_FIELDS, SigmaSchedule
-from latentrt.runtime.samplers.schedules.training import LINEAR_BETAS, training_sigmas
-from latentrt.runtime.samplers.solvers.multistep import (
-    SOLVER_FIELDS,
-    check_order,
-    check_solver_type,
-    preserving_conversion,
-)
+from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.dpm_solver import deis_schedule
+from latentrt.runtime.samplers.schedules.sigma_schedule import SigmaSchedule
+from latentrt.runtime.samplers.schedules.sigma_spacing import SIGMA_FIELDS
+from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS
+from latentrt.runtime.samplers.solvers.prediction import conversion
+from latentrt.runtime.samplers.solvers.solver_options import SOLVER_FIELDS, check_order, check_solver_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +37,12 @@ class Interval:
         return self._step(x, outputs, self.predictor)
 
     def correct(self, x: Value, outputs: State) -> Value:
-        """UniC-p, algorithm 1, short of its last term: `gain` times the next output is still to be subtracted."""
+        """UniC-p, algorithm 1, without its last term: `gain` times the next output is still to be subtracted."""
         return self._step(x, outputs, self.corrector[:-1]) + self.gain * outputs[0]
 
     @property
     def gain(self) -> float:
-        """Factor of the next step's output in the corrector."""
+        """The factor of the next step's output in the corrector."""
         return float(self.weight * self.corrector[-1])
 
     def _step(self, x: Value, outputs: State, rho: Float64s) -> Value:
@@ -90,19 +88,19 @@ def _right_side(h: float, order: int) -> Float64s:
 def plan_unipc(config: ScheduleConfig, steps: int, first: int) -> Plan:
     """The plan of diffusers' UniPCMultistepScheduler.
 
-    State of order p, p + 1 values: the predicted latents; the corrected latents as far as they are known before the
+    State at order p, p + 1 values: the predicted latents; the corrected latents, as far as they are known before the
     next output; the p - 1 latest outputs, as x0 or noise.
     """
     check_order("unipc", config)
     check_solver_type("unipc", config, ("bh1", "bh2"))
     config = replace(config, solver_type="bh1" if config.solver_type == "bh1" else "bh2")
-    schedule = _schedule(config, steps)
+    schedule = deis_schedule(config, steps, to_zero=config.final_sigmas_type == "zero")
     count = len(schedule.timesteps)
     orders = [min(config.solver_order, max(step - first, 0) + 1) for step in range(count)]
     if config.lower_order_final:
         orders = [min(order, count - step) for step, order in enumerate(orders)]
     intervals = [interval(schedule, step, order, config) for step, order in enumerate(orders)]
-    convert = preserving_conversion(schedule, config.prediction_type, to_x0=config.predict_x0)
+    convert = conversion(schedule, config.prediction_type, to_x0=config.predict_x0)
 
     def advance(state: State, output: Value, noise: Value, step: int) -> State:
         x, correction, *history = state
@@ -122,15 +120,6 @@ def plan_unipc(config: ScheduleConfig, steps: int, first: int) -> Plan:
         advance=advance,
         state_count=config.solver_order + 1,
     )
-
-
-def _schedule(config: ScheduleConfig, steps: int) -> SigmaSchedule:
-    """Respaced sigmas that end at sigma_min stand still for the last step."""
-    training = training_sigmas(config)
-    named = respaced(config, steps, training, whole=config.use_karras_sigmas)
-    sigmas, timesteps = named or spaced_sigmas(config, steps, training)
-    sigma_last = sigmas[-1] if named else training[0]
-    return closed(sigmas, timesteps, sigma_last if config.final_sigmas_type == "sigma_min" else 0.0)
 
 
 UNIPC = Sampler(

@@ -1,4 +1,4 @@
-"""Quantiles of the symmetric Beta distribution, which the runtime needs without scipy."""
+"""Beta sigmas, and the quantiles of the symmetric Beta distribution, so that the runtime needs no scipy."""
 
 from math import gamma
 
@@ -6,14 +6,24 @@ import numpy as np
 
 from latentrt.runtime.arrays import Float64s
 
+BETA_SHAPE = 0.6
+
 SERIES_TERMS = 60
-"""On x <= 1/2 the terms fall at least like 2**-n, so 60 of them reach float64."""
+"""For x <= 1/2 the terms fall at least like 2**-n, so 60 of them reach float64's precision."""
 
 NEWTON_STEPS = 12
 
 
+def beta_sigmas(high: float, low: float, steps: int) -> Float64s:
+    """S sigmas from high to low at the quantiles of Beta(0.6, 0.6), which are denser at both ends.
+
+    Lee et al. 2024 (arXiv:2407.12173).
+    """
+    return low + inverse_beta(1 - np.linspace(0, 1, steps), BETA_SHAPE) * (high - low)
+
+
 def inverse_beta(probabilities: Float64s, shape: float) -> Float64s:
-    """X with I_x(a, a) = p, for a > 0 and p from 0 to 1: the quantiles of Beta(a, a).
+    """Quantiles of Beta(a, a): the x with I_x(a, a) = p, for a > 0 and p from 0 to 1.
 
     Newton's method on log I against log x, nearly a straight line of slope a for small x. The distribution is
     symmetric, so only its lower half is inverted: I_x(a, a) = 1 - I_(1-x)(a, a), NIST DLMF 8.17.4.
@@ -41,5 +51,5 @@ def lower_share(x: Float64s, shape: float) -> Float64s:
 
 
 def _beta(shape: float) -> float:
-    """B(a, a)."""
+    """The beta function B(a, a)."""
     return gamma(shape) ** 2 / gamma(2 * shape)

@@ -1,4 +1,4 @@
-"""What the samplers on whole training timesteps share (DDIM, DDPM, PNDM, LCM, TCD); latents preserve variance."""
+"""Timestep spacing: which training timesteps the steps of a request stand at."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,13 +6,34 @@ from numpy.typing import NDArray
 from latentrt.runtime.arrays import Float64s
 from latentrt.runtime.errors import CheckpointError, RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
-from latentrt.runtime.samplers.schedules.spacing import spaced_timesteps
 
 Timesteps = NDArray[np.int64]
 
+SPACING_FIELDS = frozenset({"steps_offset", "timestep_spacing"})
+"""Config fields that space the timesteps."""
+
+
+def spaced_timesteps(
+    config: ScheduleConfig, steps: int, *, skip_zero: bool = False, last: int | None = None
+) -> Float64s:
+    """Timesteps (S,) in the spacing `leading`, `trailing` or `linspace`, falling, not yet rounded.
+
+    Lin et al. 2023 (arXiv:2305.08891), table 2. `skip_zero` divides the range into S + 1 points and drops the lowest,
+    as the multistep solvers do; `last` replaces the number of training timesteps as the upper end.
+    """
+    count = config.num_train_timesteps
+    end = count if last is None else last
+    points = steps + skip_zero
+    if config.timestep_spacing == "linspace":
+        return np.linspace(0, end - 1, points)[::-1][:steps]
+    if config.timestep_spacing == "leading":
+        return np.arange(points, dtype=np.float64)[::-1][:steps] * (end // points) + config.steps_offset
+    # Rounding errors make arange one element too long for some S (61 of 1000, for one): S steps were asked for.
+    return np.round(np.arange(end, 0, -count / steps)[:steps]) - 1
+
 
 def whole_timesteps(name: str, config: ScheduleConfig, steps: int) -> Timesteps:
-    """Whole timesteps (S,) in the config's spacing, falling.
+    """Timesteps (S,) in the config's spacing, falling, rounded to integers; `name` is the sampler's, for the error.
 
     Raises:
         RequestError: the offset pushes the first one beyond the training timesteps.
@@ -45,13 +66,3 @@ def distilled_timesteps(name: str, config: ScheduleConfig, steps: int) -> Timest
         )
     origin = np.arange(distilled, 0, -1) * (config.num_train_timesteps // distilled) - 1
     return origin[np.floor(np.linspace(0, distilled, steps, endpoint=False)).astype(np.int64)]
-
-
-def signal_at(signal: Float64s, timesteps: Timesteps, final: float) -> Float64s:
-    """Squared signal rates at these timesteps; `final` below zero, where the training schedule has none."""
-    return np.where(timesteps >= 0, signal[np.maximum(timesteps, 0)], final)
-
-
-def preserving_levels(alpha_bar: Float64s) -> Float64s:
-    """Signal and noise rates (S, 2) of squared signal rates (S,)."""
-    return np.stack([np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)], axis=1)

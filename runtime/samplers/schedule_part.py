@@ -1,4 +1,4 @@
-"""Which rows of a schedule a request runs: image to image, and ensembles that share the denoising between models."""
+"""The rows of a schedule that a request runs: image to image, and models that share the denoising between them."""
 
 from math import ceil
 from typing import NoReturn
@@ -20,13 +20,12 @@ def kept_rows(
     denoising_start: float | None = None,
     denoising_end: float | None = None,
 ) -> tuple[int, int]:
-    """First row and end of the rows that diffusers' pipelines run, for `compile_sampler`.
+    """The first row, and the end of the rows, that diffusers' pipelines run; both are for `compile_sampler`.
 
     `strength` keeps that share of the steps, counted from the last. `denoising_start` and `denoising_end` are shares of
-    the training timesteps, whatever the spacing: a base model with `denoising_end` x leaves off where a refiner with
-    `denoising_start` x goes on; a start takes the place of the strength, and a start of 0 runs every step. A sampler
-    with two evaluations per step leaves off after the first of them, and goes on with the step that this one began, as
-    in diffusers.
+    the training timesteps, whatever the spacing: a base model with `denoising_end` x stops where a refiner with
+    `denoising_start` x continues. A start replaces the strength, and a start of 0 runs every step. As in diffusers, a
+    sampler with two evaluations per step stops after the first of them and continues with the step that it began.
 
     Raises:
         RequestError: a share lies outside 0 to 1, the start is not before the end, nothing is left to run, or
@@ -54,20 +53,20 @@ def kept_rows(
 
 
 def _refuse(steps: int, **shares: float | None) -> NoReturn:
-    """Say that nothing is left to run, and what would leave something."""
+    """Raise `RequestError`: nothing is left to run; name what would leave something."""
     if shares["denoising_start"] is None and int(steps * (shares["strength"] or 0)) == 0:
         raise RequestError(
             f"strength {shares['strength']}: none of {steps} steps is left to run, the picture would stay as it is. "
             f"The least is {ceil(1000 / steps) / 1000}, one step"
         )
     if shares["denoising_start"] is not None:
-        del shares["strength"]  # whose place it takes
+        del shares["strength"]  # which the start replaces
     given = ", ".join(f"{name} {share}" for name, share in shares.items() if share is not None)
     raise RequestError(f"{given}: none of {steps} steps lies between. Ask for more steps or a wider part")
 
 
 def _start(plan: Plan, cutoff: int) -> int:
-    """The first row below the cutoff, moved back to the row that begins its step."""
+    """The first row below the cutoff; where that row completes a step, the row before it, which begins the step."""
     rows = int(np.count_nonzero(plan.timesteps < cutoff))
     if plan.evaluations == 2 and rows % 2 == 0:
         rows += 1

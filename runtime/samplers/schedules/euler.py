@@ -1,19 +1,17 @@
-"""What the samplers in Karras' notation share (Euler, Heun, KDPM2, LMS): latents are x0 + sigma * noise."""
+"""The schedule of Euler, Heun, KDPM2 and LMS, whose latents are x0 + sigma * noise (Karras' notation)."""
 
 import numpy as np
 
 from latentrt.runtime.samplers.config import ScheduleConfig
-from latentrt.runtime.samplers.schedules.spacing import (
-    SigmaSchedule,
-    respaced_sigmas,
-    spaced_timesteps,
-    timesteps_of,
-)
-from latentrt.runtime.samplers.schedules.training import linspace32, training_sigmas
+from latentrt.runtime.samplers.schedules.sigma_schedule import SigmaSchedule
+from latentrt.runtime.samplers.schedules.sigma_spacing import respaced_sigmas
+from latentrt.runtime.samplers.schedules.timestep_spacing import spaced_timesteps
+from latentrt.runtime.samplers.schedules.torch_float32 import linspace32
+from latentrt.runtime.samplers.schedules.training import timesteps_of, training_sigmas
 
 
-def exploding_schedule(config: ScheduleConfig, steps: int) -> SigmaSchedule:
-    """Sigmas and timesteps; with log-linear interpolation the last sigma is the training schedule's first, not zero."""
+def euler_schedule(config: ScheduleConfig, steps: int) -> SigmaSchedule:
+    """Sigmas and timesteps; log-linear interpolation ends at the lowest training sigma instead of zero."""
     training = training_sigmas(config)
     timesteps = spaced_timesteps(config, steps).astype(np.float32).astype(np.float64)
     sigmas = np.interp(timesteps, np.arange(len(training)), training)
@@ -31,7 +29,7 @@ def exploding_schedule(config: ScheduleConfig, steps: int) -> SigmaSchedule:
 
 
 def initial_scale(config: ScheduleConfig, schedule: SigmaSchedule) -> float:
-    """Spread of the first latents: sigma, or with the signal's own variance where the schedule keeps some signal."""
+    """Standard deviation of the first latents: sigma, or sqrt(sigma² + 1) where the schedule's start keeps signal."""
     sigma_max = schedule.sigmas.max()
     from_zero_signal = config.timestep_spacing in ("linspace", "trailing")
     return float(sigma_max if from_zero_signal else np.sqrt(sigma_max**2 + 1))
