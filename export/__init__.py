@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: reads it, traces its networks to ONNX, compares them with torch."""
+"""The export: reads a checkpoint, traces its networks to ONNX, compares them with torch, and writes a bundle."""

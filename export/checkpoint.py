@@ -1,4 +1,4 @@
-"""A checkpoint: the facts that its configs state, and its networks."""
+"""A checkpoint as the export sees it: the facts that its configs state, its networks and its tokenizers."""
 
 import hashlib
 from dataclasses import dataclass
@@ -30,27 +30,27 @@ class Checkpoint:
     def open(
         cls, path: str | Path, random_seed: int | None = None, variant: str | None = None, **options: Any
     ) -> "Checkpoint":
-        """Read every config, and find every weight, before anything is loaded. `options`: see `open_source`.
+        """Read every config and find every weight, before anything is loaded. `options`: see `open_source`.
 
         Raises:
             CheckpointError: not a checkpoint, an unknown family, a missing file, or weights only as pickles.
         """
         checkpoint = cls(open_source(Path(path), random_seed, variant, **options))
-        # Reads and checks every config first.
+        # `folders` reads and checks every config first.
         checkpoint.source.check({folder: checkpoint.network_class(folder) for folder in checkpoint.folders})
         return checkpoint
 
     @property
     def path(self) -> Path:
-        """What messages name."""
+        """The path that messages name."""
         return self.source.path
 
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """One component's config."""
+        """Read one component's config."""
         return self.source.config(folder, name)
 
     def vocabulary(self, folder: str) -> int:
-        """How many token ids a network knows; 0 for one that takes no tokens."""
+        """Number of token ids that a network knows; 0 for one that takes no tokens."""
         return int(self.config(folder).get("vocab_size", 0))
 
     @cached_property
@@ -74,16 +74,16 @@ class Checkpoint:
 
     @property
     def folders(self) -> list[str]:
-        """Folders of the networks that this checkpoint has."""
+        """Folder of each network that this checkpoint has."""
         return [*(encoder.component for encoder in self.model.text_encoders), "unet", "vae"]
 
     def network_class(self, folder: str) -> Any:
-        """The class of one network."""
+        """Import the class of one network."""
         library, name = self.config("", "model_index.json")[folder]
         return getattr(import_module(library), name)
 
     def network(self, folder: str, dtype: torch.dtype) -> torch.nn.Module:
-        """One network with its weights in `dtype`, in evaluation mode.
+        """Load one network with its weights in `dtype`, in evaluation mode.
 
         Raises:
             CheckpointError: the weights cannot be read, or are not exactly the network's tensors.
@@ -97,18 +97,18 @@ class Checkpoint:
             (folder / file).write_bytes(content)
 
     def tokenizer(self, name: str) -> Tokenizer:
-        """One tokenizer, as the runtime reads it."""
+        """Load one tokenizer as the runtime does."""
         with TemporaryDirectory() as folder:
             self.write_tokenizer(name, Path(folder) / name)
             return Tokenizer.load(Path(folder) / name)
 
     def provenance(self) -> dict[str, Any]:
-        """Where the weights come from, as fields of the bundle's `Provenance`."""
+        """Say where the weights come from, as fields of the bundle's `Provenance`."""
         own = f"{self.network_class('vae').__name__} of the checkpoint"
         return {"vae": own, "vae_sha256": self.vae_sha256()} | self.source.provenance()
 
     def vae_sha256(self) -> str:
-        """A hash of the VAE's tensors, wherever they come from: two models with equal ones understand each other."""
+        """Compute a hash of the VAE's tensors: models with equal hashes can take over each other's latents."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.network("vae", torch.float32).state_dict().items()):
             digest.update(name.encode())
@@ -116,7 +116,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def weights_sha256(self) -> str:
-        """A hash that changes with any weight, LoRA or config; with random weights, with any config or the seed."""
+        """Compute a hash that changes with any weight, LoRA or config; if weights are random, with the seed."""
         digest = hashlib.sha256()
         for part in self.source.identity(self.folders):
             digest.update(part)

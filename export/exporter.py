@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle: trace every component, compare it with torch, write everything or nothing."""
+"""The export of a whole bundle: trace every component, compare it with torch, and write everything or nothing."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 VaePrecision = Literal["auto", "fp16", "fp32", "bf16"]
-"""`auto`: the bundle's, and fp32 for a half of the VAE that fp16 does not hold even scaled and with islands."""
+"""`auto`: the bundle's precision, but fp32 for a half of the VAE that fp16 cannot hold even scaled and with islands."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what begins now, how many parts are done, how many there are)."""
+"""Called with the name of the part that begins, the number of parts that are done, and their total number."""
 
 
 def export_bundle(
@@ -42,13 +42,13 @@ def export_bundle(
 ) -> Bundle:
     """Export every component of a checkpoint into the bundle `target`, replacing one that is there.
 
-    The bundle appears when everything in it is written and compared; an error or a kill leaves `target` as it was.
-    `samples`: a folder of images over which the VAE is measured too, if it is to run in fp16.
+    The bundle appears once everything in it is written and compared; an error or a kill leaves `target` as it was.
+    `samples`: a folder of further images over which a VAE in fp16 is measured.
 
     Raises:
         CheckpointError: the checkpoint is incomplete, or a component does not trace to its ports.
         ParityError: a component differs from torch by more than `tolerance.TOLERANCE`.
-        NumericsError: the VAE is not finite even in float32.
+        NumericsError: a network's values are not finite even in float32.
     """
     model = checkpoint.model
     limits = limits or Limits.around(model.native_size)
@@ -60,9 +60,9 @@ def export_bundle(
         records: dict[str, ComponentRecord] = {}
         for done, (name, spec) in enumerate(specs.items()):
             progress(name, done, len(specs))
-            own = precisions.get(name, precision)
-            falls_back = name in VAE and own == "fp16" and vae_precision == "auto"
-            records[name] = exporter.export(spec, own, fallbacks[name] if falls_back else None)
+            component_precision = precisions.get(name, precision)
+            falls_back = name in VAE and component_precision == "fp16" and vae_precision == "auto"
+            records[name] = exporter.export(spec, component_precision, fallbacks[name] if falls_back else None)
         progress("manifest", len(specs), len(specs))
         _write_tokenizers(checkpoint, folder)
         write_record(folder / MANIFEST, _manifest(checkpoint, folder, precision, limits, records))
@@ -70,7 +70,7 @@ def export_bundle(
 
 
 def component_precisions(precision: Precision, vae_precision: VaePrecision) -> dict[str, Precision]:
-    """Each component's precision: the bundle's, but the VAE's own where it is named."""
+    """Decide each component's precision: the bundle's, except that the VAE may have its own."""
     vae = precision if vae_precision == "auto" else vae_precision
     return {name: vae if name in VAE else precision for name in MODULES}
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is: the facts that its config files state, once it is known that latentrt serves them.
+"""The facts of a checkpoint, read from its config files once it is clear that latentrt serves them.
 
 Families differ in data alone: which text encoders there are, which of their layers the U-Net reads, which inputs it
 takes. Only what no config file says is looked up by the pipeline's class (`pipelines.py`).
@@ -133,12 +133,12 @@ def _check_options(path: Path, configs: Mapping[str, Mapping[str, Any]], convent
             if config.get(option):
                 raise CheckpointError(f"{path}: {folder} uses {option} ({meaning}), which latentrt does not serve")
     unet = configs["unet"]
-    for option, found, needed in (
+    for option, value, needed in (
         ("addition_embed_type", unet.get("addition_embed_type"), conventions.addition_embed_type),
         ("attention_type", unet.get("attention_type", "default"), "default"),
     ):
-        if found != needed:
-            raise CheckpointError(f"{path}: the U-Net's {option} is {found}; latentrt serves {needed} in this pipeline")
+        if value != needed:
+            raise CheckpointError(f"{path}: the U-Net's {option} is {value}; latentrt serves {needed} in this pipeline")
 
 
 def _text_encoder(folder: str, config: Config, conventions: Conventions) -> TextEncoder:
@@ -184,8 +184,9 @@ def _one_for_all(path: Path, name: str, value: Any) -> int:
 
 def _check_widths(path: Path, model: Model, unet: Config) -> None:
     latents = model.latent_channels
+    # Each width that fits -> the words before it in the message.
     inputs = {latents: "", 2 * latents + 1: " or, for inpainting, "}
-    for name, found, needed in (
+    for name, width, allowed in (
         (
             "cross_attention_dim",
             _one_for_all(path, "cross_attention_dim", unet["cross_attention_dim"]),
@@ -194,10 +195,10 @@ def _check_widths(path: Path, model: Model, unet: Config) -> None:
         ("in_channels", unet["in_channels"], inputs),
         ("out_channels", unet.get("out_channels", 4), {latents: ""}),
     ):
-        if found not in needed:
-            wanted = "".join(f"{before}{number}" for number, before in needed.items())
+        if width not in allowed:
+            needed = "".join(f"{before}{number}" for number, before in allowed.items())
             raise CheckpointError(
-                f"{path}: the U-Net's {name} is {found}; this checkpoint's text encoders and VAE need {wanted}"
+                f"{path}: the U-Net's {name} is {width}; this checkpoint's text encoders and VAE need {needed}"
             )
     for name in ("latents_mean", "latents_std"):
         count = len(getattr(model, name))

@@ -10,7 +10,7 @@ from latentrt.runtime.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class Conventions:
-    """What a group of diffusers' pipelines does without a word in any config file.
+    """The behaviour that diffusers' pipelines of one kind share, and that no config file states.
 
     The U-Net reads the text encoders without their last `skipped` layers, through the final norm or not.
     `zero_negative` and `guidance` are the pipeline's defaults. `addition_embed_type` is what the pipeline requires of
@@ -37,7 +37,7 @@ PIPELINES: Mapping[str, Conventions] = {
     "StableDiffusionXLImg2ImgPipeline": SDXL,
     "StableDiffusionXLInpaintPipeline": SDXL,
 }
-"""Every pipeline class that is served. The task that a class is for plays no part: one export serves all of them."""
+"""Every pipeline class that is served. The task that a class is for does not matter: one export serves all tasks."""
 
 REFUSED: Mapping[str, str] = {
     "ControlNet": "a ControlNet beside the U-Net",

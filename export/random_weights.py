@@ -1,4 +1,4 @@
-"""Networks without weights, and with made-up ones: size and speed can be tried without a download."""
+"""Networks without weights or with random ones, to try size and speed without a download."""
 
 import zlib
 from collections.abc import Mapping
@@ -9,9 +9,10 @@ from torch import nn
 
 
 def random_network(kind: Any, config: Mapping[str, Any], dtype: torch.dtype, seed: int) -> nn.Module:
-    """A network of a diffusers or transformers class, in evaluation mode; memory peaks at the weights in `dtype`.
+    """Make a network of a diffusers or transformers class with random weights, in evaluation mode.
 
-    Each tensor depends on its name and the seed alone, so the same seed gives the same network in any precision.
+    Memory peaks at the weights in `dtype`. Each tensor depends on its name and the seed alone, so the same seed gives
+    the same network in any precision.
     """
     network = empty_network(kind, config, dtype)
     with torch.no_grad():
@@ -22,7 +23,7 @@ def random_network(kind: Any, config: Mapping[str, Any], dtype: torch.dtype, see
 
 
 def empty_network(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> nn.Module:
-    """A network whose weights are to be written; memory peaks at the weights in `dtype`."""
+    """Make a network whose weights are still to be written; memory peaks at the weights in `dtype`."""
     shapes = meta_network(kind, config)
     if any(True for _ in shapes.buffers()):
         return nn.Module.to(_construct(kind, config), dtype)  # buffers hold values that only the constructor knows
@@ -30,7 +31,7 @@ def empty_network(kind: Any, config: Mapping[str, Any], dtype: torch.dtype) -> n
 
 
 def meta_network(kind: Any, config: Mapping[str, Any]) -> nn.Module:
-    """A network of shapes only."""
+    """Make a network that has shapes but no weights, on torch's meta device."""
     with torch.device("meta"):
         return _construct(kind, config)
 
@@ -42,7 +43,7 @@ def _construct(kind: Any, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _fill(name: str, parameter: nn.Parameter, generator: torch.Generator) -> None:
-    """Norms near one, biases near zero, weights that keep a unit variance (He et al. 2015, section 2.2)."""
+    """Fill norms near 1, biases near 0, and matrices so that they keep the variance (He et al. 2015, section 2.2)."""
     noise = torch.randn(parameter.shape, generator=generator)
     if parameter.ndim > 1:
         fan_in = 1.0 if "embedding" in name and "position" not in name else parameter[0].numel()

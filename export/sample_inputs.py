@@ -1,4 +1,4 @@
-"""Sample inputs for a component, of the magnitude that it meets in use."""
+"""Random inputs for a component, of the magnitudes that it meets in use."""
 
 from collections.abc import Mapping
 
@@ -10,15 +10,15 @@ from latentrt.runtime.bundle.specs import ComponentSpec, Port
 MAX_TIMESTEP = 999
 MAX_TIME_ID = 1024
 CLIP_SKIPS = 3
-"""Texts take turns at skipping 0, 1 and 2 layers."""
+"""Successive texts skip 0, 1 and 2 layers, then 0 again."""
 
 
 def sample_inputs(
     spec: ComponentSpec, sizes: Mapping[str, int], vocabulary: int, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """One tensor per input port, float32 where the port is floating: port name -> tensor.
+    """Make one tensor per input port, float32 if the port is floating: port name -> tensor.
 
-    `vocabulary`: token ids lie in 0 … vocabulary - 1; each row ends with the highest, as an end token would.
+    `vocabulary`: number of token ids; each row of ids ends with the highest, as with an end token.
     """
     random = np.random.default_rng(seed)
     return {port.name: torch.from_numpy(_sample(port, port.shape(sizes), vocabulary, random)) for port in spec.inputs}

@@ -1,9 +1,9 @@
-"""What a checkpoint is read from: a folder, one file, another VAE, LoRAs; one interface for all of them.
+"""The sources of a checkpoint: a folder, one file, another VAE, LoRAs; one interface for all of them.
 
 - `Folder`: a folder in diffusers format; its names for networks and configs are everyone's.
 - `SingleFile`: one .safetensors file in an original layout, with configs that ship here.
-- `OtherVae`: another source whose VAE is replaced, by one from a folder or a `VaeFile`.
-- `WithLoras`: another source with LoRAs added to its weights.
+- `OtherVae`: a source whose VAE is replaced by one from a folder or a `VaeFile`.
+- `WithLoras`: a source with LoRAs added to its weights.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ def open_source(
     vae: Path | None = None,
     loras: Sequence[LoraFile] = (),
 ) -> Source:
-    """What a checkpoint is read from. `config`, `tokenizer` and `prediction_type` are for single files.
+    """Open the source of a checkpoint. `config`, `tokenizer` and `prediction_type` are for single files.
 
     Raises:
-        CheckpointError: not a checkpoint, VAE or LoRA.
-        RequestError: an option that this kind of checkpoint does not take.
+        CheckpointError: a path is not a checkpoint, VAE or LoRA.
+        RequestError: an option is for another kind of checkpoint.
     """
     source: Source
     if path.is_file():

@@ -1,4 +1,4 @@
-"""A folder in diffusers format, the form in which checkpoints are published with their configs."""
+"""A checkpoint as a folder in diffusers format, the form in which it is published together with its configs."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,21 +11,25 @@ from safetensors import SafetensorError
 
 from latentrt.export.random_weights import random_network
 from latentrt.export.sources.source import Classes, Config, Source
-from latentrt.export.sources.tokenizers import TOKENIZER_FILES
-from latentrt.export.sources.weight_file import PICKLES, refuse_keys, sha256
+from latentrt.export.sources.tokenizers import read_tokenizer_files
+from latentrt.export.sources.weight_file import PICKLE_REMEDY, PICKLES, refuse_keys, sha256
 from latentrt.runtime.errors import CheckpointError
 
 
 @dataclass(frozen=True)
 class Folder(Source):
-    """`random_seed`: only configs and tokenizers are read, weights are made up. `variant`: which weights to read."""
+    """A folder with `model_index.json` and a folder per component.
+
+    `random_seed`: seed of random weights, in place of those in the folder, which may then lack them. `variant`: which
+    weights to read, such as `fp16`.
+    """
 
     path: Path
     random_seed: int | None = None
     variant: str | None = None
 
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """A JSON file of the folder."""
+        """Read a JSON file of the folder."""
         file = self.path / folder / name
         try:
             return Config(file, json.loads(file.read_text(encoding="utf-8")))
@@ -35,24 +39,23 @@ class Folder(Source):
             raise CheckpointError(f"{file}: not valid JSON ({error}). Download the checkpoint again") from error
 
     def tokenizer(self, folder: str) -> dict[str, bytes]:
-        """The tokenizer's files as they are."""
-        files = {name: self.path / folder / name for name in TOKENIZER_FILES}
-        found = {name: file.read_bytes() for name, file in files.items() if file.is_file()}
-        if not ("tokenizer.json" in found or {"vocab.json", "merges.txt"} <= found.keys()):
+        """Read the tokenizer's files as they are."""
+        files = read_tokenizer_files(self.path / folder)
+        if not ("tokenizer.json" in files or {"vocab.json", "merges.txt"} <= files.keys()):
             raise CheckpointError(f"{self.path / folder}: needs tokenizer.json, or vocab.json and merges.txt")
-        return found
+        return files
 
     def check(self, classes: Classes) -> None:
-        """Find every weight file."""
+        """Find every weight file, unless the weights are random."""
         if self.random_seed is None:
             for folder in classes:
                 self.weight_files(folder)
 
     def weight_files(self, folder: str) -> list[Path]:
-        """The safetensors files of one network, all of them present.
+        """Find the safetensors files of one network.
 
         Raises:
-            CheckpointError: one is missing, or there are only pickles.
+            CheckpointError: a file is missing, or there are only pickles.
         """
         stem = "model" if folder.startswith("text_encoder") else "diffusion_pytorch_model"
         variants = [self.variant] if self.variant else ["", "fp16"]
@@ -64,14 +67,11 @@ class Folder(Source):
                 return [single]
             if index.is_file():
                 return self._shards(index)
-        wanted = " or ".join(f"{stem}{'.' + v if v else ''}.safetensors" for v in variants)
+        names = " or ".join(f"{stem}{'.' + v if v else ''}.safetensors" for v in variants)
         pickles = [file.name for file in (self.path / folder).glob("*") if file.suffix.lower() in PICKLES]
         if pickles:
-            raise CheckpointError(
-                f"{self.path / folder}: only {pickles[0]}, a pickle, which can run any code when read. "
-                f"Convert it to safetensors ({wanted})"
-            )
-        raise CheckpointError(f"{self.path / folder}: {wanted} is missing. Download the checkpoint again")
+            raise CheckpointError(f"{self.path / folder}: only {pickles[0]}, {PICKLE_REMEDY} ({names})")
+        raise CheckpointError(f"{self.path / folder}: {names} is missing. Download the checkpoint again")
 
     def _shards(self, index: Path) -> list[Path]:
         names = sorted(set(self.config(index.parent.name, index.name)["weight_map"].values()))
@@ -81,14 +81,14 @@ class Folder(Source):
         return [index.parent / name for name in names]
 
     def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """One network as its library loads it, or with made-up weights."""
+        """Load one network by its library's own `from_pretrained`, or fill it with random weights."""
         if self.random_seed is not None:
             return random_network(kind, self.config(folder), dtype, self.random_seed)
         try:
             network, report = kind.from_pretrained(
                 self.path / folder,
                 torch_dtype=dtype,
-                variant=self._variant_found(folder),
+                variant=self._variant_name(folder),
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
@@ -101,11 +101,12 @@ class Folder(Source):
         refuse_keys(self.path / folder, report)
         return cast(torch.nn.Module, network).eval()
 
-    def _variant_found(self, folder: str) -> str | None:
+    def _variant_name(self, folder: str) -> str | None:
+        """Name the variant of the weights that `weight_files` chose, as diffusers and transformers take it."""
         return "fp16" if ".fp16" in self.weight_files(folder)[0].name else self.variant
 
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
-        """Hashes of every config and weight file; with random weights, of the configs and the seed."""
+        """Yield hashes of every config and weight file; with random weights, of the configs, and the seed."""
         if self.random_seed is not None:
             yield f"random seed {self.random_seed}".encode()
         for folder in folders:
@@ -114,6 +115,6 @@ class Folder(Source):
                 yield from map(sha256, self.weight_files(folder))
 
     def provenance(self) -> dict[str, Any]:
-        """The folder's name and the random seed."""
-        made_up = f"random weights, seed {self.random_seed}"
-        return {"checkpoint": self.path.name, "weights": "checkpoint" if self.random_seed is None else made_up}
+        """Name the folder, and the seed of random weights."""
+        weights = "checkpoint" if self.random_seed is None else f"random weights, seed {self.random_seed}"
+        return {"checkpoint": self.path.name, "weights": weights}

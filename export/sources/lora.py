@@ -13,24 +13,25 @@ from torch import Tensor
 
 from latentrt.export.sources.families import FAMILIES, families_by_text_width
 from latentrt.export.sources.lora_keys import Layer, layers, other_kind, read_key
+from latentrt.export.sources.places import Shape
 from latentrt.export.sources.source import Classes, Overlay, Source
-from latentrt.export.sources.weight_file import WeightFile, sha256, some
+from latentrt.export.sources.weight_file import WeightFile, list_keys, sha256
 from latentrt.runtime.errors import CheckpointError, RequestError
 
 DIFFUSERS_METADATA = "lora_adapter_metadata"
-"""Header field in which diffusers keeps ranks and alphas, for its files hold no alpha beside the matrices."""
+"""Header field in which diffusers keeps ranks and alphas: its files hold no alphas beside the matrices."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoraFile:
-    """A LoRA and how strongly it is added."""
+    """A LoRA's file, and the weight with which it is added."""
 
     path: Path
     weight: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> "LoraFile":
-        """From `FILE` or `FILE:WEIGHT`.
+        """Parse `FILE` or `FILE:WEIGHT`.
 
         Raises:
             RequestError: the weight is not a finite number.
@@ -49,12 +50,12 @@ class LoraFile:
 
 @dataclass(frozen=True)
 class Lora:
-    """An opened LoRA: the keys of its two matrices and its alpha by network and layer."""
+    """An opened LoRA: by network and layer, the keys of its two matrices and of its alpha."""
 
     file: WeightFile
     weight: float
     parts: Mapping[tuple[str, str], Mapping[str, str]]
-    """(network, flattened layer): part ("down", "up", "alpha") to key."""
+    """(folder of the network, flattened layer) -> part ("down", "up", "alpha") -> key."""
 
     @classmethod
     def open(cls, lora: LoraFile) -> "Lora":
@@ -66,55 +67,56 @@ class Lora:
         file = WeightFile.open(lora.path)
         if kind := other_kind(list(file.shapes)):
             raise CheckpointError(f"{lora.path}: {kind}; latentrt adds plain LoRAs. Merge it into the checkpoint first")
-        keys = {key: read for key in file.shapes if (read := read_key(key)) is not None}
-        unread = sorted(file.shapes.keys() - keys.keys())
-        if not keys:
-            raise CheckpointError(
-                f"{lora.path}: holds no LoRA, its first key is {next(iter(file.shapes), 'none')}. "
-                "A LoRA has keys that end in lora_down.weight, lora_A.weight or lora.down.weight"
-            )
-        if unread:
-            raise CheckpointError(f"{lora.path}: {len(unread)} keys are no LoRA's: {some(unread)}")
-        parts: dict[tuple[str, str], dict[str, str]] = {}
-        for key, read in keys.items():
-            parts.setdefault((read.folder, read.layer), {})[read.part] = key
-        for (folder, layer), found in parts.items():
-            if not {"down", "up"} <= found.keys():
-                raise CheckpointError(
-                    f"{lora.path}: {folder}, {layer}: holds {' and '.join(sorted(found))} only. Download it again"
-                )
-            down, up = (file.shapes[found[part]] for part in ("down", "up"))
-            if len(down) < 2 or len(up) < 2:
-                raise CheckpointError(
-                    f"{lora.path}: {folder}, {layer}: its matrices have the shapes {down} and {up}. Download it again"
-                )
-        opened = cls(file, lora.weight, parts)
+        opened = cls(file, lora.weight, _sort_keys(file))
+        opened._check_parts()
         opened._read_metadata()
         return opened
 
+    def _check_parts(self) -> None:
+        """Raise `CheckpointError` if a layer lacks one of its matrices, or has something else in its place."""
+        for (folder, layer), keys in self.parts.items():
+            if not {"down", "up"} <= keys.keys():
+                raise CheckpointError(
+                    f"{self.file.path}: {folder}, {layer}: holds {' and '.join(sorted(keys))} only. Download it again"
+                )
+            down, up = self._matrix_shapes(keys)
+            if len(down) < 2 or len(up) < 2:
+                raise CheckpointError(
+                    f"{self.file.path}: {folder}, {layer}: its matrices have the shapes {down} and {up}. "
+                    "Download it again"
+                )
+
+    def _matrix_shapes(self, keys: Mapping[str, str]) -> tuple[Shape, Shape]:
+        """Shapes of a layer's matrices, down and up."""
+        return self.file.shapes[keys["down"]], self.file.shapes[keys["up"]]
+
     def _read_metadata(self) -> dict[str, Any]:
-        """What diffusers wrote into the header: `unet.lora_alpha`, `unet.alpha_pattern`, ..."""
+        """Read what diffusers wrote into the header: `unet.lora_alpha`, `unet.alpha_pattern`, ..."""
         try:
-            found = json.loads(self.file.metadata.get(DIFFUSERS_METADATA, "{}"))
+            metadata = json.loads(self.file.metadata.get(DIFFUSERS_METADATA, "{}"))
         except ValueError as error:
             raise CheckpointError(f"{self.file.path}: {DIFFUSERS_METADATA} is not JSON ({error})") from error
         for option in ("use_dora", "use_rslora"):
-            if any(value and key.endswith(option) for key, value in found.items()):
+            if any(value and key.endswith(option) for key, value in metadata.items()):
                 raise CheckpointError(f"{self.file.path}: {option}; latentrt adds plain LoRAs, scaled by alpha / rank")
-        return dict(found)
+        return dict(metadata)
 
     def check(self, known: Mapping[str, Mapping[str, Layer]], text_width: int) -> None:
-        """Raise `CheckpointError` where a layer is not in the networks, or has another shape there."""
+        """Raise `CheckpointError` if a layer is not in the networks, or has another shape there.
+
+        `known`: folder of each network -> its layers by flattened name. `text_width`: width of the text that the U-Net
+        takes.
+        """
         self._check_family(text_width)
         unmatched = sorted(f"{folder}.{layer}" for folder, layer in self.parts if layer not in known.get(folder, {}))
         if unmatched:
             raise CheckpointError(
                 f"{self.file.path}: {len(unmatched)} of its {len(self.parts)} layers are not in this checkpoint: "
-                f"{some(unmatched)}. The LoRA was made for another family of models"
+                f"{list_keys(unmatched)}. The LoRA was made for another family of models"
             )
         for (folder, layer), keys in self.parts.items():
             shape = known[folder][layer].shape
-            down, up = (self.file.shapes[keys[part]] for part in ("down", "up"))
+            down, up = self._matrix_shapes(keys)
             if (up[0], math.prod(down[1:])) != (shape[0], math.prod(shape[1:])) or math.prod(up[1:]) != down[0]:
                 raise CheckpointError(
                     f"{self.file.path}: {folder}.{layer}: up {up} times down {down} does not give the layer's "
@@ -132,13 +134,13 @@ class Lora:
                 )
 
     def deltas(self, folder: str, known: Mapping[str, Layer]) -> Iterator[tuple[str, Tensor]]:
-        """For each layer of a network, its name and what is to be added to its weight, in float32."""
-        mine = {layer: keys for (where, layer), keys in self.parts.items() if where == folder}
-        for layer, keys in mine.items():
-            found = {part: tensor.float() for part, tensor in zip(keys, self._tensors(keys), strict=True)}
-            down, up = found["down"].flatten(1), found["up"].flatten(1)
+        """Yield each layer's name and what is to be added to its weight, in float32, for one network."""
+        own_layers = {layer: keys for (network, layer), keys in self.parts.items() if network == folder}
+        for layer, keys in own_layers.items():
+            tensors = {part: tensor.float() for part, tensor in zip(keys, self._tensors(keys), strict=True)}
+            down, up = tensors["down"].flatten(1), tensors["up"].flatten(1)
             rank = down.shape[0]
-            alpha = found["alpha"].item() if "alpha" in found else self._alpha(folder, known[layer].name, rank)
+            alpha = tensors["alpha"].item() if "alpha" in tensors else self._alpha(folder, known[layer].name, rank)
             yield known[layer].name, (self.weight * alpha / rank) * (up @ down).reshape(known[layer].shape)
 
     def _tensors(self, keys: Mapping[str, str]) -> Iterator[Tensor]:
@@ -146,7 +148,7 @@ class Lora:
             yield tensor
 
     def _alpha(self, folder: str, name: str, rank: int) -> float:
-        """The header's alpha; the rank where it says nothing."""
+        """Alpha from the header; the rank if the header says nothing."""
         metadata = self._read_metadata()
         for pattern, alpha in (metadata.get(f"{folder}.alpha_pattern") or {}).items():
             if re.fullmatch(rf"(.*\.)?({pattern})", name):
@@ -154,8 +156,29 @@ class Lora:
         return float(metadata.get(f"{folder}.lora_alpha", rank))
 
 
+def _sort_keys(file: WeightFile) -> dict[tuple[str, str], dict[str, str]]:
+    """Sort a LoRA's keys by network and layer; see `Lora.parts`.
+
+    Raises:
+        CheckpointError: some keys are not a LoRA's.
+    """
+    parsed = {key: parts for key in file.shapes if (parts := read_key(key)) is not None}
+    unread = sorted(file.shapes.keys() - parsed.keys())
+    if not parsed:
+        raise CheckpointError(
+            f"{file.path}: holds no LoRA, its first key is {next(iter(file.shapes), 'none')}. "
+            "A LoRA has keys that end in lora_down.weight, lora_A.weight or lora.down.weight"
+        )
+    if unread:
+        raise CheckpointError(f"{file.path}: {len(unread)} keys are no LoRA's: {list_keys(unread)}")
+    by_layer: dict[tuple[str, str], dict[str, str]] = {}
+    for key, parts in parsed.items():
+        by_layer.setdefault((parts.folder, parts.layer), {})[parts.part] = key
+    return by_layer
+
+
 def _family_of(text_width: int) -> str:
-    """What messages call the models whose U-Net takes text of this width."""
+    """Name in messages for the models whose U-Net takes text of this width."""
     name = FAMILIES.get(families_by_text_width().get(text_width, ""), "a model")
     return f"{name} (text {text_width} wide)"
 
@@ -169,7 +192,7 @@ class WithLoras(Overlay):
         self.loras = sorted(hashed, key=lambda entry: entry[:2])
 
     def check(self, classes: Classes) -> None:
-        """The base's, and that every key of the LoRAs has its layer."""
+        """Check the base's weights, and that every layer of the LoRAs is in the networks."""
         self.base.check(classes)
         networks = {folder: kind for folder, kind in classes.items() if folder != "vae"}
         known = {folder: layers(folder, kind, self.config(folder)) for folder, kind in networks.items()}
@@ -177,27 +200,27 @@ class WithLoras(Overlay):
             lora.check(known, self.config("unet")["cross_attention_dim"])
 
     def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """The base's network with every LoRA in it."""
-        mine = [lora for _, weight, lora in self.loras if weight and any(where == folder for where, _ in lora.parts)]
-        if not mine:
+        """Load the base's network and add every LoRA to it."""
+        relevant = [lora for _, weight, lora in self.loras if weight and any(name == folder for name, _ in lora.parts)]
+        if not relevant:
             return self.base.network(folder, kind, dtype)
         network = self.base.network(folder, kind, torch.float32)
         known = layers(folder, kind, self.config(folder))
         with torch.no_grad():
-            for lora in mine:
+            for lora in relevant:
                 for name, delta in lora.deltas(folder, known):
                     network.get_submodule(name).get_parameter("weight").add_(delta)
-        # Not diffusers' own `to`, which warns about keeping modules in float32.
+        # diffusers' own `to` would warn about modules to keep in float32.
         return torch.nn.Module.to(network, dtype)
 
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
-        """The base's, and each LoRA's hash and weight."""
+        """Yield what identifies the base's networks, and each LoRA's hash and weight."""
         yield from self.base.identity(folders)
         for digest, weight, _ in self.loras:
             yield f"LoRA {digest} {weight!r}".encode()
 
     def provenance(self) -> dict[str, Any]:
-        """The base's, and each LoRA's file, hash and weight."""
+        """Say where the base's weights come from, and name each LoRA's file, hash and weight."""
         loras = [
             {"file": lora.file.path.name, "sha256": digest, "weight": weight} for digest, weight, lora in self.loras
         ]

@@ -1,6 +1,6 @@
 """The names that LoRA files give to a network's layers, and the networks' own names for them.
 
-All formats in use name a layer by its path, with dots or underscores, in diffusers' names or the original ones:
+All common formats name a layer by its path, with dots or underscores, in diffusers' names or the original ones:
 
     unet.down_blocks.1.attentions.0.proj_in.lora_A.weight                   diffusers, PEFT
     unet.down_blocks.1.attentions.0...attn1.processor.to_q_lora.down.weight diffusers before PEFT
@@ -35,7 +35,7 @@ NETWORKS = {
     "lora_te2_": "text_encoder_2",
     "text_encoder_2.": "text_encoder_2",
 }
-"""What a key begins with, and the network it is of; without any of these, as diffusers once wrote, the U-Net."""
+"""Beginning of a key -> folder of its network. A key with none of them is the U-Net's, as diffusers once wrote."""
 
 PARTS = re.compile(
     r"(?P<layer>.+?)(?:"
@@ -54,12 +54,12 @@ OTHER_KINDS = {
     r"\.lora_B\.bias$": "a LoRA with biases",
     r"\.diff(_b)?$": "a full difference of weights",
 }
-"""Pattern of a key, and the kind of adapter it belongs to: none of them is the plain product of two matrices."""
+"""Pattern in a key -> the kind of adapter that has such keys; none is the plain product of two matrices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What a key says; `layer` is a flattened path."""
+    """A key, taken apart; `layer` is a flattened path."""
 
     folder: str
     layer: str
@@ -67,13 +67,13 @@ class Key:
 
 
 def read_key(key: str) -> Key | None:
-    """A LoRA's key, or None for another one."""
+    """Take a key apart; None for one that is not a LoRA's."""
     match = PARTS.fullmatch(key)
     if match is None:
         return None
     prefix = next((prefix for prefix in NETWORKS if key.startswith(prefix)), "")
     layer = match["layer"].removeprefix(prefix).replace(".processor", "")
-    return Key(NETWORKS.get(prefix, "unet"), flat(layer), _part(match))
+    return Key(NETWORKS.get(prefix, "unet"), flatten(layer), _part(match))
 
 
 def _part(match: re.Match[str]) -> Part:
@@ -82,27 +82,27 @@ def _part(match: re.Match[str]) -> Part:
     return "down" if match["peft"] == "A" or match["kohya"] == "down" else "up"
 
 
-def flat(name: str) -> str:
-    """A path as kohya writes it; transformers names CLIP's layers with and without `text_model`."""
+def flatten(name: str) -> str:
+    """Write a path as kohya does. `text_model` goes, for transformers names CLIP's layers with it and without it."""
     return name.replace(".", "_").removeprefix("text_model_")
 
 
 def other_kind(keys: list[str]) -> str | None:
-    """The kind of an adapter that is no LoRA, or no plain one."""
+    """Name the kind of an adapter that is not a plain LoRA; None for one that may be."""
     return next((kind for part, kind in OTHER_KINDS.items() if any(re.search(part, key) for key in keys)), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A convolution or linear layer of a network: its name and its weight's shape."""
+    """A convolution or linear layer of a network: its name and the shape of its weight."""
 
     name: str
     shape: Shape
 
 
 def layers(folder: str, kind: Any, config: Mapping[str, Any]) -> dict[str, Layer]:
-    """Every layer of a network that a LoRA can change, by each flattened name that files give it."""
-    found: dict[str, Layer] = {}
+    """Map every flattened name that files give to a layer which a LoRA can change, to that layer."""
+    by_name: dict[str, Layer] = {}
     for name, module in meta_network(kind, config).named_modules():
         if not isinstance(module, nn.Linear | nn.Conv2d):
             continue
@@ -111,5 +111,5 @@ def layers(folder: str, kind: Any, config: Mapping[str, Any]) -> dict[str, Layer
             names.add(unet_module(name, config))
         else:
             names |= {re.sub(r"\.([qkv])_proj$", r".to_\1", name), re.sub(r"\.out_proj$", ".to_out", name)}
-        found |= dict.fromkeys(map(flat, names), Layer(name, tuple(module.weight.shape)))
-    return found
+        by_name |= dict.fromkeys(map(flatten, names), Layer(name, tuple(module.weight.shape)))
+    return by_name

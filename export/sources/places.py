@@ -1,9 +1,10 @@
-"""Where the original layouts of Stable Diffusion keep each tensor of the diffusers and transformers networks.
+"""Places of the diffusers and transformers networks' tensors in the original layouts of Stable Diffusion.
 
-The original U-Net counts its blocks through (`input_blocks.4.1` is the first attention of the second resolution), the
-original autoencoder counts the decoder's resolutions from the output on, OpenCLIP keeps queries, keys and values in one
-matrix. diffusers' own converters go from these names to its own and pass by what they do not know; here every tensor of
-a network has exactly one place, so that what is missing or left over shows, and LoRAs can be read by either name.
+The original U-Net numbers its blocks consecutively (`input_blocks.4.1` is the first attention of the second
+resolution), the original autoencoder counts the decoder's resolutions from the output, and OpenCLIP keeps queries, keys
+and values in one matrix. diffusers' own converters translate these names to its own and skip those that they do not
+know; here every tensor of a network has exactly one place, so that missing and extra keys show, and LoRAs can be read
+by either name.
 """
 
 import re
@@ -44,14 +45,18 @@ OPEN_CLIP_LAYER = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A key of a file. `third`: which third of its rows (queries, keys, values); `transposed`: the other way round."""
+    """A key of a file, and which part of its tensor is meant.
+
+    `third`: the first, second or last third of the rows, which hold queries, keys and values. `transposed`: the file
+    keeps the transposed matrix.
+    """
 
     key: str
     third: int | None = None
     transposed: bool = False
 
     def fits(self, stored: Shape, shape: Shape) -> bool:
-        """Whether a stored tensor holds one of this shape; a 1×1 convolution is a linear layer's matrix."""
+        """Whether a tensor of shape `stored` holds one of `shape`; a 1×1 convolution may stand for a linear layer."""
         if self.transposed:
             stored = stored[::-1]
         if self.third is not None:
@@ -59,7 +64,7 @@ class Place:
         return stored == shape or (stored[:2] == shape[:2] and set(stored[2:] + shape[2:]) <= {1})
 
     def read(self, stored: Tensor, shape: Shape) -> Tensor:
-        """The network's tensor out of the stored one."""
+        """Extract the network's tensor, of shape `shape`, from the stored one."""
         if self.transposed:
             stored = stored.T
         if self.third is not None:
@@ -68,7 +73,7 @@ class Place:
 
 
 def unet_module(name: str, config: Mapping[str, Any]) -> str:
-    """The original name of a U-Net's module; a name that the original layout lacks stays as it is."""
+    """Original name of a U-Net's module; a name that the original layout lacks stays as it is."""
     if name in UNET_ENDS:
         return UNET_ENDS[name]
     match = re.fullmatch(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(\w+)\.(\d+)(?:\.(.+))?", name)
@@ -91,14 +96,14 @@ def unet_module(name: str, config: Mapping[str, Any]) -> str:
 
 
 def unet_place(name: str, config: Mapping[str, Any]) -> Place:
-    """Where the original layout keeps one tensor of a U-Net."""
+    """Find where the original layout keeps one tensor of a U-Net."""
     module, _, parameter = name.rpartition(".")
-    # Norms and linear layers inside a transformer keep their names behind the transformer's.
+    # Norms and linear layers inside a transformer keep their own names after the transformer's.
     return Place(f"{unet_module(module, config)}.{parameter}")
 
 
 def vae_place(name: str, config: Mapping[str, Any]) -> Place:
-    """Where the original layout keeps one tensor of an AutoencoderKL."""
+    """Find where the original layout keeps one tensor of an AutoencoderKL."""
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
     last = len(config["block_out_channels"]) - 1
     if match := re.fullmatch(r"encoder\.down_blocks\.(\d+)\.(.+)", name):
@@ -113,12 +118,12 @@ def vae_place(name: str, config: Mapping[str, Any]) -> Place:
 
 
 def clip_place(name: str) -> Place:
-    """Where the original layout keeps one tensor of a CLIP text encoder: under transformers' name."""
+    """Find where the original layout keeps one tensor of a CLIP text encoder: under transformers' name."""
     return Place(f"text_model.{name.removeprefix('text_model.')}")
 
 
 def open_clip_place(name: str) -> Place:
-    """Where OpenCLIP keeps one tensor of a text encoder."""
+    """Find where OpenCLIP keeps one tensor of a text encoder."""
     name = name.removeprefix("text_model.")
     if name == "text_projection.weight":
         return Place("text_projection", transposed=True)

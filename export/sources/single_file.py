@@ -1,6 +1,5 @@
 """One `.safetensors` file in an original layout of Stable Diffusion, with configs that ship with latentrt."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from latentrt.export.sources.folder import Folder
 from latentrt.export.sources.places import Place, clip_place, open_clip_place, unet_place, vae_place
 from latentrt.export.sources.source import TOKENIZERS, Classes, Config, Source
 from latentrt.export.sources.tokenizers import END, check_vocabulary, folder_tokenizer, installed_vocabulary
-from latentrt.export.sources.weight_file import Naming, WeightFile, check_places, filled_network, sha256, some
+from latentrt.export.sources.weight_file import Naming, WeightFile, check_places, filled_network, list_keys, sha256
 from latentrt.runtime.errors import CheckpointError
 
 PREFIXES = {
@@ -116,7 +115,7 @@ class SingleFile(Source):
         return configs
 
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """The config from the user's folder or of the family; the file's own markers change the schedule's."""
+        """Read a config from the user's folder, or the family's; the file's own markers change the schedule's."""
         if self.folder is not None:
             config = self.folder.config(folder, name)
         else:
@@ -129,7 +128,7 @@ class SingleFile(Source):
         return config
 
     def tokenizer(self, folder: str) -> dict[str, bytes]:
-        """The files from one of the user's folders, or from an installed package."""
+        """Read the files from one of the user's folders, or from an installed package."""
         if self.tokenizer_folder is None and self.folder is not None:
             return self.folder.tokenizer(folder)
         encoder = next(encoder for encoder, tokenizer in TOKENIZERS.items() if tokenizer == folder)
@@ -153,7 +152,7 @@ class SingleFile(Source):
         )
         if left:
             raise CheckpointError(
-                f"{self.path}: {len(left)} keys belong to no part of a Stable Diffusion checkpoint: {some(left)}. "
+                f"{self.path}: {len(left)} keys belong to no part of a Stable Diffusion checkpoint: {list_keys(left)}. "
                 "latentrt would ignore what they do; export another form of this model"
             )
         for folder in classes:
@@ -188,17 +187,17 @@ class SingleFile(Source):
         return naming
 
     def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """One network with the file's weights."""
+        """Load one network with the file's weights."""
         return filled_network(self.file, kind, self.config(folder), self._naming(folder), dtype)
 
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
-        """Hash of the file, then the configs."""
+        """Yield the file's hash, and the configs."""
         yield sha256(self.path)
         for folder in folders:
-            yield json.dumps(self.config(folder), sort_keys=True).encode()
+            yield self.config(folder).to_bytes()
 
     def provenance(self) -> dict[str, Any]:
-        """The file's name."""
+        """Name the file."""
         return {"checkpoint": self.path.name, "weights": "checkpoint"}
 
 
@@ -211,7 +210,7 @@ def text_width(file: WeightFile) -> int:
 
 
 def _describe(file: WeightFile) -> str:
-    """What a file is that holds no U-Net in an original layout, and what to do with it."""
+    """Describe a file that holds no U-Net in an original layout, and say what to do with it."""
     keys = list(file.shapes)
     if any("lora" in key for key in keys):
         return "a LoRA, not a checkpoint. Export a checkpoint with --lora FILE:WEIGHT"

@@ -1,5 +1,6 @@
-"""Where the configs, tokenizers and weights of a checkpoint come from, behind one interface."""
+"""The interface behind which a checkpoint's configs, tokenizers and weights come from anywhere."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from latentrt.runtime.errors import CheckpointError
 
 Classes = Mapping[str, Any]
-"""Folder of each network ("unet", "vae", ...) and its class."""
+"""Folder of each network ("unet", "vae", ...) -> its class in diffusers or transformers."""
 
 
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
@@ -18,7 +19,7 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 
 
 class Config(dict[str, Any]):
-    """One config file; a field that it lacks is an error that names the file."""
+    """The fields of one config file; asking for one that it lacks raises an error that names the file."""
 
     def __init__(self, file: Path, values: Any):
         super().__init__(values)
@@ -27,28 +28,32 @@ class Config(dict[str, Any]):
     def __missing__(self, field: str) -> Any:
         raise CheckpointError(f"{self.file}: has no field {field}. Download the checkpoint again")
 
+    def to_bytes(self) -> bytes:
+        """Bytes that change with any field."""
+        return json.dumps(self, sort_keys=True).encode()
+
 
 class Source(ABC):
     """A checkpoint's configs, tokenizers and weights, by the names they have in a folder in diffusers format."""
 
     path: Path
-    """What error messages and the bundle's provenance name."""
+    """The path that error messages and the bundle's provenance name."""
 
     @abstractmethod
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """One component's config; that of the pipeline is `model_index.json` in the folder ""."""
+        """Read one component's config; the pipeline's is `model_index.json` in the folder ""."""
 
     @abstractmethod
     def tokenizer(self, folder: str) -> dict[str, bytes]:
-        """The files of one tokenizer: name and content."""
+        """Read the files of one tokenizer: name -> content."""
 
     @abstractmethod
     def check(self, classes: Classes) -> None:
-        """Raise `CheckpointError` where the weights of these networks are known to be missing or others."""
+        """Raise `CheckpointError` if the files show that these networks' weights are missing or belong to others."""
 
     @abstractmethod
     def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """One network with its weights in `dtype`, in evaluation mode.
+        """Load one network with its weights in `dtype`, in evaluation mode; `kind` is its class.
 
         Raises:
             CheckpointError: the weights cannot be read, or are not exactly the network's tensors.
@@ -56,40 +61,40 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
-        """Hashes that change with any weight or config of these networks."""
+        """Yield bytes that change with any weight or config of these networks."""
 
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """Fields of the bundle's `Provenance`: where the weights come from."""
+        """Say where the weights come from, as fields of the bundle's `Provenance`."""
 
 
 class Overlay(Source):
-    """A source that changes something in another one and leaves the rest."""
+    """A source that changes something in another one, `base`, and passes on the rest."""
 
     def __init__(self, base: Source):
         self.base = base
         self.path = base.path
 
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """The base's."""
+        """Read the base's config."""
         return self.base.config(folder, name)
 
     def tokenizer(self, folder: str) -> dict[str, bytes]:
-        """The base's."""
+        """Read the base's tokenizer."""
         return self.base.tokenizer(folder)
 
     def check(self, classes: Classes) -> None:
-        """The base's."""
+        """Check the base's weights."""
         self.base.check(classes)
 
     def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """The base's."""
+        """Load the base's network."""
         return self.base.network(folder, kind, dtype)
 
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
-        """The base's."""
+        """Yield what identifies the base's networks."""
         return self.base.identity(folders)
 
     def provenance(self) -> dict[str, Any]:
-        """The base's."""
+        """Say where the base's weights come from."""
         return self.base.provenance()

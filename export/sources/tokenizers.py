@@ -11,6 +11,7 @@ from typing import Any
 from tokenizers.pre_tokenizers import ByteLevel
 
 from latentrt.export.sources.source import Source
+from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.errors import BundleError, CheckpointError
 from latentrt.runtime.text.tokenizer import Tokenizer
 
@@ -18,24 +19,27 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 PACKAGES = ("open_clip", "clip")
-"""Python packages that bring CLIP's merges, as a file of the same name: OpenCLIP, and OpenAI's CLIP."""
+"""Python packages that contain CLIP's merges, both in `MERGES_FILE`: OpenCLIP, and OpenAI's CLIP."""
 
 MERGES_FILE = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49408 - 2 * 256 - 2
-"""CLIP takes so many of the file's merges: its vocabulary is two symbols per byte, the merges, begin and end."""
+"""How many of the file's merges CLIP uses: its vocabulary is two symbols per byte, the merges, begin and end."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The vocabulary that all tokenizers of a checkpoint share; `origin` for messages."""
+    """Files of the vocabulary that all tokenizers of a checkpoint share: name -> content."""
 
-    origin: str
     files: dict[str, bytes]
 
     def tokenizer(self, pad: str) -> dict[str, bytes]:
-        """The files of a tokenizer that fills up with this token; encoders differ in nothing else."""
+        """Make the files of a tokenizer that pads with the token `pad`; encoders differ in nothing else."""
         specials = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": pad}
-        config = specials | {"model_max_length": 77, "tokenizer_class": "CLIPTokenizer", "do_lower_case": True}
+        config = specials | {
+            "model_max_length": TOKENS_PER_CHUNK,
+            "tokenizer_class": "CLIPTokenizer",
+            "do_lower_case": True,
+        }
         return self.files | {"special_tokens_map.json": _json(specials), "tokenizer_config.json": _json(config)}
 
 
@@ -43,19 +47,23 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+def read_tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """Read those of `TOKENIZER_FILES` that a folder holds: name -> content."""
+    return {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
 def folder_tokenizer(folder: Path, name: str, pad: str) -> dict[str, bytes]:
-    """One tokenizer's files from a checkpoint's folder (`folder/tokenizer_2`), or from a tokenizer's own.
+    """Read one tokenizer's files from a checkpoint's folder (`folder/tokenizer_2`), or from a tokenizer's own folder.
 
     Raises:
-        CheckpointError: neither holds a tokenizer.
+        CheckpointError: the folder is neither.
     """
-    own = folder / name
-    if own.is_dir():
-        return {file: (own / file).read_bytes() for file in TOKENIZER_FILES if (own / file).is_file()}
+    if (folder / name).is_dir():
+        return read_tokenizer_files(folder / name)
     for names in (("vocab.json", "merges.txt"), ("tokenizer.json",)):
         if all((folder / file).is_file() for file in names):
             files = {file: (folder / file).read_bytes() for file in names}
-            return Vocabulary(str(folder), files).tokenizer(pad)
+            return Vocabulary(files).tokenizer(pad)
     raise CheckpointError(
         f"--tokenizer {folder}: holds no tokenizer. Name a folder with vocab.json and merges.txt or with "
         "tokenizer.json, or a checkpoint's folder in diffusers format"
@@ -63,17 +71,17 @@ def folder_tokenizer(folder: Path, name: str, pad: str) -> dict[str, bytes]:
 
 
 def installed_vocabulary(checkpoint: Path) -> Vocabulary:
-    """CLIP's vocabulary out of an installed package, which is not imported.
+    """Read CLIP's vocabulary from an installed package, without importing it.
 
     Raises:
-        CheckpointError: none is installed.
+        CheckpointError: no such package is installed.
     """
     for package in PACKAGES:
         spec = find_spec(package)
         for location in (spec.submodule_search_locations or ()) if spec else ():
             file = Path(location) / MERGES_FILE
             if file.is_file():
-                return Vocabulary(f"the package {package}", vocabulary_files(file))
+                return Vocabulary(vocabulary_files(file))
     raise CheckpointError(
         f"{checkpoint}: a single file holds no tokenizer, and no installed package brings CLIP's. Name one with "
         "--tokenizer FOLDER (a folder with vocab.json and merges.txt, such as the tokenizer folder of any Stable "
@@ -82,7 +90,10 @@ def installed_vocabulary(checkpoint: Path) -> Vocabulary:
 
 
 def vocabulary_files(file: Path) -> dict[str, bytes]:
-    """vocab.json and merges.txt from CLIP's merges (Radford et al. 2021): byte symbols, these at word ends, merges."""
+    """Make vocab.json and merges.txt from CLIP's file of merges (Radford et al. 2021, arXiv:2103.00020).
+
+    The ids count the byte symbols, the same at the end of a word, the merges, begin and end.
+    """
     lines = gzip.decompress(file.read_bytes()).decode("utf-8").split("\n")
     merges = [line for line in lines[1 : MERGES + 1] if line]
     symbols = sorted(ByteLevel.alphabet())
@@ -95,16 +106,16 @@ def vocabulary_files(file: Path) -> dict[str, bytes]:
 
 
 def check_vocabulary(source: Source, tokenizer: str, known: int) -> None:
-    """Raise `CheckpointError` where a tokenizer does not know exactly the tokens of its encoder."""
+    """Raise `CheckpointError` if a tokenizer does not have exactly `known` tokens, as many as its text encoder."""
     with TemporaryDirectory() as folder:
         for name, content in source.tokenizer(tokenizer).items():
             (Path(folder) / name).write_bytes(content)
         try:
-            found = Tokenizer.load(Path(folder)).backend.get_vocab_size()
+            tokens = Tokenizer.load(Path(folder)).backend.get_vocab_size()
         except BundleError as error:
             raise CheckpointError(f"{source.path}: {tokenizer}: {str(error).replace(folder, tokenizer)}") from error
-    if found != known:
+    if tokens != known:
         raise CheckpointError(
-            f"{source.path}: {tokenizer} has {found} tokens, but its text encoder knows {known}. "
+            f"{source.path}: {tokenizer} has {tokens} tokens, but its text encoder knows {known}. "
             "Name the tokenizer of this model with --tokenizer FOLDER"
         )

@@ -1,6 +1,5 @@
-"""Another VAE in place of the checkpoint's own: a folder or a file, AutoencoderKL or AutoencoderTiny (TAESD)."""
+"""Another VAE in place of the checkpoint's own: a folder or a file with an AutoencoderKL or AutoencoderTiny (TAESD)."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,13 @@ TINY = {
     "block_out_channels": [64, 64, 64, 64],
     "scaling_factor": 1.0,
 }
-"""TAESD (https://github.com/madebyollin/taesd): its own latents are the loop's."""
+"""Config of TAESD (https://github.com/madebyollin/taesd), whose latents are the loop's own: scaling factor 1."""
 
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-"""Names in files that early versions of diffusers wrote."""
+"""Name of a part of attention -> its name in files that early versions of diffusers wrote."""
 
 ORIGINAL = "first_stage_model."
-"""What the keys of a VAE that was cut out of a checkpoint may begin with."""
+"""Beginning of the keys of some VAEs that were cut out of a checkpoint."""
 
 
 def latent_scale(vae: Config) -> int:
@@ -37,9 +36,10 @@ def latent_scale(vae: Config) -> int:
 
 
 class VaeFile(Source):
-    """One file with a VAE's weights, in diffusers' layout or in the original one. Folder names play no part.
+    """One file with a VAE's weights, in diffusers' layout or the original one; ignores the names of folders.
 
-    Its config: the one beside it; else by its keys TAESD's, or for an AutoencoderKL the checkpoint's own.
+    Its config is the file beside it; without one, TAESD's if the keys are TAESD's, and for an AutoencoderKL that of the
+    checkpoint's own VAE, `own`.
     """
 
     def __init__(self, path: Path, own: Config):
@@ -62,94 +62,94 @@ class VaeFile(Source):
             )
 
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """The VAE's."""
+        """Give the VAE's config."""
         return self._config
 
     def tokenizer(self, folder: str) -> dict[str, bytes]:
-        """None."""
+        """Give no files: a VAE has no tokenizer."""
         return {}
 
     def check(self, classes: Classes) -> None:
-        """Every tensor has its place."""
+        """Check that the file holds every tensor of the VAE."""
         for kind in classes.values():
             check_places(self.file, kind, self._config, self._place)
 
     def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """The VAE."""
+        """Load the VAE."""
         return filled_network(self.file, kind, self._config, self._place, dtype)
 
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
-        """Hashes of the config and the file."""
-        yield json.dumps(self._config, sort_keys=True).encode()
+        """Yield the config, and the file's hash."""
+        yield self._config.to_bytes()
         yield sha256(self.path)
 
     def provenance(self) -> dict[str, Any]:
-        """The file's name."""
+        """Name the file."""
         return {"checkpoint": self.path.name, "weights": "checkpoint"}
 
     def _place(self, name: str) -> Place:
         if self._original:
             return Place(self._prefix + vae_place(name, self._config).key)
-        old = name
-        for new, former in OLD_ATTENTION.items():
-            old = old.replace(f".{new}.", f".{former}.")
-        return Place(old if name not in self.file.shapes and old in self.file.shapes else name)
+        old_name = name
+        for new, old in OLD_ATTENTION.items():
+            old_name = old_name.replace(f".{new}.", f".{old}.")
+        return Place(old_name if name not in self.file.shapes and old_name in self.file.shapes else name)
 
 
 class OtherVae(Overlay):
-    """A checkpoint whose VAE comes from elsewhere. `random_seed` and `variant` as for a folder."""
+    """A checkpoint whose VAE comes from elsewhere. `random_seed` and `variant` are those of `Folder`."""
 
     def __init__(self, base: Source, path: Path, random_seed: int | None = None, variant: str | None = None):
         super().__init__(base)
-        named = path.resolve()
-        whole = (named / "model_index.json").is_file()
-        inner = named / "vae" if whole else named
+        self.given = path.resolve()
+        is_checkpoint = (self.given / "model_index.json").is_file()
+        place = self.given / "vae" if is_checkpoint else self.given
+        self.folder = place.name
         self.vae: Source = (
-            Folder(inner.parent, random_seed, variant) if inner.is_dir() else VaeFile(inner, base.config("vae"))
+            Folder(place.parent, random_seed, variant) if place.is_dir() else VaeFile(place, base.config("vae"))
         )
-        self.inner, self.named = inner.name, named
         kind = self.config("vae").get("_class_name")
         if kind not in VAE_CLASSES:
             raise CheckpointError(f"--vae {path}: a {kind}; latentrt serves {' and '.join(VAE_CLASSES)}")
         self._check_fits()
 
     def _check_fits(self) -> None:
-        found, own = self.config("vae"), self.base.config("vae")
-        for what, has, needed in (
-            ("latent channels", found["latent_channels"], own["latent_channels"]),
-            ("pixels per latent", latent_scale(found), latent_scale(own)),
+        config, own = self.config("vae"), self.base.config("vae")
+        for unit, number, needed in (
+            ("latent channels", config["latent_channels"], own["latent_channels"]),
+            ("pixels per latent", latent_scale(config), latent_scale(own)),
         ):
-            if has != needed:
+            if number != needed:
                 raise CheckpointError(
-                    f"--vae {self.named}: has {has} {what}, this checkpoint's own has {needed}. "
+                    f"--vae {self.given}: has {number} {unit}, this checkpoint's own has {needed}. "
                     "Take a VAE made for this family"
                 )
 
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """The VAE's own, and the pipeline's with the VAE's class in it."""
+        """Read the new VAE's config, or the base's; the pipeline's names the new VAE's class."""
         if folder == "vae":
-            return self.vae.config(self.inner)
-        found = self.base.config(folder, name)
+            return self.vae.config(self.folder)
+        config = self.base.config(folder, name)
         if folder == "":
-            return Config(found.file, found | {"vae": ["diffusers", self.config("vae")["_class_name"]]})
-        return found
+            return Config(config.file, config | {"vae": ["diffusers", self.config("vae")["_class_name"]]})
+        return config
 
     def check(self, classes: Classes) -> None:
-        """The VAE's weights, and the base's others."""
+        """Check the new VAE's weights, and those of the base's other networks."""
         self.base.check({folder: kind for folder, kind in classes.items() if folder != "vae"})
-        self.vae.check({self.inner: classes["vae"]})
+        self.vae.check({self.folder: classes["vae"]})
 
     def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """The VAE, or the base's network."""
+        """Load the new VAE, or another network of the base."""
         if folder == "vae":
-            return self.vae.network(self.inner, kind, dtype)
+            return self.vae.network(self.folder, kind, dtype)
         return self.base.network(folder, kind, dtype)
 
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
-        """Hashes of the VAE and of the base's other networks."""
+        """Yield what identifies the base's other networks and the new VAE."""
         yield from self.base.identity([folder for folder in folders if folder != "vae"])
-        yield from self.vae.identity([self.inner])
+        yield from self.vae.identity([self.folder])
 
     def provenance(self) -> dict[str, Any]:
-        """The base's, and where the VAE comes from."""
-        return self.base.provenance() | {"vae": f"{self.config('vae')['_class_name']} of {self.named.name}"}
+        """Say where the base's weights and the new VAE come from."""
+        return self.base.provenance() | {"vae": f"{self.config('vae')['_class_name']} of {self.given.name}"}

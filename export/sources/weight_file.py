@@ -1,4 +1,4 @@
-"""One safetensors file: what it holds, read before any weight; and networks filled from it by name."""
+"""One safetensors file: its header, which is read before any weight, and networks filled with its tensors."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,14 +15,15 @@ from latentrt.export.sources.places import Place, Shape
 from latentrt.runtime.errors import CheckpointError
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+PICKLE_REMEDY = "a pickle, which can run any code when read. Convert it to safetensors"
 
-NAMED = 12
+LISTED_KEYS = 12
 """How many keys an error names."""
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """`shapes` of every tensor by key; `metadata` as the header states it."""
+    """The header of a safetensors file: `shapes`, key -> shape of its tensor, and `metadata`."""
 
     path: Path
     shapes: Mapping[str, Shape]
@@ -38,9 +39,7 @@ class WeightFile:
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file. Give the path of a .safetensors file")
         if path.suffix.lower() in PICKLES:
-            raise CheckpointError(
-                f"{path}: a pickle, which can run any code when read. Convert it to safetensors, or download that form"
-            )
+            raise CheckpointError(f"{path}: {PICKLE_REMEDY}, or download that form")
         try:
             with safe_open(path, framework="pt") as file:
                 shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -51,24 +50,24 @@ class WeightFile:
             ) from error
 
     def tensors(self, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
-        """These tensors, one after the other, in the file's own dtypes."""
+        """Read these tensors one by one, in the file's own dtypes."""
         with safe_open(self.path, framework="pt") as file:
             for key in keys:
                 yield key, file.get_tensor(key)
 
 
 def sha256(file: Path) -> bytes:
-    """A file's hash."""
+    """Compute a file's SHA-256."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").digest()
 
 
 Naming = Callable[[str], Place]
-"""Name of a network's tensor -> where a file keeps it."""
+"""Gives for the name of a network's tensor the place where a file keeps it."""
 
 
 def check_places(file: WeightFile, kind: Any, config: Mapping[str, Any], naming: Naming) -> set[str]:
-    """The keys of a file that hold exactly this network.
+    """Check that a file holds every tensor of a network of class `kind`; returns the keys that do.
 
     Raises:
         CheckpointError: keys are missing, or tensors have other shapes.
@@ -88,24 +87,27 @@ def check_places(file: WeightFile, kind: Any, config: Mapping[str, Any], naming:
 def filled_network(
     file: WeightFile, kind: Any, config: Mapping[str, Any], naming: Naming, dtype: torch.dtype
 ) -> nn.Module:
-    """A network with the weights that a file keeps in these places; `check_places` first."""
+    """Fill a network of class `kind` with a file's weights; to be checked by `check_places` before."""
     network = empty_network(kind, config, dtype)
-    wanted: dict[str, list[tuple[Tensor, Place]]] = {}
+    targets: dict[str, list[tuple[Tensor, Place]]] = {}
     for name, tensor in network.state_dict().items():
         place = naming(name)
-        wanted.setdefault(place.key, []).append((tensor, place))
+        targets.setdefault(place.key, []).append((tensor, place))
     with torch.no_grad():
-        for key, stored in file.tensors(sorted(wanted)):
-            for tensor, place in wanted[key]:
+        for key, stored in file.tensors(sorted(targets)):
+            for tensor, place in targets[key]:
                 tensor.copy_(place.read(stored, tuple(tensor.shape)))
     return network.eval()
 
 
 def refuse_keys(where: Path, report: Mapping[str, Any]) -> None:
-    """Refuse a network with made-up tensors: the libraries only warn."""
+    """Raise `CheckpointError` if a library's loading report names missing, mismatched or unexpected keys.
+
+    The libraries themselves only warn, and leave such tensors random.
+    """
     harmless = "position_ids"
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        # Mismatched ones come as (name, shape in the file, shape in the network).
+        # Mismatched keys come as (name, shape in the file, shape in the network).
         names = (entry if isinstance(entry, str) else " ".join(map(str, entry)) for entry in report.get(kind, ()))
         keys = sorted(name for name in names if harmless not in name)
         if keys:
@@ -115,7 +117,7 @@ def refuse_keys(where: Path, report: Mapping[str, Any]) -> None:
             )
 
 
-def some(keys: list[str]) -> str:
-    """The first keys of a list, and how many there are."""
-    more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-    return ", ".join(keys[:NAMED]) + more
+def list_keys(keys: list[str]) -> str:
+    """Name the first keys of a list in a sentence, and how many more there are."""
+    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
+    return ", ".join(keys[:LISTED_KEYS]) + more
