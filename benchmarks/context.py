@@ -12,7 +12,7 @@ from latentrt.benchmarks.peers import peer_python
 from latentrt.benchmarks.process import Worker
 from latentrt.benchmarks.results import Failure, NotRun, Peaks, Record
 from latentrt.benchmarks.scenarios import Scenario
-from latentrt.runtime.backends.targets import runnable_targets
+from latentrt.runtime.backends.registry import runnable_targets
 from latentrt.runtime.errors import BenchmarkError
 
 PICTURES = "pictures"

@@ -30,8 +30,8 @@ from latentrt.engine.passes.flat_attention import flatten_attention
 from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.hoist import hoist
 from latentrt.runtime.backends.onnxruntime import LOG_ERRORS_ONLY, STOP_SPINNING
-from latentrt.runtime.bundle.components import DTYPES
 from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.specs import DTYPES
 from latentrt.runtime.bundle.unet_parts import LOOP_INPUTS, WHOLE
 
 

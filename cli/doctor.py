@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from latentrt.cli.output import FAILED, console, finish
-from latentrt.runtime.backends.targets import EXTRAS, MODULES, load_module
+from latentrt.runtime.backends.registry import BACKENDS, load_module
 from latentrt.runtime.errors import BackendError
 
 Status = Literal["ok", "absent", "problem"]
@@ -63,7 +63,7 @@ def examine() -> Iterator[Finding]:
     yield from check_duplicates(versions)
     yield from check_versions(versions)
     yield from check_gpu()
-    backends = [check_backend(backend) for backend in MODULES]
+    backends = [check_backend(backend) for backend in sorted(BACKENDS)]
     yield from backends
     if not any(finding.status == "ok" for finding in backends):
         yield Finding("backends", "problem", "none works, so nothing can be drawn", "pip install 'latentrt[cpu]'")
@@ -145,7 +145,10 @@ def check_backend(backend: str) -> Finding:
         return Finding(f"backend {backend}", "problem", detail, remedy)
     if not working:
         return Finding(
-            f"backend {backend}", "problem", detail, f"pip install --force-reinstall 'latentrt[{EXTRAS[backend]}]'"
+            f"backend {backend}",
+            "problem",
+            detail,
+            f"pip install --force-reinstall 'latentrt[{BACKENDS[backend].extras[0]}]'",
         )
     return Finding(f"backend {backend}", "ok", detail)
 

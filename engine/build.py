@@ -9,7 +9,7 @@ from latentrt.engine.base import Builder, BuildProgress, Job
 from latentrt.engine.folder import BuildFolder
 from latentrt.engine.progress import Tracker
 from latentrt.runtime.backends import identity
-from latentrt.runtime.backends.targets import default_target
+from latentrt.runtime.backends.registry import default_target
 from latentrt.runtime.bundle.builds import BuildRecord, EngineKey, EngineRecord
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from latentrt.runtime.bundle.components import DTYPES
-from latentrt.runtime.bundle.specs import ComponentSpec, Port, Precision
+from latentrt.runtime.bundle.specs import DTYPES, ComponentSpec, Port, Precision
 from latentrt.runtime.errors import BuildError, PrecisionError
 
 FLOAT32_COMPONENTS = frozenset({"sampler"})

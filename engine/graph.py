@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 
 from latentrt.engine.checks import Layer, Tensor
-from latentrt.runtime.backends.onnxruntime import ELEMENT_TYPES
+from latentrt.runtime.bundle.specs import ONNX_TYPES
 
 HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 """Operators that do nearly all of a network's arithmetic."""
@@ -17,7 +17,7 @@ HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatM
 WEIGHT_BYTES = 1024
 """Constants of this size or larger are weights; smaller ones may be shapes, which determine other shapes."""
 
-DTYPES = {number: name for name, number in ELEMENT_TYPES.items()}
+DTYPES = {number: name for name, number in ONNX_TYPES.items()}
 
 
 def read_graph(file: Path) -> onnx.GraphProto:

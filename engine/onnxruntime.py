@@ -11,7 +11,7 @@ from latentrt.engine.forms import Form, forms_of
 from latentrt.engine.trial import Trial
 from latentrt.runtime.backends.cuda import device_count
 from latentrt.runtime.backends.onnxruntime import NO_BF16
-from latentrt.runtime.backends.targets import load_module, runnable_targets
+from latentrt.runtime.backends.registry import load_module, runnable_targets
 from latentrt.runtime.errors import BuildError
 
 EXTERNAL_BYTES = 1024

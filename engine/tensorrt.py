@@ -17,7 +17,8 @@ from latentrt.engine.checks import check_ports, check_precision
 from latentrt.engine.inspection import inspect_engine
 from latentrt.engine.network import count_layers, heavy_layers, inputs, outputs, strongly_typed
 from latentrt.engine.progress import monitor
-from latentrt.runtime.backends.targets import RTX_DEFAULT, load_module
+from latentrt.runtime.backends.registry import load_module
+from latentrt.runtime.backends.targets import RTX_DEFAULT
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.cache import cache_folder, write_atomically

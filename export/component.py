@@ -20,9 +20,8 @@ from latentrt.export.numerics.vae_scaling import fit_vae_to_fp16
 from latentrt.export.numerics.widening import overflows, widened
 from latentrt.export.sampler_graph import sampler_graph
 from latentrt.export.trace import TORCH_DTYPES, count_parameters, save, trace
-from latentrt.runtime.bundle.components import DTYPES
 from latentrt.runtime.bundle.manifest import ComponentRecord, NumericsRecord, port_table
-from latentrt.runtime.bundle.specs import ComponentSpec, Precision
+from latentrt.runtime.bundle.specs import DTYPES, ComponentSpec, Precision
 from latentrt.runtime.errors import CheckpointError, ParityError
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Files that several processes share: the user's cache folder, locks and atomic writes."""
+"""Files shared between processes: the user's cache folder, locks and atomic writes."""
 
 import os
 import sys
@@ -16,17 +16,17 @@ else:
 
 
 def cache_folder() -> Path:
-    """Where latentrt keeps things by itself: `$LATENTRT_HOME`, `$XDG_CACHE_HOME/latentrt` or `~/.cache/latentrt`."""
+    """The user's cache folder: `$LATENTRT_HOME`, `$XDG_CACHE_HOME/latentrt` or `~/.cache/latentrt`."""
     named = os.environ.get("LATENTRT_HOME")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentrt"
 
 
 @contextmanager
 def locked(file: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
-    """Hold `file` as a lock between processes; the system drops it when its holder ends, however that happens.
+    """Hold `file` as a lock between processes; the system releases it when its holder ends, for whatever reason.
 
     Raises:
-        BuildError: another process holds it and `wait` is false; the message is `busy` and that process's number.
+        BuildError: another process holds it and `wait` is false; the message is `busy` and that process's id.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+", encoding="ascii") as stream:
@@ -34,7 +34,7 @@ def locked(file: Path, busy: str, *, wait: bool = False) -> Iterator[None]:
             stream.seek(0)
             holder = stream.read().strip() or "unknown"
             raise BuildError(f"{busy} (process {holder}). Wait for it to end, or stop it")
-        # On Windows nobody else could read it from a locked file.
+        # On Windows, other processes could not read it from a locked file.
         if sys.platform != "win32":
             stream.truncate(0)
             stream.write(str(os.getpid()))
@@ -56,11 +56,14 @@ def _acquire(stream: IO[Any], wait: bool) -> bool:
 
 
 def write_atomically(file: Path, data: Any) -> None:
-    """Write bytes so that, at any moment, the file is either the old one or the new one."""
+    """Write bytes such that the file is the old one or the new one at any moment, even if the power fails."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(data)
+        with temporary.open("wb") as stream:
+            stream.write(memoryview(data))
+            stream.flush()
+            os.fsync(stream.fileno())
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)

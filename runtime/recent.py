@@ -1,4 +1,4 @@
-"""A small cache of what was used last."""
+"""A small least-recently-used cache."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -9,14 +9,14 @@ Value = TypeVar("Value")
 
 
 class Recent(Generic[Key, Value]):
-    """The last `limit` values by key; when one more comes, the one unused for longest goes first."""
+    """The `limit` values used last, by key."""
 
     def __init__(self, limit: int):
         self._limit = limit
         self._values: OrderedDict[Key, Value] = OrderedDict()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of a key, made if it is not there. What must go goes before, so that both need not fit."""
+        """The value of a key, made if missing; old values are dropped first, so that memory need not hold both."""
         found = self.find(key)
         if found is None:
             while len(self._values) >= self._limit:
@@ -34,5 +34,5 @@ class Recent(Generic[Key, Value]):
         return len(self._values)
 
     def clear(self) -> None:
-        """Let go of everything."""
+        """Drop every value."""
         self._values.clear()

@@ -1,4 +1,4 @@
-"""Which engine files a pipeline loads: a build of the bundle, or its ONNX files through ONNX Runtime."""
+"""Selects the engine files that a pipeline loads: a build of the bundle, or its ONNX files as exported."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latentrt.runtime.backends import BACKENDS, Backend, Engine, identity, open_backend
 from latentrt.runtime.backends.chained import ChainedEngine
-from latentrt.runtime.backends.targets import load_module, runnable_targets
+from latentrt.runtime.backends.registry import ONNX_BACKEND, devices, load_module, runnable_targets
 from latentrt.runtime.bundle.builds import BuildRecord
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """A backend, a device, and for every engine its ports and its file."""
+    """A backend, a device, and the ports and file of every engine."""
 
     backend: str
     device: str
@@ -29,7 +29,7 @@ class Selection:
     specs: Mapping[str, ComponentSpec]
     files: Mapping[str, Path]
     build: str | None = None
-    """The folder under `builds/` that the files come from; None: they are the bundle's ONNX files as exported."""
+    """The folder under `builds/` that holds the files; None for the bundle's ONNX files as exported."""
 
     def open(self) -> Backend:
         """Open the backend on the device."""
@@ -40,7 +40,7 @@ class Selection:
         return backend.load(self.specs[engine], self.files[engine], optimised=self.build is not None)
 
     def load_component(self, backend: Backend, spec: ComponentSpec) -> Engine:
-        """Load a whole component; a U-Net that was built in two parts as a chain of both."""
+        """Load a whole component; a U-Net that was built in two parts is loaded as a chain of both."""
         if spec.name in self.specs:
             return self.load(backend, spec.name)
         return ChainedEngine(spec, *(self.load(backend, part) for part in PARTS))
@@ -49,18 +49,18 @@ class Selection:
 def select(
     bundle: Bundle, backend: str | None = None, device: str | None = None, build: str | None = None
 ) -> Selection:
-    """Choose the best build for this machine, or the ONNX files where ONNX Runtime may run them.
+    """Choose the best build for this machine, or the ONNX files where they can run as they are.
 
     Raises:
         BackendError: a named backend is not installed, or none is; no such device.
-        BundleError: a named TensorRT backend has no build here; `build` is not here, or for another machine.
-        StaleBuildError: the build that would be used is not what it should be.
+        BundleError: the bundle has no build for a backend that needs one, or `build` is missing or for another machine.
+        StaleBuildError: the build that would be used is out of date.
     """
     _check_names(backend, device)
     if build is not None:
         return _named_build(bundle, build, backend, device)
     for name in [backend] if backend else _usable_backends(bundle):
-        for place in [device] if device else _devices(name):
+        for place in [device] if device else devices(name):
             chosen = _build(bundle, name, place)
             if chosen is not None:
                 return chosen
@@ -73,12 +73,14 @@ def _check_names(backend: str | None, device: str | None) -> None:
         load_module(backend)
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise BackendError(f"device {device!r}: must be cpu or cuda:<index>, such as cuda:0")
-    if device == "cpu" and backend not in (None, "onnxruntime"):
-        raise BackendError(f"device cpu: {backend} runs on NVIDIA GPUs only. Name cuda:0, or the backend onnxruntime")
+    if device == "cpu" and backend is not None and not runnable_targets(backend, device):
+        raise BackendError(
+            f"device cpu: {backend} runs on NVIDIA GPUs only. Name cuda:0, or the backend {ONNX_BACKEND}"
+        )
 
 
 def _usable_backends(bundle: Bundle) -> list[str]:
-    """The backends that the bundle has builds for and whose library and device are here; best first."""
+    """The backends, best first, that the bundle has builds for and whose library and device are here."""
     built = {build.backend for build in bundle.builds().values()}
     return [name for name in BACKENDS if name in built and _works(name)]
 
@@ -86,7 +88,7 @@ def _usable_backends(bundle: Bundle) -> list[str]:
 def _works(backend: str) -> bool:
     try:
         load_module(backend)
-        return any(runnable_targets(backend, device) for device in _devices(backend))
+        return any(runnable_targets(backend, device) for device in devices(backend))
     except BackendError as error:
         logger.info("%s: not used, %s", backend, error)
         return False
@@ -112,7 +114,7 @@ def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | N
     if backend not in (None, build.backend):
         raise BundleError(f"{bundle.path}: the build {name} is for {build.backend}, not for {backend}. Name only one")
     load_module(build.backend)
-    for place in [device] if device else _devices(build.backend):
+    for place in [device] if device else devices(build.backend):
         if build.target in runnable_targets(build.backend, place):
             return _checked(bundle, name, build, place)
     raise BundleError(
@@ -129,37 +131,23 @@ def _checked(bundle: Bundle, name: str, build: BuildRecord, device: str) -> Sele
 
 
 def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Selection:
-    """The bundle's ONNX files, which only ONNX Runtime runs as they are."""
-    if backend not in (None, "onnxruntime"):
+    """The bundle's ONNX files, which only one backend runs as they are."""
+    if backend not in (None, ONNX_BACKEND):
         command = bundle.build_command(backend, bundle.manifest.limits)
         raise BundleError(
             f"{bundle.path}: no {backend} build for this machine; it has {', '.join(bundle.builds()) or 'none'}. "
             f"Build one with: {command}"
         )
-    if not _installed("onnxruntime"):
+    try:
+        place = device or devices(ONNX_BACKEND)[0]
+    except BackendError as error:
+        extra, *others = (extra for name in sorted(BACKENDS) for extra in BACKENDS[name].extras)
         raise BackendError(
-            "no backend is installed that can run this bundle here. Install one with: pip install 'latentrt[cpu]' "
-            "(or [cuda], [tensorrt], [tensorrt-rtx], and build engines with build-engine)"
-        )
-    place = device or _devices("onnxruntime")[0]
+            f"no backend is installed that can run this bundle here. Install one with: pip install 'latentrt[{extra}]' "
+            f"(or {', '.join(f'[{other}]' for other in others)}, and build engines with build-engine)"
+        ) from error
     logger.warning(
         "%s: no build for this machine; running its ONNX files through ONNX Runtime on %s", bundle.path, place
     )
     files = {name: bundle.onnx(name) for name in bundle.manifest.components}
-    return Selection("onnxruntime", place, bundle.manifest.limits, bundle.manifest.specs(), files)
-
-
-def _installed(backend: str) -> bool:
-    try:
-        load_module(backend)
-    except BackendError:
-        return False
-    return True
-
-
-def _devices(backend: str) -> list[str]:
-    """Devices to try, best first."""
-    if backend != "onnxruntime":
-        return ["cuda:0"]
-    providers = load_module(backend).get_available_providers()
-    return ["cuda:0", "cpu"] if "CUDAExecutionProvider" in providers else ["cpu"]
+    return Selection(ONNX_BACKEND, place, bundle.manifest.limits, bundle.manifest.specs(), files)

@@ -9,7 +9,7 @@ import numpy as np
 from latentrt.benchmarks.workers.measure import peak_memory, reset_peak_memory, restrict_threads, step_seconds
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends import Binding, Engine
-from latentrt.runtime.backends.targets import load_module
+from latentrt.runtime.backends.registry import load_module
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.selection import select
 

@@ -12,8 +12,7 @@ import onnx
 
 from latentrt.benchmarks.workers.measure import restrict_threads
 from latentrt.runtime.backends import open_backend
-from latentrt.runtime.bundle.components import DTYPES
-from latentrt.runtime.bundle.specs import ComponentSpec, Precision, port
+from latentrt.runtime.bundle.specs import DTYPES, ComponentSpec, Precision, port
 
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
 """Edge of the square matrices: large enough that memory does not matter."""

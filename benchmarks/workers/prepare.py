@@ -10,7 +10,7 @@ from latentrt.benchmarks.models import export_model, write_checkpoint
 from latentrt.benchmarks.workers.measure import peak_memory, restrict_threads
 from latentrt.engine.build import build_engines
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.runtime.backends.targets import default_target, runnable_targets
+from latentrt.runtime.backends.registry import default_target, runnable_targets
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
 

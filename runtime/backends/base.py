@@ -1,4 +1,4 @@
-"""What a backend provides: buffers on its device, engines of one component each, and their bindings to sizes."""
+"""The protocol of a backend: buffers on its device, engines of one component each, and their bindings to sizes."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +18,7 @@ class Mark(Protocol):
         """Wait until the work before it is done."""
 
     def seconds_since(self, earlier: Any) -> float:
-        """Seconds from an earlier mark of the same backend, by the device's clock; both must have been reached."""
+        """Seconds since an earlier mark of the same backend, by the device's clock; both must have been reached."""
 
 
 class Buffer(Protocol):
@@ -39,14 +39,14 @@ class Buffer(Protocol):
     def write(self, values: NDArray[Any]) -> None:
         """Enqueue a copy of `values` (same shape, converted to the buffer's dtype) into the buffer.
 
-        Into bfloat16 numbers are rounded to the nearest, ties to even; uint16 are taken as its bits.
+        For bfloat16, numbers are rounded to the nearest, ties to even, and uint16 values are taken as its bits.
         """
 
     def copy_from(self, other: "Buffer") -> None:
         """Enqueue a copy of another buffer of the same device, shape and dtype."""
 
     def fetch(self) -> Callable[[], NDArray[Any]]:
-        """Enqueue a copy to the host; calling what this returns waits for it and gives the values, once.
+        """Enqueue a copy to the host. Calling what this returns, once, waits for the copy and gives the values.
 
         Between the two calls the host may enqueue other work, but no second `fetch` of the same buffer.
         """
@@ -59,10 +59,10 @@ class Buffer(Protocol):
 
 
 class Binding(Protocol):
-    """One engine at fixed sizes: its buffers, and ready to run.
+    """An engine's buffers for one set of sizes, ready to run.
 
     Buffers and their addresses stay the same for the binding's life, so that a captured CUDA graph stays valid. Memory
-    is given back when nothing refers to the binding any more.
+    is freed when nothing refers to the binding any more.
     """
 
     @property
@@ -81,9 +81,9 @@ class Engine(Protocol):
         """The component's ports and the ranges that this engine serves."""
 
     def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> Binding:
-        """Allocate every buffer for these named sizes (dim name -> size; dims that the component lacks are ignored).
+        """Allocate every buffer for these sizes (dim name -> size; dims that the component lacks are ignored).
 
-        `shared` gives buffers of other bindings to use for some ports (port name -> buffer), so that nothing is copied
+        `shared` holds buffers of other bindings to use for some ports (port name -> buffer), so that nothing is copied
         between components.
 
         Raises:
@@ -92,7 +92,7 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Give back the engine's memory; no binding of it can run again. Closing twice is allowed."""
+        """Free the engine's memory; its bindings cannot run any more. Closing twice is allowed."""
 
 
 class Backend(Protocol):
@@ -110,12 +110,12 @@ class Backend(Protocol):
         """Make the backend's device the calling thread's current one."""
 
     def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = False) -> Engine:
-        """Load one component from its engine file or ONNX file; `optimised`: a file that `build-engine` wrote."""
+        """Load one component from its engine file or ONNX file; `optimised` marks a file that `build-engine` wrote."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """The same work as one call that costs the host as little as the backend can make it.
+        """The same work as one call that costs the host as little as possible.
 
-        `work` only enqueues: runs of bindings and copies between their buffers, always the same ones.
+        `work` must only enqueue: runs of bindings and copies between their buffers, the same ones in every call.
         """
 
     def mark(self) -> Mark:
@@ -125,11 +125,11 @@ class Backend(Protocol):
         """Wait for all enqueued work."""
 
     def close(self) -> None:
-        """Give back everything the backend holds. Engines must be closed before."""
+        """Free everything that the backend holds. Engines must be closed before."""
 
 
 def check_shared(spec: ComponentSpec, sizes: Mapping[str, int], shared: Mapping[str, Buffer]) -> None:
-    """Raise `BackendError` where a shared buffer is not what its port needs."""
+    """Raise `BackendError` for a shared buffer whose shape or dtype is not its port's."""
     for port in spec.ports:
         buffer, shape, dtype = shared.get(port.name), port.shape(sizes), port.numpy_dtype
         if buffer is not None and (buffer.shape, buffer.dtype) != (shape, dtype):

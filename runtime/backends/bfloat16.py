@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 RAW = np.dtype("uint16")
-"""The dtype of bfloat16's bits. No port has integers of this width, so it means bfloat16 wherever buffers say it."""
+"""The dtype of bfloat16's bits. No port has integers of this width, so a buffer of this dtype holds bfloat16."""
 
 
 def to_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
-    """Round to the nearest bfloat16, ties to even; NaN stays NaN and what is too large becomes infinity.
+    """Round to the nearest bfloat16, ties to even; NaN stays NaN, and values that are too large become infinity.
 
-    Values that are bits already stay as they are.
+    Values that already are bits are returned unchanged.
     """
     if values.dtype == RAW:
         return values
@@ -23,10 +23,10 @@ def to_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def from_bits(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    """The same numbers in float32, exactly."""
+    """Convert to float32, exactly."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def as_numbers(values: NDArray[Any]) -> NDArray[Any]:
-    """What a buffer holds, as numbers: float32 for bfloat16, else the values themselves."""
+    """Convert the bits of bfloat16 to float32; other values are returned unchanged."""
     return from_bits(values) if values.dtype == RAW else values

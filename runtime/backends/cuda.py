@@ -1,7 +1,7 @@
 """Memory, streams and events of a CUDA device, through cuda-python's runtime bindings, which are imported when needed.
 
-Everything is enqueued on one `Stream` per backend. The current device belongs to a thread: whoever uses a stream on
-another thread than its maker's calls `Stream.activate` there first.
+Everything is enqueued on one `Stream` per backend. CUDA's current device belongs to a thread: to use a stream on a
+thread other than the one that created it, call `Stream.activate` there first.
 """
 
 import ctypes
@@ -53,7 +53,7 @@ def call(name: str, *arguments: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU: its index, its name, its compute capability `major.minor`."""
+    """A GPU: its index, its name and its compute capability, `major.minor`."""
 
     index: int
     name: str
@@ -62,11 +62,16 @@ class Device:
 
 
 def device_count() -> int:
-    """How many GPUs this process can use; 0 without cuda-python, a driver or a GPU."""
+    """Number of GPUs that this process can use; 0 without cuda-python, a driver or a GPU."""
     try:
         return int(call("cudaGetDeviceCount"))
     except BackendError:
         return 0
+
+
+def device_index(device: str) -> int:
+    """The index in `cuda:<index>`; 0 where none is named."""
+    return int(device.partition(":")[2] or 0)
 
 
 def describe_device(index: int) -> Device:
@@ -223,7 +228,7 @@ class DeviceBuffer:
 
 
 def page_locked(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An uninitialised array to which the device copies without the host's help; freed with the last view of it."""
+    """An uninitialised array that the device copies to without the host's help; freed with the last view of it."""
     nbytes = max(dtype.itemsize * math.prod(shape), 1)
     pointer = int(call("cudaMallocHost", nbytes))
     memory = (ctypes.c_byte * nbytes).from_address(pointer)

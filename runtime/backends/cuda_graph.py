@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 
 
 class Recording:
-    """Callable work on one stream. The first call runs it as it is, the second captures it, later ones replay.
+    """Work on one stream, as a callable: the first call runs it, the second captures it, later ones replay.
 
-    So the first call warms up what allocates or chooses kernels, which no capture allows, and no call is wasted. Work
-    that cannot be captured goes on being enqueued piece by piece, after one warning: slower for the host, otherwise the
+    The first call so warms up whatever allocates memory or chooses kernels, which a capture does not allow. Work that
+    cannot be captured is enqueued piece by piece in every call, after one warning: slower for the host, otherwise the
     same.
     """
 
@@ -45,7 +45,7 @@ class Recording:
 
 
 class Graph:
-    """An instantiated CUDA graph of some work. Everything that the work uses must outlive it.
+    """An instantiated CUDA graph. Everything that the captured work uses must outlive it.
 
     Raises:
         BackendError: the work fails while it is captured, or does what a graph cannot hold.
@@ -62,7 +62,7 @@ class Graph:
         try:
             work()
         except BaseException:
-            # Without this the stream could not be used again.
+            # Otherwise the stream could not be used again.
             cuda.bindings().cudaStreamEndCapture(stream.handle)
             raise
         graph = cuda.call("cudaStreamEndCapture", stream.handle)

@@ -7,7 +7,7 @@ import numpy as np
 
 HOST_DEVICE, CUDA_DEVICE = 1, 2
 TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
-"""DLPack's code for each kind of numpy dtype."""
+"""numpy dtype kind -> DLPack type code."""
 
 
 class _Tensor(ctypes.Structure):
@@ -42,7 +42,7 @@ _get.restype, _get.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p
 
 _NAME = b"dltensor"
 _lent: dict[int, tuple[Any, ...]] = {}
-"""What each lent tensor needs to stay alive, by the address of its `DLManagedTensor`."""
+"""Address of each lent `DLManagedTensor` -> the objects that must live as long as it does."""
 
 
 def make_capsule(
@@ -64,7 +64,7 @@ def _give_back(managed: Any) -> None:
 
 
 def _drop_capsule(capsule: int) -> None:
-    """Called when a capsule dies; one that nobody consumed still has its name."""
+    """Called when a capsule dies; it still has its name if nobody consumed it."""
     if _is_valid(capsule, _NAME):
         _lent.pop(_get(capsule, _NAME), None)
 

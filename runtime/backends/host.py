@@ -1,4 +1,4 @@
-"""Buffers in host memory and moments of the host's clock, for engines that run on the CPU."""
+"""Buffers in host memory and marks by the host's clock, for engines that run on the CPU."""
 
 import time
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from latentrt.runtime.backends.bfloat16 import RAW, as_numbers, to_bits
 
 
 class HostMark:
-    """A moment of the host's clock: on the CPU work is done when the call that starts it returns."""
+    """A moment of the host's clock: on the CPU, work is done when the call that starts it returns."""
 
     def __init__(self) -> None:
         self._time = time.perf_counter()
 
     def wait(self) -> None:
-        """There is nothing to wait for."""
+        """Return at once: there is nothing to wait for."""
 
     def seconds_since(self, earlier: "HostMark") -> float:
-        """Seconds from an earlier moment."""
+        """Seconds since an earlier mark."""
         return self._time - earlier._time
 
 
@@ -56,7 +56,7 @@ class HostBuffer:
         np.copyto(self.array, values, casting="no")
 
     def fetch(self) -> Callable[[], NDArray[Any]]:
-        """A copy, made now."""
+        """Copy the values now; calling what this returns gives them."""
         values = self.array.copy()
         return lambda: values
 

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class KernelCache:
-    """One cache for all engines of a backend. It grows by what each engine compiles; `save` writes it.
+    """One cache for all engines of a backend, which grows as they compile kernels; `save` writes it.
 
     The file belongs to one TensorRT-RTX version and one GPU model, and is shared by processes under a lock.
     """
@@ -23,7 +23,7 @@ class KernelCache:
         self.cache: Any = None
 
     def attach(self, config: Any) -> None:
-        """Let the execution context of a runtime config use the cache; the first one makes and fills it."""
+        """Make a runtime config use the cache, which the first call creates and fills."""
         if self.cache is None:
             self.cache = config.create_runtime_cache()
             self._fill()
@@ -36,7 +36,7 @@ class KernelCache:
                 logger.info("%s: not usable by this driver or version, kernels are compiled anew", self.file)
 
     def save(self) -> None:
-        """Write the kernels that were compiled so far."""
+        """Write the kernels compiled so far."""
         if self.cache is not None:
             with locked(self._lock, "the kernel cache is in use", wait=True):
                 write_atomically(self.file, self.cache.serialize())

@@ -8,23 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.runtime.backends.base import Buffer, Mark, check_shared
+from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, device_index
 from latentrt.runtime.backends.host import HostBuffer, HostMark
-from latentrt.runtime.backends.targets import load_module
-from latentrt.runtime.bundle.specs import ComponentSpec, DType, Port
+from latentrt.runtime.backends.registry import CPU_PROVIDER, CUDA_PROVIDER, load_module
+from latentrt.runtime.bundle.specs import ONNX_TYPES, ComponentSpec, Port
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
 
 logger = logging.getLogger(__name__)
 
-ELEMENT_TYPES: Mapping[DType, int] = {"float32": 1, "uint8": 2, "int64": 7, "float16": 10, "bfloat16": 16}
-"""`TensorProto.DataType` of the ONNX specification: the one way to name bfloat16 to ONNX Runtime."""
-
 LOG_ERRORS_ONLY = 3
 
 STOP_SPINNING = ("session.force_spinning_stop", "1")
-"""Each session has threads of its own; spinning on after a run, they would take the cores from the next component's."""
+"""Each session has its own threads; spinning after a run, they would take the cores from the next component's."""
 
 CAPTURED_BINDINGS = 16
-"""How many bindings of one engine get a CUDA graph: a session keeps its graphs until it ends."""
+"""Number of bindings of one engine that get a CUDA graph: a session keeps its graphs until it ends."""
 
 NO_GRAPH = -1
 """The graph number with which ONNX Runtime captures nothing."""
@@ -36,26 +34,21 @@ NO_BF16 = (
 
 
 class OnnxRuntimeBackend:
-    """ONNX Runtime on one device. On CUDA all work goes to one stream of the backend's own."""
+    """ONNX Runtime on one device. On CUDA, all work goes to one stream that belongs to the backend."""
 
     name = "onnxruntime"
 
     def __init__(self, name: str, device: str):
         self.device = device
-        self.kind, _, index = device.partition(":")
-        self.index = int(index or 0)
+        self.kind, self.index = device.partition(":")[0], device_index(device)
         self.library = load_module(name)
-        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(self.kind)
+        provider = {"cpu": CPU_PROVIDER, "cuda": CUDA_PROVIDER}.get(self.kind)
         if provider not in self.library.get_available_providers():
             raise BackendError(
                 f"device {device}: this onnxruntime runs on {', '.join(self.library.get_available_providers())}. "
                 "For NVIDIA GPUs install latentrt[cuda] in place of latentrt[cpu]"
             )
-        self.stream: Any = None
-        if self.kind == "cuda":
-            from latentrt.runtime.backends.cuda import Stream
-
-            self.stream = Stream(self.index)
+        self.stream = Stream(self.index) if self.kind == "cuda" else None
 
     def activate(self) -> None:
         """Make the GPU the calling thread's current one; nothing to do on the CPU."""
@@ -71,10 +64,10 @@ class OnnxRuntimeBackend:
         if self.kind == "cpu" and spec.uses("bfloat16"):
             raise BackendError(f"{spec.name}: {NO_BF16}")
         self.activate()
-        if self.kind == "cpu":
-            return OnnxRuntimeEngine(self, spec, self._session(path, ["CPUExecutionProvider"], optimised))
-        session, captures = self._cuda_session(path, optimised)
-        if session.get_providers()[0] != "CUDAExecutionProvider":
+        if self.kind == "cpu" or self.stream is None:
+            return OnnxRuntimeEngine(self, spec, self._session(path, [CPU_PROVIDER], optimised))
+        session, captures = self._cuda_session(self.stream, path, optimised)
+        if session.get_providers()[0] != CUDA_PROVIDER:
             raise BackendError(f"{path}: ONNX Runtime fell back to the CPU. Run latentrt doctor to see why")
         return OnnxRuntimeEngine(self, spec, session, captures)
 
@@ -91,41 +84,37 @@ class OnnxRuntimeBackend:
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {error}") from error
 
-    def _cuda_session(self, path: Path, optimised: bool) -> tuple[Any, bool]:
+    def _cuda_session(self, stream: Stream, path: Path, optimised: bool) -> tuple[Any, bool]:
         """A session, and whether it captures CUDA graphs: ONNX Runtime refuses that where it copies to the host."""
-        own = {"device_id": str(self.index), "user_compute_stream": str(self.stream.handle)}
-        for graphs in ("1", "0"):
-            provider = ("CUDAExecutionProvider", own | {"enable_cuda_graph": graphs})
-            try:
-                return self._session(path, [provider, "CPUExecutionProvider"], optimised), graphs == "1"
-            except BackendError as error:
-                if graphs == "0" or "graph" not in str(error).lower():
-                    raise
-                logger.warning("%s: runs without CUDA graphs, so every step costs the host more: %s", path, error)
-        raise AssertionError("unreachable")
+
+        def session(graphs: str) -> Any:
+            own = {"device_id": str(self.index), "user_compute_stream": str(stream.handle), "enable_cuda_graph": graphs}
+            return self._session(path, [(CUDA_PROVIDER, own), CPU_PROVIDER], optimised)
+
+        try:
+            return session("1"), True
+        except BackendError as error:
+            if "graph" not in str(error).lower():
+                raise
+            logger.warning("%s: runs without CUDA graphs, so every step costs the host more: %s", path, error)
+        return session("0"), False
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """The work itself: each session captures and replays its own graph."""
+        """The work unchanged: each session captures and replays its own graph."""
         return work
 
     def mark(self) -> Mark:
-        """An event on the stream; on the CPU the moment itself."""
-        if self.stream is None:
-            return HostMark()
-        mark: Mark = self.stream.mark()
-        return mark
+        """An event on the stream; on the CPU, the present moment."""
+        return HostMark() if self.stream is None else self.stream.mark()
 
     def allocate(self, port: Port, shape: tuple[int, ...]) -> Buffer:
         """Memory for one port on this device."""
-        if self.kind == "cpu":
+        if self.stream is None:
             return HostBuffer(shape, port.numpy_dtype)
-        from latentrt.runtime.backends.cuda import DeviceBuffer
-
-        buffer: Buffer = DeviceBuffer(shape, port.numpy_dtype, self.stream)
-        return buffer
+        return DeviceBuffer(shape, port.numpy_dtype, self.stream)
 
     def synchronize(self) -> None:
-        """Wait for the stream; on the CPU everything is done when a call returns."""
+        """Wait for the stream; on the CPU, everything is done when a call returns."""
         if self.stream is not None:
             self.stream.synchronize()
 
@@ -137,12 +126,12 @@ class OnnxRuntimeBackend:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use; ONNX Runtime counts all, and its threads then wait for each other."""
+    """Number of cores that this process may use. ONNX Runtime counts all, and its threads then wait for each other."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class OnnxRuntimeEngine:
-    """One session. `captures`: it keeps a CUDA graph per binding, for the first `CAPTURED_BINDINGS`."""
+    """One session. With `captures`, each of the first `CAPTURED_BINDINGS` bindings gets a CUDA graph."""
 
     def __init__(self, backend: OnnxRuntimeBackend, spec: ComponentSpec, session: Any, captures: bool = False):
         self.spec = spec
@@ -153,7 +142,7 @@ class OnnxRuntimeEngine:
         self._check_ports()
 
     def _check_ports(self) -> None:
-        """A session with other ports than the spec's would read wrong memory."""
+        """Refuse a session with other ports than the spec's: it would read wrong memory."""
         for kind, found, ports in (
             ("input", self.session.get_inputs(), self.spec.inputs),
             ("output", self.session.get_outputs(), self.spec.outputs),
@@ -189,7 +178,7 @@ class OnnxRuntimeEngine:
 
 
 class OnnxRuntimeBinding:
-    """The buffers of one engine for one set of sizes; see `latentrt.runtime.backends.base.Binding`."""
+    """The buffers of one engine for one set of sizes; implements `Binding`."""
 
     def __init__(self, engine: OnnxRuntimeEngine, buffers: Mapping[str, Buffer], options: Any):
         self.buffers = buffers
@@ -201,7 +190,8 @@ class OnnxRuntimeBinding:
             (engine.spec.outputs, self._binding.bind_output),
         ):
             for port in ports:
-                place = (engine.backend.kind, engine.backend.index, ELEMENT_TYPES[port.dtype])
+                # By number: numpy, whose dtypes ONNX Runtime takes as well, has no bfloat16.
+                place = (engine.backend.kind, engine.backend.index, ONNX_TYPES[port.dtype])
                 bind(port.name, *place, buffers[port.name].shape, buffers[port.name].pointer)
 
     def run(self) -> None:

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from latentrt.runtime.backends.base import Buffer, check_shared
-from latentrt.runtime.backends.cuda import DeviceBuffer, Event, Stream, describe_device
+from latentrt.runtime.backends.cuda import DeviceBuffer, Event, Stream, describe_device, device_index
 from latentrt.runtime.backends.cuda_graph import Recording
 from latentrt.runtime.backends.kernel_cache import KernelCache
-from latentrt.runtime.backends.targets import load_module, runnable_targets
+from latentrt.runtime.backends.registry import load_module, runnable_targets
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
 
 MISMATCH = re.compile(r"version|compatib|compute capability|platform|magic|safety|serialization", re.IGNORECASE)
-"""Words of the errors with which TensorRT refuses an engine that was built for something else."""
+"""Words in TensorRT's errors about an engine that was built for another version or machine."""
 
 
 class TensorRTBackend:
@@ -36,7 +36,7 @@ class TensorRTBackend:
     def __init__(self, name: str, device: str = "cuda:0"):
         self.name = name
         self.trt = load_module(name)
-        index = int(device.partition(":")[2] or 0)
+        index = device_index(device)
         self.device = f"cuda:{index}"
         self.gpu = describe_device(index)
         self.targets = runnable_targets(name, self.device)
@@ -60,7 +60,7 @@ class TensorRTBackend:
         """
         self.stream.activate()
         self.log.errors.clear()
-        # Mapped, not read: TensorRT copies the weights to the GPU, and the host need not hold them as well.
+        # Mapped, not read: TensorRT copies the weights to the GPU, so the host need not hold them as well.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
             engine = self.runtime.deserialize_cuda_engine(plan)
         if engine is None:
@@ -73,7 +73,7 @@ class TensorRTBackend:
     def workspace(self, size: int) -> DeviceBuffer:
         """Activation memory of at least `size` bytes, shared by all engines of this backend.
 
-        When it grows, the block before it lives on as long as a binding uses it.
+        When it grows, the old block stays alive as long as a binding uses it.
         """
         if self._workspace is None or self._workspace.nbytes < size:
             self._workspace = DeviceBuffer((size,), np.uint8, self.stream)
@@ -84,7 +84,7 @@ class TensorRTBackend:
         self.stream.activate()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """The work as one CUDA graph, captured when it is asked for the second time."""
+        """The work as one CUDA graph, captured by its second call."""
         return Recording(self.stream, work)
 
     def mark(self) -> Event:
@@ -96,7 +96,7 @@ class TensorRTBackend:
         self.stream.synchronize()
 
     def close(self) -> None:
-        """Give back everything the backend holds; compiled kernels are saved. Engines must be closed before."""
+        """Save compiled kernels and free everything that the backend holds. Engines must be closed before."""
         if self.kernels is not None:
             self.kernels.save()
         self._workspace = None
@@ -104,7 +104,7 @@ class TensorRTBackend:
 
 
 class TensorRTEngine:
-    """One component's weights on the GPU; see `latentrt.runtime.backends.base.Engine`."""
+    """One component's weights on the GPU; implements `Engine`."""
 
     def __init__(self, backend: TensorRTBackend, spec: ComponentSpec, engine: Any):
         self.backend = backend
@@ -121,7 +121,7 @@ class TensorRTEngine:
         return TensorRTBinding(self.backend, self.spec, self._create_context(), sizes, shared)
 
     def _create_context(self) -> Any:
-        """An execution context whose activation memory we provide, and which leaves capturing to us."""
+        """Create an execution context for which we provide activation memory and capture CUDA graphs."""
         trt = self.backend.trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.backend.kernels is None:
@@ -137,12 +137,12 @@ class TensorRTEngine:
         return context
 
     def close(self) -> None:
-        """Let go of the weights; they leave the GPU with the last binding. Closing twice is allowed."""
+        """Release the weights; they leave the GPU with the last binding. Closing twice is allowed."""
         self._engine = None
 
 
 class TensorRTBinding:
-    """One execution context and its buffers; see `latentrt.runtime.backends.base.Binding`."""
+    """One execution context and its buffers; implements `Binding`."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class TensorRTBinding:
         context.set_device_memory(self._workspace.pointer, self._workspace.nbytes)
 
     def _set_shapes(self, sizes: Mapping[str, int]) -> None:
-        """Set the inputs' shapes and check that TensorRT computes the outputs' shapes as the spec does."""
+        """Set the inputs' shapes and check that TensorRT computes the same shapes for the outputs as the spec."""
         for port in self._spec.inputs:
             shape = port.shape(sizes)
             self._require(self._context.set_input_shape(port.name, shape), f"refuses {port.name} {list(shape)}")
@@ -184,6 +184,6 @@ class TensorRTBinding:
 
 
 def failure(backend: TensorRTBackend, spec: ComponentSpec, what: str) -> BackendError:
-    """The error for a component that TensorRT refuses, with the first cause that it logged."""
+    """The error for work that TensorRT refuses, with the first cause that it logged."""
     cause = first_error(backend.log, "TensorRT gave no reason")
     return BackendError(f"{spec.name}: {backend.name} {what}: {cause}")

@@ -1,4 +1,4 @@
-"""TensorRT's own messages: forwarded to `logging`, the errors kept so that an exception can name the first cause."""
+"""TensorRT's messages, forwarded to `logging`; errors are kept so that an exception can name the first cause."""
 
 import functools
 import logging
@@ -12,17 +12,17 @@ NOISE = re.compile(
     r"|make sure (?:in|out)put \S+ has int64 binding",
     re.IGNORECASE,
 )
-"""Trying kernels that do not fit is how TensorRT searches, and it says so as errors; the ports' dtypes are checked."""
+"""Messages that mean nothing: TensorRT reports kernels that it tries in vain as errors, and we check ports' dtypes."""
 
 KEPT = 50
 
 
 @functools.cache
 def tensorrt_log(trt: ModuleType) -> Any:
-    """The one logger of a TensorRT module in this process: TensorRT keeps the first one that it is given.
+    """The only logger of a TensorRT module in this process, as TensorRT keeps the first one that it is given.
 
     It forwards to the Python logger `latentrt.<module>`, with info and tactic noise as debug. `errors` holds the last
-    messages of severity ERROR; whoever starts a piece of work clears it.
+    messages of severity ERROR; clear it before each piece of work.
     """
     logger = logging.getLogger(f"latentrt.{trt.__name__}")
     levels = {
@@ -46,7 +46,7 @@ def tensorrt_log(trt: ModuleType) -> Any:
             message = " ".join(msg.split())
             if NOISE.search(message):
                 level = logging.DEBUG
-            # An error reaches the user as the exception that it causes, so it is not logged a second time as one.
+            # The user sees an error as the exception that it causes, so it is not logged as an error as well.
             if level == logging.ERROR:
                 self.errors.append(message)
                 level = logging.DEBUG

@@ -1,4 +1,4 @@
-"""A bundle: the folder that travels from export over build to runtime, and what it says about itself."""
+"""The bundle: the folder that passes from export to build to runtime, and the records in it."""
 
 from latentrt.runtime.bundle.folder import Bundle
 

@@ -1,4 +1,4 @@
-"""What every record of a bundle is made of: frozen, strict, with the size and hash of its files."""
+"""The base of every record of a bundle, and the record of a file."""
 
 from typing import Final
 
@@ -6,17 +6,17 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """Base of everything that is written to a bundle: frozen, and unknown fields are errors."""
+    """Base of everything that is written to a bundle as JSON; frozen, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 FORMAT: Final = 1
-"""Version of the bundle's layout. A reader refuses newer ones."""
+"""Version of the bundle's layout; readers refuse any other."""
 
 
 class FileRecord(Record):
-    """One file of the bundle."""
+    """Size in bytes and hash of one file of the bundle."""
 
     size: int
     sha256: str

@@ -1,4 +1,4 @@
-"""What a build says about itself in `build.json`: its engines, and the key of each."""
+"""`build.json`: the engines of one build, and the key of each."""
 
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from latentrt.runtime.bundle.specs import Precision
 
 
 class EngineKey(Record):
-    """Everything that makes an engine what it is. Two equal keys: the same engine, and nothing is built."""
+    """Everything that an engine depends on: an engine whose key equals the needed one is not built again."""
 
     component: str
     content: str
@@ -23,7 +23,7 @@ class EngineKey(Record):
     target: str
     latentrt: str
     passes: int = 0
-    """Version of the graph passes that it went through, 0 for none (`latentrt.runtime.bundle.unet_parts`)."""
+    """Version of the graph passes that the graph went through, 0 for none; see `unet_parts.passes_of`."""
 
     def difference(self, wanted: "EngineKey") -> str | None:
         """The first field in which the engine differs, as `field X, needed Y`, or None."""
@@ -35,7 +35,7 @@ class EngineKey(Record):
 
 
 def _brief(value: Any, other: Any) -> str:
-    """A field's value, and of a table only the entries that differ."""
+    """A field's value, shortened; only the entries that differ if it is a table."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {entry}" for name, entry in value.items() if other.get(name) != entry) or "none"
     return str(value) if len(str(value)) <= 40 else f"{str(value)[:16]}…"
@@ -46,10 +46,10 @@ class EngineRecord(Record):
 
     key: EngineKey
     files: dict[str, FileRecord]
-    """Paths within the bundle: the file to load first."""
+    """By path within the bundle; the first is the one to load."""
     seconds: float
     layers: dict[str, int] = Field(default_factory=dict)
-    """Layers of the network that the backend took in, counted as `TYPE dtype`."""
+    """`TYPE dtype` -> number of such layers in the network that the backend was given."""
     notes: tuple[str, ...] = ()
 
 

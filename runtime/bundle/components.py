@@ -1,14 +1,14 @@
-"""The table of components: every tensor that crosses a component's border, for any model, written once.
+"""The table of components: every input and output of every component, for any model.
 
-Dims, from the request's point of view (g = 1 or 2 guidance branches):
+Dims, with g = 1 or 2 guidance branches:
 
     images          images of one request
     vae_images      images that the VAE takes at once
-    rows            U-Net rows, images * g
-    texts           text-encoder rows: distinct prompts * chunks of 77 tokens
+    rows            rows of the U-Net's batch, images * g
+    texts           rows of a text encoder's batch: distinct prompts * chunks of 77 tokens
     tokens          77 * chunks
-    latent_height   height / 8 (the VAE's own factor); latent_width likewise
-    steps           U-Net evaluations of the sampler's table
+    latent_height   height / 8, or another factor if the VAE has one; latent_width likewise
+    steps           U-Net evaluations in the sampler's table
     history         state tensors of the sampler, the latents first; at least 2, unused ones stay zero
     noises          noise tensors per image: one per step that draws, or 1 where the sampler draws none
 """
@@ -17,19 +17,17 @@ from collections.abc import Iterable, Mapping
 
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.model import Model
-from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK, ComponentSpec, Dim, DType, Port, Precision, port
-
-DTYPES: Mapping[Precision, DType] = {"fp16": "float16", "fp32": "float32", "bf16": "bfloat16"}
+from latentrt.runtime.bundle.specs import DTYPES, TOKENS_PER_CHUNK, ComponentSpec, Dim, DType, Port, Precision, port
 
 MAX_STEPS = 1000
 MAX_NOISES = 256
-"""Fewer than the steps: all of them lie on the device, and TensorRT counts a tensor's elements in 31 bits."""
+"""Fewer than the steps, as all of them lie on the device and TensorRT counts a tensor's elements in 31 bits."""
 
 MAX_HISTORY = 8
 
 
 def request_dims(limits: Limits, model: Model) -> dict[str, Dim]:
-    """The dims of every component for a range of requests."""
+    """The range of every dim for a range of requests."""
     images, width, height, tokens = (limits.bounds(name) for name in ("images", "width", "height", "tokens"))
     chunks = [bound // TOKENS_PER_CHUNK for bound in tokens]
     scale = model.latent_scale
@@ -51,7 +49,10 @@ def request_dims(limits: Limits, model: Model) -> dict[str, Dim]:
 def component_specs(
     model: Model, limits: Limits, precisions: Mapping[str, Precision], names: Iterable[str] | None = None
 ) -> dict[str, ComponentSpec]:
-    """Every component of a model with its ports and dims; `precisions` gives each component's (not the sampler's)."""
+    """Every component of a model, or those in `names`, with ports and dims.
+
+    `precisions` holds each component's precision; the sampler has the U-Net's.
+    """
     dims = request_dims(limits, model)
     specs: dict[str, ComponentSpec] = {}
 
@@ -92,7 +93,7 @@ def _unet(model: Model, dtype: DType) -> Ports:
 
 
 def _vae_decoder(model: Model, dtype: DType) -> Ports:
-    """`magnitude` is each image's mean absolute value before clamping: not finite where any pixel is not."""
+    """`magnitude` is each image's mean absolute value before clamping, which is not finite if any pixel is not."""
     scale = model.latent_scale
     return (
         (port("latent", dtype, "vae_images", model.latent_channels, "latent_height", "latent_width"),),
@@ -115,8 +116,8 @@ def _vae_encoder(model: Model, dtype: DType) -> Ports:
 def _sampler(model: Model, dtype: DType) -> Ports:
     """One step of any sampler: Z' = W[step] · [Z; guidance · noise_pred; noise], unet input = C[step + 1] · Z'.
 
-    `latentrt.export.sampler_graph` has the equations. `failed` is the first step after which an image's Z held NaN or
-    infinity, or -1; `extra` the channels that an inpainting U-Net takes beside the latents.
+    The equations are in `latentrt.export.sampler_graph`. `failed` is the first step after which an image's Z held NaN
+    or infinity, or -1; `extra` holds the channels that an inpainting U-Net takes besides the latents.
     """
     latent = (model.latent_channels, "latent_height", "latent_width")
     state = ("images", "history", *latent)

@@ -1,4 +1,4 @@
-"""Reads and writes a bundle's files so that a kill at any moment harms nothing."""
+"""Reads, checks and writes a bundle's files; a kill at any moment leaves the old state or the new one."""
 
 import hashlib
 import json
@@ -12,19 +12,16 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from latentrt.runtime.bundle.base import FORMAT, FileRecord, Record
+from latentrt.runtime.cache import write_atomically
 from latentrt.runtime.errors import BundleError, RequestError
 
-MANIFEST = "manifest.json"
-
-
-BUILD = "build.json"
-
+MANIFEST, BUILD = "manifest.json", "build.json"
 
 RecordT = TypeVar("RecordT", bound=Record)
 
 
 def read_record(file: Path, kind: type[RecordT]) -> RecordT:
-    """Read a manifest, refusing newer formats before looking at anything else.
+    """Read a manifest or a build record; its format is checked before anything else.
 
     Raises:
         BundleError: not JSON, a newer format, or fields that are missing, unknown or of the wrong type.
@@ -51,21 +48,12 @@ def read_record(file: Path, kind: type[RecordT]) -> RecordT:
 
 
 def write_record(file: Path, record: Record) -> None:
-    """Write a manifest so that, at any moment, the file is either the old one or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(record.model_dump_json(indent=2) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a manifest or a build record, atomically."""
+    write_atomically(file, (record.model_dump_json(indent=2) + "\n").encode())
 
 
 def check_sizes(folder: Path, files: Mapping[str, FileRecord], remedy: str) -> None:
-    """Raise `BundleError` for the first file that is outside the folder, missing or of another size."""
+    """Raise `BundleError` for the first file that lies outside the folder, is missing, or has another size."""
     for name, record in files.items():
         file = folder / name
         if ".." in file.parts or Path(name).is_absolute():
@@ -84,12 +72,12 @@ def describe_file(file: Path) -> FileRecord:
 
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling folder that takes `target`'s place when the block ends without an error.
+    """A temporary sibling folder that replaces `target` when the block ends without an error.
 
-    An error or a kill leaves what was at `target` untouched; what a killed process left beside it is tidied up.
+    An error or a kill leaves what was at `target` untouched. What killed processes left beside it is removed.
 
     Raises:
-        BundleError: `target` holds something that is not a bundle, which replacing would destroy.
+        BundleError: `target` exists and is not a bundle; replacing it would destroy it.
     """
     target = target.absolute()
     if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
@@ -114,7 +102,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 
 def _tidy(target: Path) -> None:
-    """Bring back the old folder where a kill came between the two renames; remove what else killed processes left."""
+    """Restore the old folder if a process was killed between the two renames; remove what else killed ones left."""
     for kind in ("old", "new"):
         for left in target.parent.glob(f".{target.name}.{kind}-*"):
             process = left.name.rpartition("-")[2]

@@ -1,4 +1,4 @@
-"""A bundle on disk: opened and checked, its files found, its manifests written so that a kill harms nothing."""
+"""A bundle on disk: opens and checks it, finds its files and builds, and knows the key that each engine must have."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from latentrt.runtime.errors import BundleError, StaleBuildError
 
 
 class Bundle:
-    """A bundle whose manifest is read and whose files are all there with the sizes they should have."""
+    """A bundle whose manifest was read and whose files all exist with the recorded sizes."""
 
     def __init__(self, path: Path, manifest: Manifest):
         self.path = path
@@ -22,10 +22,10 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
-        """Read the manifest and check that every file it names is there, whole.
+        """Read the manifest and check that every file it names exists with the recorded size.
 
         Raises:
-            BundleError: no bundle, a newer format, a damaged manifest, a missing or truncated file.
+            BundleError: not a bundle, a newer format, a damaged manifest, a missing or truncated file.
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
@@ -50,8 +50,11 @@ class Bundle:
             file.parent.name: read_record(file, BuildRecord) for file in sorted(self.path.glob(f"builds/*/{BUILD}"))
         }
 
-    def keys(self, specs: Mapping[str, ComponentSpec], **backend: str) -> dict[str, EngineKey]:
-        """The key that each engine must have. `backend`: backend, backend_version, target, latentrt."""
+    def keys(self, specs: Mapping[str, ComponentSpec], *, rewritten: bool, **backend: str) -> dict[str, EngineKey]:
+        """The key that each engine must have.
+
+        `rewritten` and `backend` (backend, backend_version, target, latentrt) are what `backends.identity` gives.
+        """
         return {
             name: EngineKey(
                 component=name,
@@ -60,14 +63,14 @@ class Bundle:
                 outputs=port_table(spec.outputs),
                 dims={dim.name: str(dim) for dim in spec.dims.values()},
                 precision=self.manifest.components[component_of(name)].precision,
-                passes=passes_of(name, backend["backend"]),
+                passes=passes_of(name, rewritten=rewritten),
                 **backend,
             )
             for name, spec in specs.items()
         }
 
     def engine_specs(self, build: BuildRecord) -> dict[str, ComponentSpec]:
-        """Ports and dims of every engine that a build must have; the U-Net's parts, where it was built in two.
+        """Ports and dims of every engine that a build must have, with the U-Net's parts where it was built in two.
 
         Raises:
             BundleError: the recorded ports of the parts do not fit.
@@ -76,11 +79,11 @@ class Bundle:
         keys = {name: engine.key for name, engine in build.engines.items()}
         return replace_whole(specs, recorded_parts(specs, keys))
 
-    def check_build(self, build: BuildRecord, **backend: str) -> None:
-        """Raise where an engine of the build is not the one that its key promises, or its files are not whole.
+    def check_build(self, build: BuildRecord, *, rewritten: bool, **backend: str) -> None:
+        """Check that every engine of the build has the key that it must have (see `keys`), and whole files.
 
         Raises:
-            StaleBuildError: names the component, the field, what was found, what is needed and the mending command.
+            StaleBuildError: names the component, the field, what was found, what is needed, and the command to rebuild.
             BundleError: an engine's file is missing or truncated.
         """
         remedy = "Rebuild with: " + self.build_command(build.backend, build.limits)
@@ -88,7 +91,7 @@ class Bundle:
             specs = self.engine_specs(build)
         except BundleError as error:
             raise StaleBuildError(f"{self.path}, build {build.name}: {error}. {remedy}") from error
-        for name, key in self.keys(specs, **backend).items():
+        for name, key in self.keys(specs, rewritten=rewritten, **backend).items():
             engine = build.engines.get(name)
             difference = "is missing" if engine is None else engine.key.difference(key)
             if engine is None or difference:
@@ -96,7 +99,7 @@ class Bundle:
             check_sizes(self.path, engine.files, remedy)
 
     def build_command(self, backend: str, limits: Limits) -> str:
-        """The `build-engine` command that makes a build with these limits."""
+        """The `build-engine` command for a build with these limits."""
         own = self.manifest.limits
         changed = [name for name in Limits.STEP if getattr(limits, name) != getattr(own, name)]
         ranges = [f"--{name.replace('_', '-')} {getattr(limits, name)}" for name in changed]

@@ -1,4 +1,4 @@
-"""The ranges of requests that a bundle or a build serves: images, width, height, tokens."""
+"""The ranges of requests that a bundle or a build serves: images, width, height, tokens, images of the VAE."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -7,6 +7,9 @@ from pydantic import BeforeValidator, PlainSerializer
 from latentrt.runtime.bundle.base import Record
 from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK, Dim
 from latentrt.runtime.errors import RequestError
+
+PIXEL_STEP = 8
+"""Bounds of width and height are multiples of this, the pixels per latent of Stable Diffusion's VAEs."""
 
 
 def parse_range(name: str, value: Any) -> Any:
@@ -33,15 +36,16 @@ def _range(name: str) -> Any:
 
 
 class Limits(Record):
-    """The requests a bundle or a build serves: images per request, pixels, tokens of prompt (77 per chunk).
+    """The requests that a bundle or a build serves: images per request, pixels, tokens of a prompt (77 per chunk).
 
-    `vae_images`: images that the VAE takes at once; larger requests go through it in slices, which bounds its memory.
+    `vae_images` is how many images the VAE takes at once; larger requests go through it in slices, which bounds its
+    memory.
     """
 
     STEP: ClassVar[dict[str, int]] = {
         "images": 1,
-        "width": 8,
-        "height": 8,
+        "width": PIXEL_STEP,
+        "height": PIXEL_STEP,
         "tokens": TOKENS_PER_CHUNK,
         "vae_images": 1,
     }
@@ -61,7 +65,7 @@ class Limits(Record):
             raise RequestError(f"vae_images {self.vae_images}: must begin at 1, for the last slice of a request")
 
     def bounds(self, name: str) -> tuple[int, int, int]:
-        """(min, opt, max) of `images`, `width`, `height` or `tokens`."""
+        """(min, opt, max) of one range."""
         dim: Dim = getattr(self, name)
         return dim.min, dim.opt, dim.max
 
@@ -75,6 +79,7 @@ class Limits(Record):
     @classmethod
     def around(cls, native_size: int) -> "Limits":
         """The default: half to one and a half times the native size, up to 4 images and 3 chunks of tokens."""
-        half = native_size // 2 // 8 * 8
+        half = native_size // 2 // PIXEL_STEP * PIXEL_STEP
         pixels = f"{half}:{native_size}:{native_size + half}"
-        return cls(images="1:1:4", width=pixels, height=pixels, tokens="77:77:231", vae_images="1:1:1")
+        tokens = f"{TOKENS_PER_CHUNK}:{TOKENS_PER_CHUNK}:{3 * TOKENS_PER_CHUNK}"
+        return cls(images="1:1:4", width=pixels, height=pixels, tokens=tokens, vae_images="1:1:1")

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: `manifest.json`, written once by the export, and one `build.json` per build."""
+"""`manifest.json`, which the export writes once: the model, its components, their files and where they come from."""
 
 from collections import defaultdict
 from typing import Literal
@@ -11,7 +11,7 @@ from latentrt.runtime.bundle.specs import ComponentSpec, Port, Precision
 
 
 class ParityRecord(Record):
-    """One comparison of a component's ONNX file with torch, in ONNX Runtime."""
+    """One comparison of a component's ONNX file, run by ONNX Runtime, with torch."""
 
     case: str
     sizes: dict[str, int]
@@ -22,28 +22,28 @@ class ParityRecord(Record):
 
 
 class NumericsRecord(Record):
-    """How an fp16 component's values were made to fit, and what came of it, over samples.
+    """How an fp16 component's values were made to fit fp16, and the resulting errors, measured on samples.
 
-    A signal is named after the module that begins it (`latentrt.export.numerics.vae_signals`).
+    A signal is named after its first module (`latentrt.export.numerics.vae_signals`).
     """
 
     samples: int
     ranges: dict[str, float]
-    """Largest absolute output of modules in float32, before anything was scaled: the largest ones of the network.
+    """Module -> its largest absolute output in float32, before scaling; only the largest of the network.
 
-    `<attention>.logits`: the products of queries and keys."""
+    `<attention>.logits` are the products of queries and keys."""
     scales: dict[str, int]
-    """Signal: the exponent of the power of two that it was multiplied by. Others keep their scale."""
+    """Signal -> exponent of the power of two that it was multiplied by; other signals are not scaled."""
     largest: float
     """Largest absolute value after scaling, outside the islands."""
     islands: tuple[str, ...]
-    """Modules that run in float32, but for layers in them that fit."""
+    """Modules that run in float32, except for layers within them that fit fp16."""
     float32_layers: tuple[str, ...]
-    """Convolutions, linear layers and attentions that run in float32: as many may do so in an engine's network."""
+    """Convolutions, linear layers and attentions that run in float32; an engine's network may have as many."""
     folding_error: float
-    """What scaling changed in float32, relative; 0 for identical bits."""
+    """Relative change that scaling makes in float32; 0 for identical bits."""
     relative: float
-    """fp16 against float32: root mean square of the difference over that of float32's outputs."""
+    """Error of fp16: root mean square of its difference from float32, over that of the float32 outputs."""
 
 
 class ComponentRecord(Record):
@@ -58,11 +58,11 @@ class ComponentRecord(Record):
     nodes: int
     parity: tuple[ParityRecord, ...] = ()
     numerics: NumericsRecord | None = None
-    """Of components whose values were measured, and made to fit, for fp16."""
+    """Only for components whose values were measured for fp16."""
 
 
 class LoraRecord(Record):
-    """A LoRA that was added to the weights, so strongly."""
+    """A LoRA that was added to the weights, multiplied by `weight`."""
 
     file: str
     sha256: str
@@ -70,7 +70,7 @@ class LoraRecord(Record):
 
 
 class Provenance(Record):
-    """Where the bundle comes from."""
+    """The checkpoint and the versions that the bundle was made from."""
 
     checkpoint: str
     weights: str
@@ -78,16 +78,16 @@ class Provenance(Record):
     weights_sha256: str
     """Changes with any weight of the checkpoint, its LoRAs and its VAE."""
     vae: str = ""
-    """Class of the VAE, and whose it is."""
+    """Class and origin of the VAE."""
     vae_sha256: str = ""
-    """Of the VAE's tensors in float32: equal for the same VAE in another file or folder."""
+    """Hash of the VAE's tensors in float32: equal for the same VAE in another file or folder."""
     loras: tuple[LoraRecord, ...] = ()
     created: str
     versions: dict[str, str]
 
 
 class Defaults(Record):
-    """What a request gets that does not say."""
+    """Settings of a request that does not name them."""
 
     sampler: str
     steps: int
@@ -108,16 +108,16 @@ class Manifest(Record):
     files: dict[str, FileRecord]
 
     def specs(self, limits: Limits | None = None) -> dict[str, ComponentSpec]:
-        """Every component's ports and dims, for these limits or the bundle's own."""
+        """Ports and dims of every component in the bundle, for these limits or the bundle's own."""
         # A bundle may hold only some of a model's components.
         precisions = defaultdict(lambda: self.precision, {name: c.precision for name, c in self.components.items()})
         return component_specs(self.model, limits or self.limits, precisions, self.components)
 
     def content(self, component: str) -> str:
-        """One string that changes with any byte of the component's files."""
+        """A string that changes with any byte of the component's files."""
         return " ".join(self.files[name].sha256 for name in self.components[component].files)
 
 
 def port_table(ports: tuple[Port, ...]) -> dict[str, str]:
-    """Ports as the manifest writes them."""
+    """Ports as manifests and keys spell them: name -> `dtype[axes]`."""
     return {port.name: str(port) for port in ports}

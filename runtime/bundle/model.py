@@ -1,4 +1,4 @@
-"""What a checkpoint is, as facts read from its own config files, and the ranges of requests that are served."""
+"""What a checkpoint is: facts read from its config files and tensors."""
 
 from typing import Any, Literal
 
@@ -10,13 +10,14 @@ from latentrt.runtime.bundle.base import Record
 TimeId = Literal[
     "original_height", "original_width", "crop_top", "crop_left", "target_height", "target_width", "aesthetic_score"
 ]
-"""A number of the micro-conditioning (Podell et al. 2023, section 2.2; the refiner's score: section 2.5)."""
+"""One number of SDXL's micro-conditioning (Podell et al. 2023, section 2.2; the refiner's score: section 2.5)."""
 
 
 class TextEncoder(Record):
-    """One text encoder: `width` of its hidden states, `pooled` width of its projected output (0: it has none).
+    """One text encoder: the `width` of its hidden states and of its `pooled` projection (0: it has none).
 
-    The U-Net reads the hidden state after all `layers` but the last `skipped`, through the encoder's final norm or not.
+    The U-Net reads the hidden state after all `layers` but the last `skipped`; `final_norm` says whether the encoder's
+    final norm is applied to it.
     """
 
     component: str
@@ -29,7 +30,7 @@ class TextEncoder(Record):
 
     @property
     def max_clip_skip(self) -> int:
-        """How many more layers a request may skip: down to the embeddings, as in diffusers."""
+        """The largest number of further layers that a request may skip: down to the embeddings, as in diffusers."""
         return self.layers - self.skipped
 
 
@@ -39,21 +40,21 @@ class Model(Record):
     family: str
     text_encoders: tuple[TextEncoder, ...]
     unet_channels: int
-    """The latents' own; for inpainting, twice as many and one: latents, mask, latents of the masked image."""
+    """`latent_channels`, or for inpainting 2 * latent_channels + 1: latents, mask, latents of the masked image."""
     latent_channels: int
     latent_scale: int
     """Pixels per latent, along each axis."""
     scaling_factor: float
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
-    """Latents in the loop = `scaling_factor` * (latents of the VAE - mean) / std, per channel; none: 0 and 1."""
+    """Latents in the loop = `scaling_factor` * (latents of the VAE - mean) / std, per channel; empty for 0 and 1."""
     native_size: int
     time_ids: tuple[TimeId, ...] = ()
-    """Micro-conditioning numbers of a row, in order. None: the U-Net takes no pooled text either."""
+    """The micro-conditioning of a row, in order; empty if the U-Net takes neither these nor pooled text."""
     guidance_embedding: int = 0
-    """Width of `timestep_cond`, which tells the U-Net the guidance scale; 0: guidance takes rows of its own."""
+    """Width of `timestep_cond`, which tells the U-Net the guidance scale; 0 if guidance takes rows of its own."""
     zero_negative: bool
-    """A negative prompt that is not given is all zeros instead of the encoding of an empty text."""
+    """A missing negative prompt means embeddings of zeros instead of the encoding of an empty text."""
     scheduler: dict[str, Any]
 
     @property
@@ -73,7 +74,7 @@ class Model(Record):
 
     @property
     def max_clip_skip(self) -> int:
-        """How many layers a request may skip in every text encoder."""
+        """The largest number of layers that a request may skip in every text encoder."""
         return min(encoder.max_clip_skip for encoder in self.text_encoders)
 
     def to_vae(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:

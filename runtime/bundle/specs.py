@@ -1,11 +1,11 @@
-"""Dims, ports and components: the one description of every tensor that crosses a component's border.
+"""Dims, ports and component specs: the only description of the inputs and outputs of components.
 
 ONNX axes, TensorRT profiles, buffer sizes, request checks and sample inputs are all derived from these.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
@@ -17,13 +17,19 @@ Precision = Literal["fp16", "fp32", "bf16"]
 DType = Literal["float16", "float32", "bfloat16", "int64", "uint8"]
 Sizes = Mapping[str, int]
 
+DTYPES: Mapping[Precision, DType] = {"fp16": "float16", "fp32": "float32", "bf16": "bfloat16"}
+"""The dtype of each precision."""
+
+ONNX_TYPES: Mapping[DType, int] = {"float32": 1, "uint8": 2, "int64": 7, "float16": 10, "bfloat16": 16}
+"""Each dtype's number in ONNX files and in ONNX Runtime (`TensorProto.DataType`)."""
+
 TOKENS_PER_CHUNK = 77
 """Tokens of one text-encoder row: begin, 75 words' tokens, end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dim:
-    """A named axis and the closed range it may take; `min == max` makes it static.
+    """A named size and its closed range; `min == max` makes it static.
 
     Raises:
         RequestError: the range is empty or not positive.
@@ -49,7 +55,7 @@ class Dim:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of a port, `scale * dim + offset`; a fixed length is an offset alone, without a dim."""
+    """One axis of a port: `scale * dim + offset`; a fixed length is an offset without a dim."""
 
     dim: str
     scale: int = 1
@@ -88,7 +94,7 @@ class Port:
 
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
-        """The dtype as numpy names it; bfloat16 has none and is held as raw uint16."""
+        """The numpy dtype; numpy has no bfloat16, which is held as raw uint16."""
         return np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
 
     def __str__(self) -> str:
@@ -104,13 +110,13 @@ class Port:
 
 
 def port(name: str, dtype: DType, *axes: str | int) -> Port:
-    """A port from axes as the documentation writes them: `port("sample", "float16", "rows", 4, "latent_height")`."""
+    """A port with axes written as in the documentation: `port("sample", "float16", "rows", 4, "latent_height")`."""
     return Port(name, dtype, tuple(Axis.parse(str(axis)) for axis in axes))
 
 
 @dataclass(frozen=True, slots=True)
 class ComponentSpec:
-    """One network with declared inputs, outputs and the range of every dim they use."""
+    """One network: its inputs, its outputs and the range of every dim that they use."""
 
     name: str
     inputs: tuple[Port, ...]
@@ -141,7 +147,3 @@ class ComponentSpec:
                 raise RequestError(f"{self.name}: no size given for {name}; its dims are {', '.join(self.dims)}")
             if sizes[name] not in dim:
                 raise RequestError(f"{self.name}: {name} {sizes[name]} is outside {dim.min} to {dim.max}")
-
-    def with_dims(self, dims: Mapping[str, Dim]) -> "ComponentSpec":
-        """The same ports with other ranges."""
-        return replace(self, dims=dims)

@@ -1,31 +1,23 @@
 """The U-Net as two engines: a prologue that runs once per request, and a body that runs on every step.
 
-What depends on the prompt alone is the prologue's (`latentrt.engine.passes.hoist`). Its outputs are inputs of the body,
-by the same names; which they are is recorded in the keys of the two engines.
+The prologue computes what depends on the prompt alone (`latentrt.engine.passes.hoist`). Its outputs are inputs of the
+body, by the same names; the keys of the two engines record which they are.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from latentrt.runtime.bundle.builds import EngineKey
 from latentrt.runtime.bundle.specs import ComponentSpec, Port
 from latentrt.runtime.errors import BundleError
 
-if TYPE_CHECKING:
-    from latentrt.runtime.bundle.builds import EngineKey
-
-
 WHOLE, PROLOGUE, BODY = "unet", "unet_prologue", "unet_body"
-
-
 PARTS = (PROLOGUE, BODY)
-
 
 LOOP_INPUTS = ("sample", "timestep")
 """The U-Net's inputs that change from step to step."""
 
-
 PASSES = 3
-"""Version of the graph passes: counts up when they would make other engines of the same file."""
+"""Version of the graph passes, raised whenever they would make another engine of the same file."""
 
 
 def component_of(engine: str) -> str:
@@ -33,15 +25,18 @@ def component_of(engine: str) -> str:
     return WHOLE if engine in PARTS else engine
 
 
-def passes_of(engine: str, backend: str) -> int:
-    """The version of the passes that an engine went through; 0 for one that is built as it was exported."""
-    return PASSES if engine in PARTS or backend == "onnxruntime" else 0
+def passes_of(engine: str, *, rewritten: bool) -> int:
+    """The version of the passes that an engine went through; 0 for one that is built as it was exported.
+
+    The U-Net's parts always go through them; `rewritten` says whether whole components do as well.
+    """
+    return PASSES if rewritten or engine in PARTS else 0
 
 
 def replace_whole(
     specs: Mapping[str, ComponentSpec], parts: Mapping[str, ComponentSpec] | None
 ) -> dict[str, ComponentSpec]:
-    """Specs with the U-Net's parts, if there are any, in its place."""
+    """Specs in which the U-Net's parts, if there are any, replace the whole."""
     found: dict[str, ComponentSpec] = {}
     for name, spec in specs.items():
         found |= parts if parts and name == WHOLE else {name: spec}
@@ -49,9 +44,9 @@ def replace_whole(
 
 
 def recorded_parts(
-    specs: Mapping[str, ComponentSpec], keys: Mapping[str, "EngineKey"]
+    specs: Mapping[str, ComponentSpec], keys: Mapping[str, EngineKey]
 ) -> dict[str, ComponentSpec] | None:
-    """The parts as the keys of a build record them, with the ranges of the whole; None for a build without parts.
+    """The parts that the keys of a build record, with the ranges of the whole; None for a build without parts.
 
     Raises:
         BundleError: the parts do not fit each other or the whole.

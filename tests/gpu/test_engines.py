@@ -10,7 +10,7 @@ from engine_bundles import GRAPHS, write_bundle
 from latentrt.engine.build import build_engines
 from latentrt.runtime.backends import identity
 from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, device_count
-from latentrt.runtime.backends.targets import runnable_targets
+from latentrt.runtime.backends.registry import runnable_targets
 from latentrt.runtime.errors import BackendError
 from latentrt.runtime.selection import select
 

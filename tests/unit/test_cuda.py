@@ -9,6 +9,7 @@ from cuda_stand_in import StandInCuda
 
 from latentrt.runtime.backends import cuda, dlpack, targets
 from latentrt.runtime.backends.cuda_graph import Recording
+from latentrt.runtime.backends.registry import runnable_targets
 from latentrt.runtime.errors import BackendError
 
 
@@ -148,7 +149,7 @@ def test_targets_of_a_gpu(
 ) -> None:
     monkeypatch.setattr(targets.platform, "system", lambda: "Linux")
     gpu.capability = capability
-    assert targets.runnable_targets(backend, "cuda:0") == expected
+    assert runnable_targets(backend, "cuda:0") == expected
 
 
 class Lender:

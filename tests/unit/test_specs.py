@@ -130,11 +130,3 @@ def test_spec_accepts_sizes_in_range(spec, sizes):
 def test_spec_refuses_sizes(spec, sizes, message):
     with pytest.raises(RequestError, match=f"^{re.escape(message)}$"):
         spec.check(sizes)
-
-
-def test_with_dims_changes_ranges_only(spec):
-    wide = spec.with_dims({"rows": Dim("rows", 1, 4, 16), "tokens": TOKENS})
-    assert wide.ports == spec.ports
-    wide.check({"rows": 16, "tokens": 77})
-    with pytest.raises(RequestError, match="rows 17 is outside 1 to 16"):
-        wide.check({"rows": 17, "tokens": 77})

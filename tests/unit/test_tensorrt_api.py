@@ -19,7 +19,7 @@ from latentrt.engine import tensorrt as builder_module
 from latentrt.engine.base import Job
 from latentrt.engine.network import DTYPES
 from latentrt.engine.tensorrt import TensorRTBuilder
-from latentrt.runtime.backends import cuda, targets
+from latentrt.runtime.backends import cuda
 from latentrt.runtime.backends import tensorrt as runner_module
 from latentrt.runtime.backends.cuda_graph import Graph
 from latentrt.runtime.backends.tensorrt import TensorRTBackend
@@ -58,7 +58,7 @@ def spec() -> ComponentSpec:
 
 def use(monkeypatch: pytest.MonkeyPatch, module: ModuleType, **answers: Any) -> StandInModule:
     stand_in = StandInModule(module, {name.replace("__", "."): answer for name, answer in answers.items()})
-    for place in (targets, builder_module, runner_module):
+    for place in (builder_module, runner_module):
         monkeypatch.setattr(place, "load_module", lambda _name: stand_in)
     return stand_in
 
