@@ -1,4 +1,4 @@
-"""The frozen list of scenarios: model, sizes, steps, batch, sampler, precision, and who takes part."""
+"""The list of scenarios: model, sizes, steps, batch, sampler, precision, and who takes part."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,11 +11,12 @@ Kind = Literal["pictures", "component", "build", "host"]
 """A whole request; one component alone; building engines; the host's own work per step."""
 
 Axis = Literal["", "steps", "images", "size"]
-"""What grows from point to point."""
+"""The quantity that grows from point to point, if one does."""
 
+Device = Literal["cpu", "cuda"]
 
 SIZES = ("width", "height", "images")
-"""Of a point, what engines are built for."""
+"""The fields of a point that engines are built for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +34,16 @@ class Point:
         return f"{self.width}×{self.height}, {self.steps} step{'s' if self.steps > 1 else ''}{batch}"
 
     def along(self, axis: Axis) -> int:
-        """Its place on a scaling curve."""
+        """The point's coordinate on a scaling curve."""
         return {"steps": self.steps, "images": self.images, "size": self.width, "": 0}[axis]
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One question, and the measurements that answer it. `rounds`: timed samples of each contender at each point."""
+    """One question, and the measurements that answer it.
+
+    `rounds`: timed requests of each contender at each point. `component`: the one to run, if `kind` says so.
+    """
 
     name: str
     question: str
@@ -47,7 +51,7 @@ class Scenario:
     points: tuple[Point, ...]
     contenders: tuple[str, ...]
     precision: Precision = "fp32"
-    device: str = "cpu"
+    device: Device = "cpu"
     rounds: int = 7
     kind: Kind = "pictures"
     axis: Axis = ""
@@ -69,6 +73,9 @@ EVERYONE_GPU = (
     "optimum",
     "stable-fast",
 )
+ONE_COMPONENT_GPU = EVERYONE_GPU[:5]
+"""Contenders that can run one component alone."""
+
 PAIR = ("latentrt", "diffusers")
 FORMS = (
     "latentrt",
@@ -77,7 +84,7 @@ FORMS = (
     "latentrt-tensorrt-rtx",
     "latentrt-tensorrt-rtx-static",
 )
-"""Ours, for ranges of sizes and for one size; ONNX Runtime's engines do not depend on the sizes."""
+"""latentrt with engines for ranges of sizes and for one size; ONNX Runtime's engines do not depend on sizes."""
 
 
 def _square(size: int, steps: int = 20, images: int = 1, guidance: float = 5.0) -> Point:
@@ -94,19 +101,37 @@ def _scaling(
     rounds: int = 3,
     prefix: str = "",
     precision: Precision = "fp32",
-    device: str = "cpu",
-    most: tuple[int, ...] = (1, 2, 5, 10, 20, 50),
+    device: Device = "cpu",
+    steps_curve: tuple[int, ...] = (1, 2, 5, 10, 20, 50),
 ) -> tuple[Scenario, ...]:
-    """Three curves of one model: over steps, batch and size."""
+    """Three curves of one model: over steps, batch size and picture size."""
 
     def curve(axis: Axis, question: str, points: Iterable[Point]) -> Scenario:
         name = f"{prefix or model}-{axis}"
         return Scenario(name, question, model, tuple(points), contenders, precision, device, rounds, axis=axis)
 
     return (
-        curve("steps", "How does the time grow with the steps?", (_square(size, count) for count in most)),
+        curve("steps", "How does the time grow with the steps?", (_square(size, count) for count in steps_curve)),
         curve("images", "What does a picture cost in a batch?", (_square(size, steps, n) for n in (1, 2, 4, 8))),
         curve("size", "How does the time grow with the size?", (_square(pixels, steps) for pixels in sizes)),
+    )
+
+
+def _builds(name: str, model: str, size: int, precision: Precision = "fp32", device: Device = "cpu") -> Scenario:
+    question = "How long do engines take to build, how large are they, for fixed sizes and for ranges?"
+    return Scenario(name, question, model, (_square(size),), FORMS, precision, device, rounds=1, kind="build")
+
+
+def _host(name: str, steps: tuple[int, int], rounds: int = 7) -> Scenario:
+    question = "How long does the host itself work per step, when the networks take no time?"
+    points = tuple(_square(96, count) for count in steps)
+    return Scenario(name, question, "demo", points, PAIR, rounds=rounds, kind="host")
+
+
+def _component_gpu(name: str, question: str, model: str, component: str) -> Scenario:
+    points = (_square(1024, 1),)
+    return Scenario(
+        name, question, model, points, ONE_COMPONENT_GPU, "fp16", "cuda", kind="component", component=component
     )
 
 
@@ -117,7 +142,6 @@ QUICK = (
         "demo",
         (_square(96, 10),),
         EVERYONE,
-        rounds=7,
     ),
     Scenario(
         "sdxl-50m-quick",
@@ -127,25 +151,9 @@ QUICK = (
         ("latentrt", "diffusers", "optimum"),
         rounds=3,
     ),
-    *_scaling("demo", 96, 4, (64, 96, 128, 160), prefix="demo-quick", rounds=2, most=(1, 5, 20)),
-    Scenario(
-        "demo-quick-build",
-        "How long do engines take to build, how large are they, for fixed sizes and for ranges?",
-        "demo",
-        (_square(96),),
-        FORMS,
-        kind="build",
-        rounds=1,
-    ),
-    Scenario(
-        "demo-quick-host",
-        "How long does the host itself work per step, when the networks take no time?",
-        "demo",
-        (_square(96, 300), _square(96, 500)),
-        PAIR,
-        kind="host",
-        rounds=3,
-    ),
+    *_scaling("demo", 96, 4, (64, 96, 128, 160), prefix="demo-quick", rounds=2, steps_curve=(1, 5, 20)),
+    _builds("demo-quick-build", "demo", 96),
+    _host("demo-quick-host", (300, 500), rounds=3),
 )
 
 CPU = (
@@ -164,23 +172,8 @@ CPU = (
         EVERYONE,
     ),
     *_scaling("sdxl-50m", 256, 4, (128, 192, 256, 320, 384)),
-    Scenario(
-        "sdxl-50m-build",
-        "How long do engines take to build, how large are they, for fixed sizes and for ranges?",
-        "sdxl-50m",
-        (_square(256),),
-        FORMS,
-        kind="build",
-        rounds=1,
-    ),
-    Scenario(
-        "host",
-        "How long does the host itself work per step, when the networks take no time?",
-        "demo",
-        (_square(96, 600), _square(96, 1000)),
-        PAIR,
-        kind="host",
-    ),
+    _builds("sdxl-50m-build", "sdxl-50m", 256),
+    _host("host", (600, 1000)),
 )
 
 GPU = (
@@ -200,7 +193,7 @@ GPU = (
         (512, 768, 1024, 1280, 1536),
         precision="fp16",
         device="cuda",
-        most=(1, 4, 10, 20, 30, 50),
+        steps_curve=(1, 4, 10, 20, 30, 50),
     ),
     Scenario(
         "sdxl-base-profiles",
@@ -211,38 +204,13 @@ GPU = (
         "fp16",
         "cuda",
     ),
-    Scenario(
-        "sdxl-base-build",
-        "How long do engines take to build, how large are they, for fixed sizes and for ranges?",
-        "sdxl-base",
-        (_square(1024),),
-        FORMS,
-        "fp16",
-        "cuda",
-        1,
-        "build",
-    ),
-    Scenario(
-        "sdxl-vae",
-        "The VAE's decoder alone, fp16: who is how fast?",
-        "sdxl-base",
-        (_square(1024, 1),),
-        EVERYONE_GPU[:5],
-        "fp16",
-        "cuda",
-        kind="component",
-        component="vae_decoder",
-    ),
-    Scenario(
+    _builds("sdxl-base-build", "sdxl-base", 1024, "fp16", "cuda"),
+    _component_gpu("sdxl-vae", "The VAE's decoder alone, fp16: who is how fast?", "sdxl-base", "vae_decoder"),
+    _component_gpu(
         "sdxl-refiner-unet",
         "One evaluation of the refiner's U-Net, two rows, fp16: who is how fast?",
         "sdxl-refiner",
-        (_square(1024, 1),),
-        EVERYONE_GPU[:5],
-        "fp16",
-        "cuda",
-        kind="component",
-        component="unet",
+        "unet",
     ),
     Scenario(
         "sd15",
@@ -253,24 +221,18 @@ GPU = (
         "fp16",
         "cuda",
     ),
-    Scenario(
-        "host-gpu",
-        "How long does the host itself work per step, when the networks take no time?",
-        "demo",
-        (_square(96, 600), _square(96, 1000)),
-        PAIR,
-        kind="host",
-    ),
+    _host("host-gpu", (600, 1000)),
 )
 
 SUITES = {"quick": QUICK, "cpu": CPU, "gpu": GPU}
 
 REHEARSAL_MODEL = "demo"
 REHEARSAL_SIZES = {512: 48, 768: 72, 1024: 96, 1280: 120, 1536: 144, 96: 96}
+"""The demo's size for each size of the GPU scenarios, in pixels."""
 
 
 def named(names: Iterable[str], suite: Iterable[Scenario]) -> tuple[Scenario, ...]:
-    """The scenarios of these names, from any suite; all of `suite` where none is named.
+    """The scenarios with these names, from any suite; all of `suite` if no name is given.
 
     Raises:
         BenchmarkError: no scenario has that name.
@@ -284,7 +246,7 @@ def named(names: Iterable[str], suite: Iterable[Scenario]) -> tuple[Scenario, ..
 
 
 def rehearsed(scenario: Scenario) -> Scenario:
-    """A GPU scenario in small: the demo checkpoint in fp32 on the CPU, few steps, one round."""
+    """A GPU scenario in small: the demo checkpoint in fp32 on the CPU, few steps, at most two rounds."""
     points = tuple(
         replace(
             point,
