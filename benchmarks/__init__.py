@@ -1,20 +1,23 @@
 """The benchmark suite: latentrt and its peers, side by side in one run.
 
-    scenarios    the frozen list: which model, at which sizes, by which contenders
-    contenders   who takes part: ours in every form, and the peers
-    models       checkpoints and bundles, made on the spot and kept in latentrt's home
-    workers/     one process per contender, and what runs inside it
-    process      the other end of a worker's pipes
+    scenarios    the list: which model, at which sizes, by which contenders
+    contenders   who takes part: latentrt in every form, and the peers
+    peers        environments of peers whose libraries conflict with latentrt's
+    models       checkpoints and bundles, generated when needed and kept in latentrt's cache folder
+    suite        runs scenarios and writes their results
+    context      options of a run, and the workers of a scenario
+    pictures, builds, host_work    the kinds of scenario: requests or one component; engine builds; the host's own work
     harness      interleaved rounds over warm workers
-    suite        runs scenarios, one result line after the other
-    flops, peaks, roofline    the work in the graphs, what the machine can do, the floor that follows
-    builds, host_work    two scenarios of another kind: engine builds, and Python's own share of a step
-    results      what a run writes, line by line
-    summary, difference    medians and ratios; how far two pictures are apart
+    process      starts and calls a worker process
+    workers/     what runs in the worker processes
+    flops, roofline    the work in the graphs, and the least time that it takes on this machine
+    results      the records that a run writes, one JSON line each
+    summary, difference    medians and ratios; the difference of two pictures
     environment  the machine, the driver, every version, the commit
     report/      charts, one HTML page, Markdown tables
 
-`vae_fp16.py` stands alone: the full-size VAE in fp16. `configs/` holds full-size models without weights.
+`vae_fp16.py`, `compile_settings.py` and `graph_passes.py` are scripts of their own. `configs/` holds models without
+weights.
 """
 
 from pathlib import Path

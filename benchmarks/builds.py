@@ -1,4 +1,4 @@
-"""Scenarios that build engines: how long it takes, how large they are, for ranges of sizes and for one."""
+"""Scenarios that build engines, for ranges of sizes and for one size: build time, size, memory."""
 
 from latentrt.benchmarks.context import Context
 from latentrt.benchmarks.results import BuildRow
@@ -9,7 +9,7 @@ PREPARE = "workers.prepare:Prepare"
 
 
 def run(scenario: Scenario, context: Context) -> None:
-    """Build every form anew, each in a process of its own, so that its memory is its own too."""
+    """Build the engines of every contender anew, each in its own process, so that memory is measured separately."""
     contenders = list(context.entrants(scenario, building=True))
     with context.worker(scenario.name, "export", PREPARE) as worker:
         context.say(f"{scenario.name}: export")

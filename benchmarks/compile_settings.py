@@ -1,4 +1,4 @@
-"""Which settings of torch.compile serve the CPU best: the U-Net of a checkpoint under each, side by side.
+"""Compares settings of torch.compile on the CPU: the U-Net of a checkpoint under each of them, in turns.
 
     python benchmarks/compile_settings.py CHECKPOINT [--size PIXELS] [--runs N] [--threads N]
 
@@ -30,7 +30,7 @@ SETTINGS: dict[str, tuple[bool, dict[str, Any] | None]] = {
     "compiled, channels-last, freezing": (True, {"freezing": True}),
     "compiled, channels-last, freezing, autotuned": (True, {"freezing": True, "max_autotune": True}),
 }
-"""Name: whether weights are channels-last, and the compiler's options (None: not compiled)."""
+"""For each setting, whether weights are channels-last, and the compiler's options (None: not compiled)."""
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def unet_inputs(pipeline: Any, size: int) -> dict[str, Any]:
 
 
 def prepared(unet: Any, channels_last: bool, options: dict[str, Any] | None) -> Callable[..., Any]:
-    """A copy of the network in one setting."""
+    """A copy of the network under one setting."""
     copy = deepcopy(unet).eval()
     if channels_last:
         copy = copy.to(memory_format=torch.channels_last)
@@ -84,7 +84,7 @@ def prepared(unet: Any, channels_last: bool, options: dict[str, Any] | None) -> 
 
 
 def seconds(network: Callable[..., Any], inputs: dict[str, Any]) -> float:
-    """How long one evaluation takes."""
+    """Seconds of one evaluation."""
     with torch.no_grad():
         started = time.perf_counter()
         network(**inputs)
@@ -92,7 +92,7 @@ def seconds(network: Callable[..., Any], inputs: dict[str, Any]) -> float:
 
 
 def report(times: dict[str, list[float]], first: dict[str, float], conditions: dict[str, Any]) -> None:
-    """The table and the JSON line."""
+    """Print the table and the JSON line."""
     rows = {}
     for name, found in times.items():
         summary = summarise(found)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from latentrt.runtime.backends import BACKENDS
 from latentrt.runtime.errors import BenchmarkError
 
 OPTIMUM_PACKAGES = (
@@ -13,16 +14,17 @@ OPTIMUM_PACKAGES = (
     "onnxruntime>=1.31,<1.32",
     "accelerate>=1,<2",
 )
-"""optimum-onnx needs a transformers older than ours, and so an environment of its own."""
+"""optimum-onnx needs an older transformers than latentrt, and therefore its own environment."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
     """One way to draw a picture.
 
-    `worker`: `module:class` below this package. `options` go to the class's `load`. `backend`: for ours, the engines.
-    `static`: for ours, engines for one size only. `own_environment`: its libraries exclude ours. `needs`: a module that
-    must be installed beside ours. `devices`: where it can run at all.
+    `worker`: `module:class` within this package; `options` are passed to the class's `load`. `backend` and `static` are
+    for latentrt: the backend of its engines, and whether they serve one size only. `own_environment`: its libraries
+    conflict with latentrt's. `needs`: a module that must be installed. `devices`: devices that it supports. `install`:
+    how to get it.
     """
 
     name: str
@@ -38,26 +40,35 @@ class Contender:
 
     @property
     def is_peer(self) -> bool:
-        """Whether it is not latentrt."""
+        """Whether it is something other than latentrt."""
         return not self.backend
 
 
-def _ours(name: str, label: str, backend: str = "onnxruntime", static: bool = False, needs: str = "") -> Contender:
-    devices = ("cpu", "cuda") if backend == "onnxruntime" else ("cuda",)
-    install = f"pip install 'latentrt[{backend}]'" if needs else ""
+LATENTRT = "workers.ours:Latentrt"
+
+
+def _tensorrt(name: str, label: str, backend: str, static: bool = False) -> Contender:
+    """The contender latentrt with engines of a TensorRT backend."""
     return Contender(
-        name, label, "workers.ours:Latentrt", (), backend, static, needs=needs, devices=devices, install=install
+        name,
+        label,
+        LATENTRT,
+        backend=backend,
+        static=static,
+        needs=BACKENDS[backend].module,
+        devices=("cuda",),
+        install=f"pip install 'latentrt[{BACKENDS[backend].extras[0]}]'",
     )
 
 
 CONTENDERS = {
     contender.name: contender
     for contender in (
-        _ours("latentrt", "latentrt"),
-        _ours("latentrt-tensorrt", "latentrt, TensorRT", "tensorrt", needs="tensorrt"),
-        _ours("latentrt-tensorrt-static", "latentrt, TensorRT, one size", "tensorrt", True, "tensorrt"),
-        _ours("latentrt-tensorrt-rtx", "latentrt, TensorRT-RTX", "tensorrt-rtx", needs="tensorrt_rtx"),
-        _ours("latentrt-tensorrt-rtx-static", "latentrt, TensorRT-RTX, one size", "tensorrt-rtx", True, "tensorrt_rtx"),
+        Contender("latentrt", "latentrt", LATENTRT, backend="onnxruntime"),
+        _tensorrt("latentrt-tensorrt", "latentrt, TensorRT", "tensorrt"),
+        _tensorrt("latentrt-tensorrt-static", "latentrt, TensorRT, one size", "tensorrt", static=True),
+        _tensorrt("latentrt-tensorrt-rtx", "latentrt, TensorRT-RTX", "tensorrt-rtx"),
+        _tensorrt("latentrt-tensorrt-rtx-static", "latentrt, TensorRT-RTX, one size", "tensorrt-rtx", static=True),
         Contender(
             "diffusers",
             "diffusers",
@@ -96,10 +107,10 @@ DEFAULT_PEERS = ("diffusers", "diffusers-compile")
 
 
 def chosen_peers(text: str | None) -> tuple[str, ...]:
-    """Peers from what the user wrote: None for the default ones, `all`, `none`, or names with commas between.
+    """The peers chosen by the user: None for the default ones, `all`, `none`, or names separated by commas.
 
     Raises:
-        BenchmarkError: a name is no peer's.
+        BenchmarkError: there is no peer of that name.
     """
     if text is None:
         return DEFAULT_PEERS
@@ -113,6 +124,6 @@ def chosen_peers(text: str | None) -> tuple[str, ...]:
 
 
 def check_installed(contender: Contender) -> None:
-    """Raise `BenchmarkError` where a contender of our own environment lacks its library."""
+    """Raise `BenchmarkError` if the module that a contender needs is not installed."""
     if contender.needs and find_spec(contender.needs) is None:
         raise BenchmarkError(f"{contender.name}: {contender.needs} is not installed. Get it with: {contender.install}")

@@ -1,4 +1,4 @@
-"""What a running scenario shares with the suite: options, where to write, and workers that end with their scenario."""
+"""What the scenarios of a run share: options, where results go, and worker processes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,9 +21,9 @@ LOGS = "logs"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user asked for. `threads`: cores that every contender may use. `peers`: those that take part.
+    """Options of a run. `threads`: cores that each contender may use. `peers`: the peers that take part.
 
-    `rehearse`: the scenarios are GPU scenarios in small; only the command that repeats them depends on it.
+    `rehearse`: the scenarios are small versions of GPU scenarios; used only in the command that repeats them.
     """
 
     out: Path
@@ -36,7 +36,7 @@ class Options:
 
 @dataclass(slots=True)
 class Context:
-    """One run. `write` takes every record; `say` is told what goes on."""
+    """One run. `write` is called with every record, `say` with messages on what is going on."""
 
     options: Options
     write: Callable[[Record], None]
@@ -45,7 +45,7 @@ class Context:
 
     @contextmanager
     def worker(self, scenario: str, name: str, kind: str, python: Path | None = None) -> Iterator[Worker]:
-        """A worker process for the length of a block; its log goes to the run's folder."""
+        """A worker process that ends with the block; its log goes to the run's folder."""
         log = self.options.out / LOGS / f"{scenario}-{name}.log"
         worker = Worker(name, kind, log, python=python, threads=self.options.threads)
         try:
@@ -54,7 +54,7 @@ class Context:
             worker.close()
 
     def peaks(self, device: str, precision: str) -> Peaks:
-        """The machine's peaks, measured once per run, device and precision."""
+        """The machine's peaks, measured once per run for each device and precision."""
         key = (device, precision)
         if key not in self._peaks:
             self.say(f"measuring this machine's peaks ({device}, {precision})")
@@ -65,10 +65,10 @@ class Context:
         return self._peaks[key]
 
     def entrants(self, scenario: Scenario, *, building: bool = False) -> Iterator[Contender]:
-        """The contenders that are to run; records why the others do not.
+        """The contenders that will run; for each of the others, record why it does not.
 
-        A peer that was asked for and is not there is a failure; a form of latentrt whose library is not installed is
-        not run.
+        A peer that was asked for and is missing is a failure; latentrt on a backend whose library is not installed is
+        merely not run.
         """
         for name in scenario.contenders:
             contender = CONTENDERS[name]
@@ -87,7 +87,7 @@ class Context:
                 yield contender
 
     def _missing(self, contender: Contender) -> str:
-        """What a contender lacks, and how to get it; nothing where it can run."""
+        """What a contender lacks and how to get it, or an empty string."""
         try:
             check_installed(contender)
             if contender.own_environment:
@@ -97,12 +97,12 @@ class Context:
         return ""
 
     def fail(self, scenario: Scenario, contender: str, error: Exception, log: str = "") -> None:
-        """Record that something which should have run did not."""
+        """Record a failure."""
         self.say(f"{scenario.name}: {error}")
         self.write(Failure(scenario.name, contender, str(error), log))
 
     def bundle(self, prepare: Worker, scenario: Scenario) -> dict[str, Any]:
-        """The scenario's bundle: `path`, `seconds`, `memory`, and the `limits` it serves."""
+        """The scenario's bundle: its `path`, the `limits` it serves, and `seconds` and `memory` of the export."""
         limits = request_limits(scenario)
         answer: dict[str, Any] = prepare.call(
             "bundle",
@@ -116,7 +116,7 @@ class Context:
     def build(
         self, prepare: Worker, scenario: Scenario, contender: Contender, bundle: Mapping[str, Any], force: bool = False
     ) -> dict[str, Any]:
-        """One contender's engines: `seconds`, `memory`, `components`, the `path` of the bundle and its `limits`."""
+        """One contender's engines: `path` and `limits` of their bundle, and what `Prepare.build` returns."""
         path, limits = Path(bundle["path"]), bundle["limits"]
         if contender.static:
             limits = static_limits(scenario)
@@ -128,5 +128,5 @@ class Context:
 
 
 def _has_engines(contender: Contender) -> bool:
-    """Whether the first GPU runs a contender's engines: TensorRT-RTX has none for data-centre cards."""
+    """Whether a contender can run on the first GPU: TensorRT-RTX does not support data-centre cards."""
     return contender.is_peer or bool(runnable_targets(contender.backend, "cuda:0"))

@@ -1,4 +1,4 @@
-"""How far a picture, or a component's output, is from the reference."""
+"""The difference of a picture, or a component's output, from the reference."""
 
 from pathlib import Path
 
@@ -6,16 +6,18 @@ import numpy as np
 from PIL import Image
 
 from latentrt.benchmarks.results import Difference
+from latentrt.runtime.arrays import relative_error, root_mean_square
 from latentrt.runtime.errors import BenchmarkError
 
 LEVELS = 255
+"""Largest value of a pixel's channel."""
 
 
 def compare_files(found: Path, reference: Path) -> Difference:
-    """Two PNG files, or two `.npy` files of one output.
+    """Compare two PNG files, or two `.npy` files of one output.
 
     Raises:
-        BenchmarkError: they have different sizes, or one is not there.
+        BenchmarkError: the shapes differ, or a file cannot be read.
     """
     try:
         return compare_tensors(found, reference) if found.suffix == ".npy" else compare_pictures(found, reference)
@@ -34,12 +36,11 @@ def compare_pictures(found: Path, reference: Path) -> Difference:
 
 
 def compare_tensors(found: Path, reference: Path) -> Difference:
-    """Largest and root mean square error over the reference's root mean square."""
+    """Largest and root mean square error, divided by the root mean square of the reference."""
     one, other = (np.load(file, allow_pickle=False).astype(np.float64) for file in (found, reference))
     _check_shapes(found, one.shape, other.shape)
-    scale = float(np.sqrt(np.mean(other**2))) or 1.0
-    error = np.abs(one - other)
-    return Difference(float(error.max()) / scale, float(np.sqrt(np.mean(error**2))) / scale, None, "relative")
+    largest = float(np.abs(one - other).max()) / (root_mean_square(other) or 1.0)
+    return Difference(largest, relative_error(one, other), None, "relative")
 
 
 def _check_shapes(found: Path, one: tuple[int, ...], other: tuple[int, ...]) -> None:

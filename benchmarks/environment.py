@@ -1,4 +1,4 @@
-"""The record of where a run happened: machine, GPUs, driver, versions, commit."""
+"""Describes where a run happened: machine, GPUs, driver, versions, commit."""
 
 import os
 import platform
@@ -31,7 +31,7 @@ MEMORY_INFO = Path("/proc/meminfo")
 
 
 def describe(command: str, threads: int) -> Environment:
-    """The environment of this process."""
+    """The environment of this process, as a record."""
     return Environment(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
@@ -44,19 +44,19 @@ def describe(command: str, threads: int) -> Environment:
 
 
 def commit(folder: Path) -> str:
-    """The commit of the source tree, with `+` where files differ from it; `` for an installed package."""
-    found = _said(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"])
-    changed = _said(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
+    """The commit of the source tree, followed by `+` if files differ from it; empty for an installed package."""
+    found = _output(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"])
+    changed = _output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
     return found + ("+" if changed else "")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory, system, how busy it is."""
+    """Processor, number of cores that this process may use, memory, system, load."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
-        "processor": _first(CPU_INFO, "model name") or platform.processor() or platform.machine(),
+        "processor": _field(CPU_INFO, "model name") or platform.processor() or platform.machine(),
         "cores": usable_cores(),
-        "memory_gb": round(int((_first(MEMORY_INFO, "MemTotal") or "0 kB").split()[0]) / 1e6, 1),
+        "memory_gb": round(int((_field(MEMORY_INFO, "MemTotal") or "0 kB").split()[0]) / 1e6, 1),
         "system": platform.platform(),
         "python": platform.python_version(),
         "load_before": None if load is None else round(load, 2),
@@ -64,14 +64,14 @@ def machine() -> dict[str, Any]:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Every NVIDIA GPU, as the driver's own tool tells it; none without a driver."""
+    """Every NVIDIA GPU as nvidia-smi reports it; none without a driver."""
     query = f"--query-gpu={','.join(GPU_FACTS)}"
-    lines = _said(["nvidia-smi", query, "--format=csv,noheader"]).splitlines()
+    lines = _output(["nvidia-smi", query, "--format=csv,noheader"]).splitlines()
     return [dict(zip(GPU_FACTS, (part.strip() for part in line.split(",")), strict=False)) for line in lines]
 
 
 def versions() -> dict[str, str]:
-    """Every package of interest that is installed."""
+    """Versions of those of `PACKAGES` that are installed."""
     found = {}
     for name in PACKAGES:
         try:
@@ -81,8 +81,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _said(command: Sequence[str]) -> str:
-    """What a program prints; nothing where it is missing or fails."""
+def _output(command: Sequence[str]) -> str:
+    """The output of a program; empty if it is missing or fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
@@ -90,8 +90,8 @@ def _said(command: Sequence[str]) -> str:
     return done.stdout.strip()
 
 
-def _first(file: Path, name: str) -> str:
-    """The first value of `name: value` in a file of /proc."""
+def _field(file: Path, name: str) -> str:
+    """The value of the first line `name: value` in a file of /proc."""
     try:
         lines = file.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

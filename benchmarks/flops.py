@@ -1,7 +1,7 @@
-"""Work of a component from its ONNX graph: floating-point operations and bytes at given sizes.
+"""Counts the work of a component from its ONNX graph: floating-point operations and bytes at given sizes.
 
-Only products count (2 operations per multiply-add): convolutions, matrix products, attention. What they leave out,
-normalisation, activations, additions, is below 1 % of the networks here. Weights are never read.
+Only convolutions, matrix products and attention are counted, at 2 operations per multiply-add. The rest (normalisation,
+activations, additions) is below 1 % in the networks here. Weights are never read.
 """
 
 import math
@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from latentrt.engine.graph import lengths
 from latentrt.runtime.bundle.specs import Axis
 from latentrt.runtime.errors import BenchmarkError
 
@@ -22,18 +23,18 @@ Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
 
 SHAPE_KEEPING = ("GroupNormalization",)
-"""Operators that onnx's shape inference does not know, and whose output has the shape of their first input."""
+"""Operators unknown to onnx's shape inference whose output has the shape of their first input."""
 
 SHAPE_VALUES = 64
-"""Integer tensors of at most this many elements may be a shape in the making, and are computed."""
+"""Integer tensors of up to this many elements are evaluated, since they may be shapes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one run of a graph takes.
+    """The work of one run of a graph.
 
-    `flops`: by operator type. `weight_bytes`: all weights once. `port_bytes`: the graph's inputs and outputs once.
-    `activation_bytes`: what every operator reads and writes, if none were fused with its neighbours.
+    `flops`: operations by operator type. `weight_bytes`: size of all weights. `port_bytes`: size of the graph's inputs
+    and outputs. `activation_bytes`: bytes that all operators read and write, weights aside, if none are fused.
     """
 
     flops: Mapping[str, int]
@@ -43,39 +44,42 @@ class Work:
 
     @property
     def total_flops(self) -> int:
-        """Over all operators."""
+        """Operations of all operators together."""
         return sum(self.flops.values())
 
     @property
     def least_bytes(self) -> int:
-        """What must cross the memory bus even with perfect fusion."""
+        """Bytes that must cross the memory bus even with perfect fusion."""
         return self.weight_bytes + self.port_bytes
 
 
 def conv(inputs: Sequence[Shape], output: Shape, node: onnx.NodeProto) -> int:
-    """Every output element sums over the kernel and the input channels of its group."""
+    """Operations of a convolution: each output element sums over the kernel and the input channels of its group."""
     return 2 * math.prod(output) * math.prod(inputs[1][1:])
 
 
 def matmul(inputs: Sequence[Shape], output: Shape, node: onnx.NodeProto) -> int:
-    """Every output element is a dot product over the first operand's last axis."""
+    """Operations of a matrix product: each output element is a dot product over the first operand's last axis."""
     return 2 * math.prod(output) * inputs[0][-1]
 
 
 def gemm(inputs: Sequence[Shape], output: Shape, node: onnx.NodeProto) -> int:
-    """A matrix product whose first operand may be transposed; the bias is not counted."""
+    """Operations of a matrix product whose first operand may be transposed; the bias is not counted."""
     transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
     return 2 * math.prod(output) * inputs[0][0 if transposed else 1]
 
 
 def attention(inputs: Sequence[Shape], output: Shape, node: onnx.NodeProto) -> int:
-    """Queries times keys, then weights times values; (batch, tokens, width) or (batch, heads, tokens, head width)."""
+    """Operations of queries times keys, then weights times values.
+
+    Shapes are (batch, tokens, width) or (batch, heads, tokens, head width).
+    """
     query, key, value = inputs[:3]
     return 2 * math.prod(query) * key[-2] + 2 * math.prod(query[:-1]) * key[-2] * _value_width(query, value, node)
 
 
 def _value_width(query: Shape, value: Shape, node: onnx.NodeProto) -> int:
-    """Width of the values per element of `query[:-1]`; in the three-axis form that is over all heads together."""
+    """Width of the values per element of `query[:-1]`; with three axes, that of all heads together."""
     if len(value) == 4:
         return value[-1]
     heads: dict[str, int] = {attribute.name: attribute.i for attribute in node.attribute}
@@ -91,7 +95,7 @@ OPERATORS: Mapping[str, Callable[[Sequence[Shape], Shape, onnx.NodeProto], int]]
 
 
 def count(file: Path, sizes: Mapping[str, int]) -> Work:
-    """Work of one ONNX file at the sizes of its named axes.
+    """Count the work of one ONNX file at the given sizes of its named axes.
 
     Raises:
         BenchmarkError: an axis has no size, or the shape of a product cannot be inferred.
@@ -121,9 +125,9 @@ def count(file: Path, sizes: Mapping[str, int]) -> Work:
 
 
 def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> tuple[dict[str, Shape], dict[str, int]]:
-    """(shape, bytes per element) of every tensor that has one at these sizes.
+    """Shape, and bytes per element, of every tensor whose shape can be inferred at these sizes.
 
-    Shapes that the graph itself computes are found by turns: infer, evaluate the small integer tensors, infer again.
+    Shapes that the graph itself computes are found by turns: infer, evaluate small integer tensors, infer again.
 
     Raises:
         BenchmarkError: a named axis of an input has no size.
@@ -143,7 +147,7 @@ def infer_shapes(model: onnx.ModelProto, sizes: Mapping[str, int]) -> tuple[dict
 
 
 def _bare(model: onnx.ModelProto, sizes: Mapping[str, int]) -> onnx.ModelProto:
-    """The graph with its inputs' sizes written in, without the shapes an earlier inference left."""
+    """A copy of the model with the sizes written into its inputs, without the shapes of an earlier inference."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     for value in bare.graph.input:
@@ -172,14 +176,14 @@ def _tables(graph: onnx.GraphProto) -> tuple[dict[str, Shape], dict[str, int]]:
     dtypes = {weight.name: _itemsize(weight.data_type) for weight in graph.initializer}
     for value in (*graph.value_info, *graph.input, *graph.output):
         kind = value.type.tensor_type
-        if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
-            shapes[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
+        if kind.HasField("shape") and -1 not in lengths(value):
+            shapes[value.name] = lengths(value)
             dtypes[value.name] = _itemsize(kind.elem_type)
     return shapes, dtypes
 
 
 def _evaluate(graph: onnx.GraphProto, shapes: Shapes, known: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Small integer tensors that can be computed now and could not before."""
+    """Values of small tensors that can be computed now and are not in `known`."""
     values = dict(known)
     for node in graph.node:
         if len(node.output) != 1 or node.output[0] in values or node.op_type in OPERATORS:
@@ -198,7 +202,7 @@ def _evaluate(graph: onnx.GraphProto, shapes: Shapes, known: Mapping[str, NDArra
 
 
 def _freeze(graph: onnx.GraphProto, values: Mapping[str, NDArray[Any]]) -> None:
-    """Replace the nodes that make these tensors by constants."""
+    """Replace the nodes that compute these tensors by constants."""
     kept = [node for node in graph.node if not set(node.output) & values.keys()]
     del graph.node[:]
     graph.node.extend(kept)
@@ -206,7 +210,7 @@ def _freeze(graph: onnx.GraphProto, values: Mapping[str, NDArray[Any]]) -> None:
 
 
 def _forget_weights(graph: onnx.GraphProto) -> None:
-    """Drop what stands in the file itself: inference copies the graph, and would copy gigabytes."""
+    """Drop the weights that are stored in the graph itself: shape inference copies it, and would copy gigabytes."""
     for weight in graph.initializer:
         if not _is_shape_like(weight):
             weight.ClearField("raw_data")

@@ -1,12 +1,13 @@
-"""What each graph pass wins on a U-Net or a VAE, in ONNX Runtime on the CPU, all variants side by side in one process.
+"""Measures how much each graph pass speeds up a U-Net or a VAE in ONNX Runtime on the CPU, in turns in one process.
 
     python benchmarks/graph_passes.py BUNDLE [--component NAME] [--size PIXELS] [--images N] [--runs N] [--threads N]
 
-Hoisting, flat attention and instance norms are what `build-engine` does; merging the products and ONNX Runtime's own
-attention operator stand here because they have not won.
+`build-engine` applies hoisting, flat attention and instance norms. Merging the products and ONNX Runtime's own
+attention operator are included as alternatives that were not faster.
+
 Prints a table (milliseconds per step: smallest, median, quartiles; ratio to the whole U-Net, run by run), one row per
 variant, and one JSON line at the end. With `--threads 1` the thread's own processor time is measured, which leaves out
-what other processes take of the machine; otherwise wall time.
+the time that other processes take; otherwise wall time.
 """
 
 import argparse
@@ -26,9 +27,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from latentrt.benchmarks.harness import in_turns
 from latentrt.benchmarks.summary import ratios
+from latentrt.engine.onnxruntime import PROVIDERS
 from latentrt.engine.passes.flat_attention import flatten_attention
 from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.hoist import hoist
+from latentrt.engine.passes.rewriting import MICROSOFT, add_constant, replace_uses
 from latentrt.runtime.backends.onnxruntime import LOG_ERRORS_ONLY, STOP_SPINNING
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.specs import DTYPES
@@ -65,7 +68,7 @@ def main() -> None:
 
 
 def merge_projections(model: ir.Model) -> None:
-    """Matrix products of one tensor with several weights become one product and a `Split`."""
+    """Merge the matrix products of one tensor with several weights into one product and a `Split`."""
     groups: dict[ir.Value, list[ir.Node]] = defaultdict(list)
     for node in model.graph:
         if node.op_type == "MatMul" and (weight := node.inputs[1]) and weight.is_initializer() and node.inputs[0]:
@@ -74,33 +77,30 @@ def merge_projections(model: ir.Model) -> None:
         if len(nodes) < 2:
             continue
         weights = [node.inputs[1].const_value.numpy() for node in nodes]  # type: ignore[union-attr]
-        joined = ir.Value(name=f"{value.name}_merged", const_value=ir.tensor(np.concatenate(weights, axis=1)))
-        widths = ir.tensor(np.array([weight.shape[1] for weight in weights], np.int64))
-        split = ir.Value(name=f"{value.name}_widths", const_value=widths)
-        for new in (joined, split):
-            new.dtype, new.shape = new.const_value.dtype, new.const_value.shape  # type: ignore[union-attr, assignment]
-            model.graph.register_initializer(new)
-        product = ir.node("MatMul", [value, joined], name=f"{value.name}_product")
+        merged = add_constant(model.graph, f"{value.name}_merged", np.concatenate(weights, axis=1))
+        widths = np.array([weight.shape[1] for weight in weights], np.int64)
+        split = add_constant(model.graph, f"{value.name}_widths", widths)
+        product = ir.node("MatMul", [value, merged], name=f"{value.name}_product")
         parts = ir.node("Split", [product.outputs[0], split], {"axis": -1}, num_outputs=len(nodes))
         product.outputs[0].name = f"{value.name}_product"
         for output, node in zip(parts.outputs, nodes, strict=True):
             output.name = f"{node.outputs[0].name}_part"
-            ir.convenience.replace_all_uses_with(node.outputs[0], output)
+            replace_uses(node.outputs[0], output)
         model.graph.insert_before(nodes[0], [product, parts])
         model.graph.remove(nodes, safe=True)
     RemoveUnusedNodesPass()(model)
 
 
 def use_multi_head_attention(model: ir.Model) -> None:
-    """Flat `Attention` becomes ONNX Runtime's own operator, which has another kernel."""
+    """Replace `Attention` on 3-D tensors by ONNX Runtime's own operator, which has another kernel."""
     for node in [node for node in model.graph if "q_num_heads" in node.attributes]:
-        facts = {"num_heads": node.attributes["q_num_heads"].as_int()}
-        made = ir.node("MultiHeadAttention", list(node.inputs), facts, domain="com.microsoft")
+        heads = {"num_heads": node.attributes["q_num_heads"].as_int()}
+        made = ir.node("MultiHeadAttention", list(node.inputs), heads, domain=MICROSOFT)
         made.outputs[0].name = f"{node.outputs[0].name}_own"
         model.graph.insert_after(node, made)
-        ir.convenience.replace_all_uses_with(node.outputs[0], made.outputs[0])
+        replace_uses(node.outputs[0], made.outputs[0])
         model.graph.remove(node, safe=True)
-    model.graph.opset_imports["com.microsoft"] = 1
+    model.graph.opset_imports[MICROSOFT] = 1
 
 
 Pass = Callable[[ir.Model], object]
@@ -115,11 +115,11 @@ RECIPES: dict[str, tuple[bool, tuple[Pass, ...]]] = {
     "hoisted, attention flat, instance norms": (True, (flatten_attention, use_instance_norm)),
     "the same, another attention kernel": (True, (flatten_attention, use_multi_head_attention, use_instance_norm)),
 }
-"""Variant: whether it is hoisted, and the passes that go before that."""
+"""For each variant, whether the graph is split, and the passes that run before that."""
 
 
 class Variant:
-    """One form of the U-Net: a session for what runs on every step, and one for its prologue, if it has one."""
+    """One variant of the network: a session for what runs on every step, after one run of its prologue, if any."""
 
     def __init__(self, name: str, file: Path, folder: Path, feeds: dict[str, Any], threads: int):
         model = ir.load(file)
@@ -141,29 +141,29 @@ class Variant:
         self.output = self.session.run(None, self.feeds)[0]
 
     def milliseconds(self) -> float:
-        """How long what the loop runs takes."""
+        """Milliseconds of one step."""
         return milliseconds(lambda: self.session.run(None, self.feeds), self.clock)
 
 
 def open_session(model: ir.Model, file: Path, threads: int) -> Any:
-    """A session over a model, optimised as `build-engine` does."""
+    """A session that optimises a model as `build-engine` does."""
     ir.save(model, file)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = LOG_ERRORS_ONLY
     options.add_session_config_entry(*STOP_SPINNING)
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(file, options, providers=PROVIDERS["cpu"])
 
 
 def milliseconds(run: Callable[[], Any], clock: Callable[[], float]) -> float:
-    """How long one call takes."""
+    """Milliseconds of one call."""
     started = clock()
     run()
     return 1e3 * (clock() - started)
 
 
 def report(variants: dict[str, Variant], times: dict[str, list[float]], conditions: dict[str, Any]) -> None:
-    """The table and the JSON line."""
+    """Print the table and the JSON line."""
     rows = {}
     whole = variants["whole"]
     for name, found in times.items():

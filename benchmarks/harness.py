@@ -1,4 +1,4 @@
-"""One scenario's measurement: warm workers, interleaved rounds, every sample kept."""
+"""Measures contenders at one point: warm workers, interleaved rounds, every sample kept."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,19 +12,19 @@ from latentrt.benchmarks.results import Failure, Row, Sample
 from latentrt.benchmarks.scenarios import Point, Scenario
 from latentrt.runtime.errors import BenchmarkError
 
-Anyone = TypeVar("Anyone")
+Item = TypeVar("Item")
 
 PROMPT = "a red circle on a blue background"
 NEGATIVE = "blurry, low quality"
 SEED = 7
 
 WARM_UPS = 2
-"""Requests before the timed ones: the first is reported, the second finds caches and clocks as they will stay."""
+"""Requests before the timed ones: the first is reported separately, the second runs with caches already filled."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entrant:
-    """A contender that is loaded: its worker, and what loading told."""
+    """A loaded contender: its worker, and what `load` returned."""
 
     name: str
     worker: Worker
@@ -34,7 +34,10 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What every contender is asked at one point: the call, its arguments, the argument for the result's file."""
+    """The call that every contender gets at one point.
+
+    `result`: the name of the argument for the result's file; `suffix`: the suffix of that file.
+    """
 
     call: str
     arguments: Mapping[str, Any]
@@ -42,14 +45,14 @@ class Task:
     suffix: str
 
     def run(self, worker: Worker, file: Path | None = None) -> dict[str, Any]:
-        """Ask one worker, and wait until it leaves the processor to the next; the result goes to `file`."""
+        """Call one worker, then wait until it leaves the processor to the next; the result goes to `file`, if given."""
         answer: dict[str, Any] = worker.call(self.call, **self.arguments, **{self.result: str(file) if file else None})
         worker.settle()
         return answer
 
 
 def picture_task(scenario: Scenario, point: Point) -> Task:
-    """A whole request, the same for everybody."""
+    """A whole request, the same for all contenders."""
     request = {
         "prompt": PROMPT,
         "negative": NEGATIVE,
@@ -65,7 +68,7 @@ def picture_task(scenario: Scenario, point: Point) -> Task:
 
 @dataclass(slots=True)
 class Measured:
-    """What one contender has shown at one point so far."""
+    """The answers of one contender at one point: to the first request, and to the timed ones."""
 
     first: dict[str, Any]
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -73,7 +76,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The measurement of one point. `failed` is told of every contender that drops out."""
+    """The measurement of one point. `failed` is called for every contender that drops out."""
 
     scenario: Scenario
     point: Point
@@ -82,14 +85,14 @@ class Round:
     failed: Callable[[Failure], None]
 
     def file(self, contender: str) -> Path:
-        """Where a contender's picture goes."""
+        """The file of a contender's picture."""
         point = f"{self.point.width}x{self.point.height}-{self.point.steps}-{self.point.images}"
         return self.folder / f"{self.scenario.name}-{point}-{contender}{self.task.suffix}"
 
     def measure(self, entrants: Sequence[Entrant], reference: Path) -> list[Row]:
-        """Warm every contender up, then ask them in turns, each round beginning with another one.
+        """Warm up every contender, then call them in turns, each round beginning with another one.
 
-        `reference`: the picture to compare with; nothing is compared where it could not be drawn.
+        `reference`: the picture to compare with; nothing is compared if the file does not exist.
         """
         measured: dict[str, Measured] = {}
         for entrant in entrants:
@@ -112,7 +115,7 @@ class Round:
 
     @contextmanager
     def _dropping(self, entrant: Entrant, measured: dict[str, Measured]) -> Iterator[None]:
-        """A block in which an error drops one contender and leaves the others in the race."""
+        """A block in which an error drops one contender, while the others go on."""
         try:
             yield
         except BenchmarkError as error:
@@ -138,14 +141,14 @@ class Round:
         )
 
 
-def rotated(entrants: Sequence[Anyone], number: int) -> list[Anyone]:
-    """The order of a round: everybody is first once in a while."""
-    start = number % len(entrants) if entrants else 0
-    return [*entrants[start:], *entrants[:start]]
+def rotated(items: Sequence[Item], number: int) -> list[Item]:
+    """The items in the order of round `number`: each round begins with another one."""
+    start = number % len(items) if items else 0
+    return [*items[start:], *items[:start]]
 
 
 def in_turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each measure gives, round by round: for variants that share one process."""
+    """Values of each measure, round by round: for variants that share one process."""
     found: dict[str, list[float]] = {name: [] for name in measures}
     for number in range(rounds):
         for name in rotated(list(measures), number):

@@ -1,7 +1,7 @@
-"""The host's own work per step: the real pipelines with networks that take no time.
+"""Measures the host's own work per step: the real pipelines with networks that take no time.
 
-A request of few steps and one of many are timed; the difference over the difference of the steps is what a step costs
-the host, whatever happens before and after the loop, and however the loop is built.
+A request with few steps and one with many are timed. The difference in time divided by the difference in steps is the
+host's cost per step, independent of what happens before and after the loop and of how the loop is built.
 """
 
 import time
@@ -31,24 +31,24 @@ REPEATS = 5
 """Requests per figure."""
 
 NOT_FAILED = -1
-"""What the sampler's `next_failed` says of a sound picture."""
+"""Value of the sampler's `next_failed` for a picture without NaN or infinity."""
 
 
 class IdleEngine:
-    """An engine of any component that does nothing."""
+    """An engine of any component whose runs do nothing."""
 
     def __init__(self, spec: ComponentSpec):
         self.spec = spec
 
     def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> "IdleBinding":
-        """Zeros in host memory; the sampler's verdict says that nothing failed."""
+        """Buffers of zeros in host memory; `next_failed` says that no picture failed."""
         buffers = {port.name: shared.get(port.name) or _zeros(port, sizes) for port in self.spec.ports}
         if failed := buffers.get("next_failed"):
             failed.write(np.full(failed.shape, NOT_FAILED, failed.dtype))
         return IdleBinding(buffers)
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class IdleBinding:
     buffers: Mapping[str, Buffer]
 
     def run(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def _zeros(port: Port, sizes: Mapping[str, int]) -> Buffer:
@@ -66,7 +66,7 @@ def _zeros(port: Port, sizes: Mapping[str, int]) -> Buffer:
 
 
 def idle_pipeline(bundle: Path) -> Pipeline:
-    """The runtime's pipeline over engines that do nothing."""
+    """The runtime's pipeline with engines that do nothing."""
     opened = Bundle.open(bundle)
     selection = select(opened, "onnxruntime", "cpu")
     specs = opened.manifest.specs(selection.limits)
@@ -74,7 +74,7 @@ def idle_pipeline(bundle: Path) -> Pipeline:
 
 
 def idle_diffusers(checkpoint: Path) -> Any:
-    """The pipeline of diffusers with a U-Net that does nothing; nothing else of it is asked."""
+    """The pipeline of diffusers with a U-Net that does nothing; no other network of it is run in the timed requests."""
     import torch
 
     from latentrt.benchmarks.workers.torch_pipeline import load_pipeline
@@ -93,13 +93,13 @@ def idle_diffusers(checkpoint: Path) -> Any:
 
 
 class HostWork:
-    """The worker of both: `load` one of them, then time requests."""
+    """The worker for both pipelines: `load` one, then time requests."""
 
     def __init__(self) -> None:
         self.run: Any = None
 
     def load(self, *, contender: str, model: str, bundle: str, threads: int) -> dict[str, Any]:
-        """`latentrt` or `diffusers`, with networks that do nothing."""
+        """Load the pipeline of `latentrt` or `diffusers`, with networks that do nothing."""
         restrict_threads(threads)
         if contender == "latentrt":
             ours = idle_pipeline(Path(bundle))
@@ -130,7 +130,7 @@ class HostWork:
         return run
 
     def seconds(self, *, request: dict[str, Any]) -> float:
-        """Least seconds of some requests: what else the machine does only ever adds."""
+        """The least seconds of several requests: other load on the machine only ever adds time."""
         found = []
         for _ in range(REPEATS):
             started = time.perf_counter()
@@ -140,7 +140,7 @@ class HostWork:
 
 
 def run(scenario: Scenario, context: Context) -> None:
-    """Time short and long requests of both in turns; the slope is the host's time per step."""
+    """Time short and long requests of both pipelines in turns; the slope is the host's time per step."""
     short, long = scenario.points
     names = [contender.name for contender in context.entrants(scenario)]
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The models of the benchmarks: checkpoints made on the spot, and their bundles, kept in latentrt's home."""
+"""The models of the benchmarks: checkpoints and their bundles, created when needed and kept in the cache folder."""
 
 import hashlib
 import json
@@ -21,10 +21,10 @@ from latentrt.runtime.cache import cache_folder, locked
 from latentrt.runtime.errors import BenchmarkError
 
 SEED = 0
-"""Of every made-up weight."""
+"""Seed of the random weights."""
 
-DIGITS = 12
-"""Of a hash in a folder's name."""
+HASH_DIGITS = 12
+"""Digits of a hash in the name of a folder."""
 
 INDEX = "model_index.json"
 TEXT_PREFIX = "text_model."
@@ -32,7 +32,7 @@ TEXT_PREFIX = "text_model."
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkModel:
-    """A model: its folder in diffusers format, whether that holds its weights, and whether it is the user's own."""
+    """A model: its folder in diffusers format, whether that includes weights, and whether it is the user's own."""
 
     name: str
     folder: Path
@@ -41,7 +41,7 @@ class BenchmarkModel:
 
 
 def find_model(name: str) -> BenchmarkModel:
-    """The demo, a folder of `configs/`, or the path of a checkpoint in diffusers format.
+    """Find a model by name: `demo`, a folder of `configs/`, or the path of a checkpoint in diffusers format.
 
     Raises:
         BenchmarkError: there is no such model.
@@ -61,14 +61,14 @@ def find_model(name: str) -> BenchmarkModel:
 
 
 def benchmark_home() -> Path:
-    """Where checkpoints, bundles and peers' environments are kept."""
+    """The folder for checkpoints, bundles and peers' environments."""
     return cache_folder() / "bench"
 
 
 def write_checkpoint(name: str) -> Path:
-    """The checkpoint that every contender reads; a user's own stays where it is, the others are made once.
+    """The checkpoint that every contender reads: a user's own in its place, any other written once.
 
-    Made-up weights are stored in half precision, so that every contender, in any precision, starts from the same ones.
+    Random weights are stored in half precision, so that every contender, in any precision, starts from the same values.
     """
     model = find_model(name)
     if model.is_own:
@@ -86,7 +86,7 @@ def write_checkpoint(name: str) -> Path:
 
 
 def _write_weights(folder: Path) -> None:
-    """Fill every network of a folder of configs."""
+    """Write random weights for every network in a folder of configs."""
     import torch
 
     from latentrt.export.random_weights import random_network
@@ -105,8 +105,8 @@ def _write_weights(folder: Path) -> None:
 def publish_names(folder: Path) -> None:
     """Give the text encoders' tensors the names that published checkpoints have.
 
-    transformers 5 writes them without `text_model.`; older ones, which peers need, would find none of them and go on
-    with weights of their own making.
+    transformers 5 writes them without `text_model.`. Older versions, which peers need, would find none of them and use
+    random weights instead.
     """
     from safetensors.torch import load_file, save_file
 
@@ -117,7 +117,7 @@ def publish_names(folder: Path) -> None:
 
 
 def request_limits(scenario: Scenario) -> dict[str, str]:
-    """The ranges of the bundle that a scenario needs, the same for all scenarios of its model: one export for all."""
+    """The limits of a scenario's bundle: the same for all scenarios of a model, so that one export serves them all."""
     known = [one for suite in SUITES.values() for one in suite if one.model == scenario.model]
     sizes = {name: [size for one in (scenario, *known) for size in one.point_sizes()[name]] for name in SIZES}
     usual = Limits.around(_native_size(find_model(scenario.model).folder))
@@ -127,10 +127,10 @@ def request_limits(scenario: Scenario) -> dict[str, str]:
 
 
 def static_limits(scenario: Scenario) -> dict[str, str]:
-    """The ranges that hold a scenario's only point and nothing else.
+    """The limits that allow the sizes of a scenario's only point and nothing else.
 
     Raises:
-        BenchmarkError: it has several points of different sizes.
+        BenchmarkError: the scenario has points of different sizes.
     """
     if any(len(set(values)) > 1 for values in scenario.point_sizes().values()):
         raise BenchmarkError(
@@ -141,7 +141,7 @@ def static_limits(scenario: Scenario) -> dict[str, str]:
 
 
 def static_copy(bundle: Path, limits: Mapping[str, str]) -> Path:
-    """A bundle that shares its files with another one, for builds of other ranges."""
+    """A bundle that shares its files with `bundle`, for builds with other limits."""
     target = bundle.with_name(f"{bundle.name}-{_digest([], json.dumps(dict(limits)))}")
     if not (target / MANIFEST).is_file():
         with replacing_folder(target) as draft:
@@ -152,7 +152,7 @@ def static_copy(bundle: Path, limits: Mapping[str, str]) -> Path:
 
 
 def _link(source: str, target: str) -> None:
-    """One file under two names, or a copy where the system cannot."""
+    """Hard-link a file, or copy it if the system cannot link it."""
     try:
         os.link(source, target)
     except OSError:
@@ -170,7 +170,7 @@ def _native_size(folder: Path) -> int:
 
 
 def export_model(name: str, precision: str, limits: Mapping[str, str]) -> Path:
-    """The model's bundle for a range of requests, exported where it is not there yet."""
+    """The model's bundle for these limits, exported if it does not exist."""
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.exporter import export_bundle
 
@@ -178,13 +178,13 @@ def export_model(name: str, precision: str, limits: Mapping[str, str]) -> Path:
     with locked(target.with_suffix(".lock"), f"{target} is being made", wait=True):
         if not (target / MANIFEST).is_file():
             checkpoint = Checkpoint.open(write_checkpoint(name))
-            # The suite compares pictures with diffusers itself.
+            # The suite itself compares pictures with those of diffusers.
             export_bundle(checkpoint, target, precision=precision, limits=Limits(**limits), depth="off")  # type: ignore[arg-type]
     return target
 
 
 def bundle_folder(name: str, precision: str, limits: Mapping[str, str]) -> Path:
-    """Where a model's bundle is kept: one per weights, precision, ranges and state of latentrt's code."""
+    """The folder of a model's bundle: one for each combination of weights, precision, limits and latentrt's code."""
     from latentrt.export.checkpoint import Checkpoint
 
     weights = Checkpoint.open(write_checkpoint(name)).weights_sha256()
@@ -199,4 +199,4 @@ def _digest(folders: list[Path], *texts: str) -> str:
         for file in sorted(folder.rglob("*")):
             if file.is_file() and file.suffix in (".py", ".json", ".txt", ".safetensors"):
                 digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
-    return digest.hexdigest()[:DIGITS]
+    return digest.hexdigest()[:HASH_DIGITS]

@@ -1,4 +1,4 @@
-"""Environments of peers whose libraries exclude ours: found, or made on request."""
+"""Environments of peers whose libraries conflict with latentrt's: found, or installed on request."""
 
 import subprocess
 import sys
@@ -14,15 +14,15 @@ PYTHON = Path("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def peer_home(name: str) -> Path:
-    """Where `--install-peers` puts a peer's environment."""
+    """The folder in which `--install-peers` puts a peer's environment."""
     return benchmark_home() / "peers" / name
 
 
 def parse_pythons(texts: Sequence[str]) -> dict[str, Path]:
-    """`NAME=PATH` words to interpreters.
+    """Parse `NAME=PATH` into the Python interpreter of each peer.
 
     Raises:
-        BenchmarkError: not of that form, no such peer, or nothing at the path.
+        BenchmarkError: a text is not of that form, no peer has that name, or there is no file at the path.
     """
     found = {}
     for text in texts:
@@ -37,10 +37,10 @@ def parse_pythons(texts: Sequence[str]) -> dict[str, Path]:
 
 
 def peer_python(contender: Contender, named: Mapping[str, Path]) -> Path:
-    """The interpreter of a peer's own environment.
+    """The Python interpreter of a peer's own environment.
 
     Raises:
-        BenchmarkError: none was named and none is installed; says how to get it.
+        BenchmarkError: none was given and none is installed; the message says how to install it.
     """
     python = named.get(contender.name) or peer_home(contender.name) / PYTHON
     if not python.is_file():
@@ -51,7 +51,7 @@ def peer_python(contender: Contender, named: Mapping[str, Path]) -> Path:
 
 
 def install_optimum() -> Path:
-    """Make optimum-onnx's environment in latentrt's home, with the torch version that is installed here.
+    """Install optimum-onnx's environment in the cache folder, with the torch version that is installed here.
 
     Raises:
         BenchmarkError: pip failed.

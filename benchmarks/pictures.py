@@ -1,4 +1,4 @@
-"""Scenarios in which contenders draw pictures, or run one component, side by side."""
+"""Scenarios in which contenders draw pictures or run one component, in turns."""
 
 import time
 from contextlib import ExitStack
@@ -17,14 +17,14 @@ from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import BenchmarkError
 
 REFERENCE = "reference"
-"""diffusers, eager, in float32: what every picture is compared with."""
+"""Name of the worker that draws the reference for every comparison: diffusers, eager, in float32."""
 
 
 def run(scenario: Scenario, context: Context) -> None:
-    """Prepare, load everybody, measure every point.
+    """Prepare and load all contenders, then measure every point.
 
     Raises:
-        BenchmarkError: nothing can be measured, such as where the model cannot be exported.
+        BenchmarkError: nothing can be measured, for instance because the model cannot be exported.
     """
     contenders = list(context.entrants(scenario))
     with context.worker(scenario.name, "prepare", "workers.prepare:Prepare") as prepare:
@@ -49,8 +49,8 @@ def run(scenario: Scenario, context: Context) -> None:
         ]
         for point, task in tasks.items():
             context.say(f"{scenario.name}: {point}: {scenario.rounds} rounds of {len(entrants)} contenders")
-            racing = Round(scenario, point, task, context.options.out / PICTURES, context.write)
-            for row in racing.measure(entrants, references[point]):
+            measurement = Round(scenario, point, task, context.options.out / PICTURES, context.write)
+            for row in measurement.measure(entrants, references[point]):
                 context.write(row)
 
 
@@ -62,15 +62,8 @@ def _prepared(
     files: dict[str, str],
     bundle: dict[str, Any],
 ) -> dict[str, Any] | None:
-    """What a contender's `load` needs; None, and a failure on record, where it cannot be made."""
-    common = {
-        "device": scenario.device,
-        "threads": context.options.threads,
-        "precision": scenario.precision,
-        "sampler": scenario.sampler,
-        "component": scenario.component,
-        **dict(contender.options),
-    }
+    """Arguments of a contender's `load`; None, with the failure recorded, if its engines cannot be built."""
+    common = _load_arguments(scenario, context) | dict(contender.options)
     if contender.is_peer:
         return common | files
     try:
@@ -81,10 +74,21 @@ def _prepared(
     return common | {"bundle": built["path"], "backend": contender.backend}
 
 
+def _load_arguments(scenario: Scenario, context: Context) -> dict[str, Any]:
+    """Arguments of `load` that are the same for all contenders of a scenario."""
+    return {
+        "device": scenario.device,
+        "threads": context.options.threads,
+        "precision": scenario.precision,
+        "sampler": scenario.sampler,
+        "component": scenario.component,
+    }
+
+
 def _load(
     context: Context, scenario: Scenario, stack: ExitStack, contender: Contender, inputs: dict[str, Any]
 ) -> Entrant | None:
-    """A contender's warm worker; None, and a failure on record, where it does not load."""
+    """A loaded contender; None, with the failure recorded, if it does not load."""
     context.say(f"{scenario.name}: loading {contender.label}")
     python = peer_python(contender, context.options.peer_pythons) if contender.own_environment else None
     worker = stack.enter_context(context.worker(scenario.name, contender.name, contender.worker, python))
@@ -116,10 +120,10 @@ def _references(
     tasks: dict[Point, Task],
     files: dict[str, str],
 ) -> dict[Point, Path]:
-    """Where the reference's picture of every point is, or will be.
+    """The file of each point's reference picture, which may not exist yet.
 
-    Where diffusers takes part in float32 on the CPU, it is its own picture; else a worker draws it before the race, and
-    then ends.
+    If diffusers takes part in float32 on the CPU, its own picture is the reference. Otherwise a worker draws the
+    reference before the measurement, and then ends.
     """
     folder = context.options.out / PICTURES
     diffusers = CONTENDERS["diffusers"]
@@ -127,17 +131,10 @@ def _references(
     drawn_by = diffusers.name if takes_part else REFERENCE
     drawn = {point: Round(scenario, point, task, folder, context.write).file(drawn_by) for point, task in tasks.items()}
     for file in drawn.values():
-        file.unlink(missing_ok=True)  # an earlier run's
+        file.unlink(missing_ok=True)  # left by an earlier run
     if not takes_part:
         context.say(f"{scenario.name}: the reference, diffusers in fp32")
-        inputs = {
-            "device": scenario.device,
-            "threads": context.options.threads,
-            "precision": "fp32",
-            "sampler": scenario.sampler,
-            "component": scenario.component,
-            **files,
-        }
+        inputs = _load_arguments(scenario, context) | {"precision": "fp32"} | files
         with context.worker(scenario.name, REFERENCE, diffusers.worker) as worker:
             try:
                 worker.call("load", **inputs)

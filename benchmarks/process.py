@@ -1,4 +1,4 @@
-"""The coordinator's end of a worker: start it, call it, notice when it dies."""
+"""Starts and calls a worker process, and notices when it dies."""
 
 import json
 import os
@@ -15,17 +15,16 @@ from latentrt.benchmarks.workers import serve
 from latentrt.runtime.errors import BenchmarkError
 
 MODULE = serve.__name__
-TAIL_LINES = 15
-PATIENCE = 3600.0
+
+TIMEOUT = 3600.0
 """Seconds that one call may take: torch.compile at full size takes many minutes."""
 
-
 QUIET, LONGEST_SPIN = 0.03, 3.0
-"""Seconds without work after which a process is idle, and after which nobody waits for that any more."""
+"""A process is idle after QUIET seconds without processor time; nobody waits for that longer than LONGEST_SPIN."""
 
 
 class Worker:
-    """One worker process. `name` is for messages; its stderr goes to `log`; `patience`: seconds for one call."""
+    """One worker process. `name` appears in messages; stderr goes to `log`; `timeout`: seconds for one call."""
 
     def __init__(
         self,
@@ -35,14 +34,14 @@ class Worker:
         *,
         python: Path | None = None,
         threads: int = 0,
-        patience: float = PATIENCE,
+        timeout: float = TIMEOUT,
     ):
         self.name = name
         self.log = log
-        self.patience = patience
+        self.timeout = timeout
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log: IO[str] = log.open("w", encoding="utf-8")
-        # In another environment latentrt is not installed: the file is started by its path.
+        # latentrt is not installed in another environment, so the file is started by its path.
         command = [str(python), str(serve.__file__), kind] if python else [sys.executable, "-m", MODULE, kind]
         self._process = subprocess.Popen(
             command,
@@ -62,7 +61,7 @@ class Worker:
         self._answers.put("")
 
     def call(self, call: str, **arguments: Any) -> Any:
-        """Call a method in the worker and wait for what it returns.
+        """Call a method in the worker and wait for its result.
 
         Raises:
             BenchmarkError: the method failed, the process ended, or there was no answer in time.
@@ -73,13 +72,13 @@ class Worker:
                 raise OSError("no pipe")
             stream.write(json.dumps({"call": call, "with": arguments}) + "\n")
             stream.flush()
-            line = self._answers.get(timeout=self.patience)
+            line = self._answers.get(timeout=self.timeout)
         except OSError:
             line = ""
         except queue.Empty:
             self.close(kill=True)
             raise BenchmarkError(
-                f"{self.name}: {call} gave no answer in {self.patience:.0f} s. See {self.log}"
+                f"{self.name}: {call} gave no answer in {self.timeout:.0f} s. See {self.log}"
             ) from None
         if not line:
             raise BenchmarkError(f"{self.name}: {call}: {self._death()}")
@@ -91,7 +90,7 @@ class Worker:
         return answer["value"]
 
     def settle(self) -> None:
-        """Wait until the process has stopped using the processor: threads of its libraries may spin on after a call."""
+        """Wait until the process uses no more processor time: its libraries' threads may spin on after a call."""
         deadline = time.monotonic() + LONGEST_SPIN
         before = -1
         while before != (now := processor_ticks(self._process.pid)) and time.monotonic() < deadline:
@@ -99,7 +98,7 @@ class Worker:
             time.sleep(QUIET)
 
     def _death(self) -> str:
-        """Why the process ended, as far as its log tells."""
+        """Why the process ended, according to the last line of its log."""
         code = self._process.wait()
         self._log.flush()
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -126,7 +125,7 @@ class Worker:
 
 
 def processor_ticks(process: int) -> int:
-    """Processor time that a process has used, in ticks of some 10 ms; 0 where the system does not tell."""
+    """Processor time that a process has used, in ticks of about 10 ms; 0 if the system does not report it."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -135,7 +134,7 @@ def processor_ticks(process: int) -> int:
 
 
 def worker_environment(threads: int) -> Mapping[str, str]:
-    """The coordinator's own variables, no network, and as many threads as asked."""
+    """The variables of this process, plus those that prevent downloads and set the number of threads."""
     own = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
     if threads:
         own |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))

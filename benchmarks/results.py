@@ -1,4 +1,4 @@
-"""What a run writes: one JSON object per line, each a frozen record that names its kind."""
+"""The results of a run: one JSON object per line, each a frozen record of some kind."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,18 +14,18 @@ RESULTS = "results.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Base of every line; `KIND` stands in the line's field `record`."""
+    """Base of all records; `KIND` is written to the field `record`."""
 
     KIND: ClassVar[str]
 
     def line(self) -> str:
-        """The line, without its end."""
+        """The record as JSON, without a newline."""
         return json.dumps({"record": self.KIND, **asdict(self)}, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Environment(Record):
-    """The machine and the software, once per run."""
+    """Machine and software; once per run."""
 
     KIND = "environment"
     started: str
@@ -39,7 +39,7 @@ class Environment(Record):
 
 @dataclass(frozen=True, slots=True)
 class Peaks(Record):
-    """What the machine measurably can do: 10^12 operations per second by precision, 10^9 bytes copied per second."""
+    """The machine's measured peaks: 10¹² operations per second by precision, and 10⁹ bytes copied per second."""
 
     KIND = "peaks"
     device: str
@@ -50,7 +50,7 @@ class Peaks(Record):
 
 @dataclass(frozen=True, slots=True)
 class StageWork(Record):
-    """Work of one stage of a request, from the ONNX graphs: operations and least bytes; `floor`: least seconds."""
+    """Work of one stage of a request, counted in the ONNX graphs: operations and bytes; `floor`: least seconds."""
 
     KIND = "work"
     scenario: str
@@ -65,7 +65,7 @@ class StageWork(Record):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One timed request: seconds in all, per stage, and the host's median seconds from step to step."""
+    """One timed request: total seconds, seconds per stage, and the host's median seconds from step to step."""
 
     wall: float
     stages: Mapping[str, float]
@@ -74,7 +74,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A picture against diffusers in float32, in levels of 255; PSNR in dB, None for identical pictures.
+    """Difference of a picture from that of diffusers in float32, in levels of 255; PSNR in dB, None if identical.
 
     For a component, `max` and `mean` are relative to the root mean square of the reference.
     """
@@ -87,7 +87,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Row(Record):
-    """One contender at one point. Memory in bytes, None where it cannot be measured."""
+    """One contender at one point. `first` and `load` in seconds; memory in bytes, None if it cannot be measured."""
 
     KIND = "row"
     scenario: str
@@ -107,7 +107,7 @@ class Row(Record):
 
 @dataclass(frozen=True, slots=True)
 class BuildRow(Record):
-    """Engines built anew. `components`: seconds and bytes of each; `layers`: of each, counted by type and dtype."""
+    """Engines built anew. `components`: seconds and bytes of each; `layers`: those of each, counted as `TYPE dtype`."""
 
     KIND = "build"
     scenario: str
@@ -122,7 +122,7 @@ class BuildRow(Record):
 
 @dataclass(frozen=True, slots=True)
 class HostRow(Record):
-    """The host's own seconds per step, one figure per round."""
+    """The host's own seconds per step, one value per round."""
 
     KIND = "host"
     scenario: str
@@ -143,7 +143,7 @@ class NotRun(Record):
 
 @dataclass(frozen=True, slots=True)
 class Failure(Record):
-    """A scenario, or one contender of it, that should have run and did not."""
+    """A scenario, or a contender in it, that should have run and did not."""
 
     KIND = "failure"
     scenario: str
@@ -154,7 +154,7 @@ class Failure(Record):
 
 @dataclass(frozen=True, slots=True)
 class Finished(Record):
-    """A scenario came to its end."""
+    """A scenario that has ended, with what is needed to report and repeat it."""
 
     KIND = "finished"
     scenario: str
@@ -176,21 +176,21 @@ RECORDS: dict[str, type[Record]] = {
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """Everything a run wrote, by kind, in the order written."""
+    """All records of a run, in the order in which they were written."""
 
     records: tuple[Record, ...]
 
     def of(self, kind: type[Any], scenario: str | None = None) -> list[Any]:
-        """The records of one kind, of one scenario or of all."""
+        """The records of one kind, of one scenario or of all scenarios."""
         found: list[Any] = [record for record in self.records if type(record) is kind]
         return found if scenario is None else [record for record in found if record.scenario == scenario]
 
 
 def read(folder: Path) -> Results:
-    """The results of a run's folder.
+    """Read the results in the folder of a run.
 
     Raises:
-        BenchmarkError: there are none, or a line is not one that this version writes.
+        BenchmarkError: there are none, or a line was not written by this version.
     """
     file = folder / RESULTS
     try:
@@ -201,7 +201,7 @@ def read(folder: Path) -> Results:
 
 
 def parse(lines: Iterable[str], file: Path) -> Iterator[Record]:
-    """Records from lines; `file` is for messages."""
+    """Parse lines into records; `file` is used in messages."""
     for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line)
@@ -213,7 +213,7 @@ def parse(lines: Iterable[str], file: Path) -> Iterator[Record]:
 
 
 def _record(kind: type[Record], values: dict[str, Any]) -> Record:
-    """A record of plain JSON values."""
+    """Make a record from plain JSON values."""
     if unknown := values.keys() - {entry.name for entry in fields(kind)}:
         raise TypeError(f"unknown fields {', '.join(sorted(unknown))}")
     if "point" in values:
@@ -226,7 +226,7 @@ def _record(kind: type[Record], values: dict[str, Any]) -> Record:
 
 
 def _frozen(value: Any) -> Any:
-    """Lists as tuples, however deep."""
+    """Turn lists into tuples, at any depth."""
     if isinstance(value, dict):
         return {name: _frozen(inner) for name, inner in value.items()}
     return tuple(map(_frozen, value)) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The floor under a request: each stage's work from the graphs, against what the machine can do at best."""
+"""The least time for a request: the work of each stage, counted in the graphs, at the machine's peaks."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from latentrt.runtime.samplers import ScheduleConfig, compile_sampler
 
 @dataclass(frozen=True, slots=True)
 class StageRun:
-    """A component, the sizes it runs at, and how often a request runs it."""
+    """A component, its sizes, and how many times a request runs it."""
 
     stage: str
     component: str
@@ -23,7 +23,7 @@ class StageRun:
 
 
 def stage_runs(bundle: Bundle, scenario: Scenario, point: Point) -> Iterator[StageRun]:
-    """What a request runs, in order; prompts have one chunk of tokens, and a negative text where guidance is on."""
+    """The components that a request runs, in order. Each text has one chunk of tokens."""
     model = bundle.manifest.model
     sizes = component_sizes(bundle, point)
     if scenario.kind == "component":
@@ -37,7 +37,7 @@ def stage_runs(bundle: Bundle, scenario: Scenario, point: Point) -> Iterator[Sta
 
 
 def component_sizes(bundle: Bundle, point: Point) -> dict[str, int]:
-    """Every dim that a component may ask for, at one point."""
+    """The size of every dim of any component, at one point."""
     branches = 2 if point.guidance > 1 else 1
     scale = bundle.manifest.model.latent_scale
     return {
@@ -51,7 +51,7 @@ def component_sizes(bundle: Bundle, point: Point) -> dict[str, int]:
 
 
 def stage_work(bundle: Path, scenario: Scenario, point: Point, peaks: Peaks) -> list[StageWork]:
-    """Work and floor of every stage of one request."""
+    """Work and least time of every stage of one request."""
     opened = Bundle.open(bundle)
     stages: dict[str, list[tuple[StageRun, Work]]] = {}
     for run in stage_runs(opened, scenario, point):
@@ -72,6 +72,6 @@ def stage_work(bundle: Path, scenario: Scenario, point: Point, peaks: Peaks) -> 
 
 
 def floor_seconds(work: Work, precision: str, peaks: Peaks) -> float:
-    """Least seconds of one run: arithmetic and memory traffic overlap at best (Williams et al. 2009)."""
+    """Least seconds of one run, if arithmetic and memory traffic overlap fully (Williams et al. 2009)."""
     arithmetic = work.total_flops / (peaks.tflops[precision] * 1e12)
     return max(arithmetic, work.least_bytes / (peaks.gigabytes * 1e9))

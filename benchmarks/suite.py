@@ -1,4 +1,4 @@
-"""Runs scenarios one after the other, writes what they show line by line, and says what failed."""
+"""Runs scenarios one after the other and writes their results line by line."""
 
 import shlex
 import time
@@ -22,7 +22,7 @@ RUNNERS: Mapping[str, Callable[[Scenario, Context], None]] = {
 
 
 def run_suite(scenarios: Iterable[Scenario], options: Options, command: str, say: Callable[[str], None]) -> Results:
-    """Run scenarios into the folder `options.out`, whose earlier results are replaced, and read them back.
+    """Run scenarios, write the results to the folder `options.out` in place of earlier ones, and read them back.
 
     Raises:
         BenchmarkError: a scenario needs a GPU and there is none.
@@ -45,7 +45,7 @@ def run_suite(scenarios: Iterable[Scenario], options: Options, command: str, say
 
 
 def _run(scenario: Scenario, context: Context) -> None:
-    """One scenario; whatever it raises is on record, and the next one has its turn."""
+    """Run one scenario; an error in it is recorded and does not stop the next one."""
     started = time.perf_counter()
     try:
         RUNNERS[scenario.kind](scenario, context)
@@ -68,7 +68,7 @@ def _run(scenario: Scenario, context: Context) -> None:
 
 
 def scenario_command(scenario: Scenario, options: Options) -> str:
-    """What to type to run one scenario again."""
+    """The command that runs one scenario again."""
     peers = ",".join(options.peers) or "none"
     words = ["latentrt", "bench", "--scenario", scenario.name, "--peers", peers, "--threads", str(options.threads)]
     words += ["--rounds", str(scenario.rounds)]
@@ -77,7 +77,7 @@ def scenario_command(scenario: Scenario, options: Options) -> str:
 
 
 def check_gpu(scenarios: Iterable[Scenario]) -> None:
-    """Raise `BenchmarkError` where scenarios need a GPU and there is none."""
+    """Raise `BenchmarkError` if a scenario needs a GPU and there is none."""
     needing = [scenario.name for scenario in scenarios if scenario.device == "cuda"]
     if needing and device_count() == 0:
         raise BenchmarkError(

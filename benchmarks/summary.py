@@ -1,4 +1,4 @@
-"""Medians, spread, and ratios of samples that were taken in turns."""
+"""Medians, spread and ratios of samples taken in turns."""
 
 import statistics
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from latentrt.runtime.errors import BenchmarkError
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Seconds: median, quartiles, extremes, and how many samples."""
+    """Median, quartiles, extremes and number of samples."""
 
     median: float
     lower: float
@@ -20,12 +20,12 @@ class Summary:
 
     @property
     def spread(self) -> float:
-        """Distance of the quartiles as a share of the median."""
+        """Distance between the quartiles as a share of the median."""
         return (self.upper - self.lower) / self.median if self.median else 0.0
 
 
 def summarise(samples: Sequence[float]) -> Summary:
-    """Raises `BenchmarkError` where there is no sample."""
+    """Summarise samples. Raises `BenchmarkError` if there are none."""
     if not samples:
         raise BenchmarkError("no samples: nothing to summarise. Run at least one round")
     if len(samples) == 1:
@@ -35,10 +35,10 @@ def summarise(samples: Sequence[float]) -> Summary:
 
 
 def ratios(slower: Sequence[float], faster: Sequence[float]) -> tuple[float, ...]:
-    """Round by round, so that what slowed a whole round down cancels out.
+    """Ratios of samples, round by round, so that whatever slowed a whole round cancels out.
 
     Raises:
-        BenchmarkError: the rounds are not the same.
+        BenchmarkError: the numbers of rounds differ.
     """
     if len(slower) != len(faster):
         raise BenchmarkError(f"{len(slower)} and {len(faster)} samples: ratios need the same rounds. Run both again")

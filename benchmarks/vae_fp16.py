@@ -1,10 +1,10 @@
-"""The full-size SDXL VAE, its weights made up and blown up: made to hold in fp16, exported, built, and measured.
+"""Fits the full-size SDXL VAE, with random weights scaled up until they overflow, to fp16; exports, builds, measures.
 
     /usr/bin/time -v python benchmarks/vae_fp16.py [CHECKPOINT] [--blow-up EXPONENT]
 
-Prints one line per half and one JSON line at the end: largest value before and after, scales (smallest and largest
-exponent, how many), islands, fp16's error over the samples, the share of multiplications in fp16, the heavy layers of
-TensorRT-RTX's network, seconds, the processor's own seconds of the first stage, and peak memory.
+Prints one line for the encoder, one for the decoder, and one JSON line at the end: largest value before and after,
+scales (smallest and largest exponent, number), float32 islands, fp16's error over the samples, share of multiplications
+in fp16, heavy layers of TensorRT-RTX's network, seconds, processor seconds of the fit, and peak memory.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from latentrt.engine.base import Job
+from latentrt.engine.network import HEAVY
 from latentrt.engine.tensorrt import TensorRTBuilder
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import VAE
@@ -35,7 +36,7 @@ from latentrt.runtime.bundle.limits import Limits
 
 
 def main() -> None:
-    """Measure both halves."""
+    """Measure decoder and encoder."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", nargs="?", default="benchmarks/configs/sdxl-base")
     parser.add_argument("--blow-up", type=int, default=17, help="every signal grows by this power of two")
@@ -47,7 +48,7 @@ def main() -> None:
 
 
 def measure(checkpoint: Checkpoint, component: str, exponent: int) -> dict[str, Any]:
-    """One half: blown up, made to fit, exported, built."""
+    """Scale up one half, fit it to fp16, export and build it."""
     limits = Limits.around(checkpoint.model.native_size)
     spec = component_specs(checkpoint.model, limits, component_precisions("fp16", "fp16"))[component]
     network = checkpoint.network("vae", torch.float32)
@@ -69,7 +70,6 @@ def measure(checkpoint: Checkpoint, component: str, exponent: int) -> dict[str, 
         started = time.perf_counter()
         built = TensorRTBuilder("tensorrt-rtx", "sm80+").build(Job(spec, "fp16", file, Path(folder), component))
         seconds["build"] = time.perf_counter() - started
-    heavy = ("CONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION_INPUT")
     found = {
         "largest": max(record.ranges.values()),
         "largest_scaled": record.largest,
@@ -78,7 +78,7 @@ def measure(checkpoint: Checkpoint, component: str, exponent: int) -> dict[str, 
         "folding_error": record.folding_error,
         "fp16_error": record.relative,
         "fp16_share_of_flops": share,
-        "layers": {kind: count for kind, count in built.layers.items() if kind.startswith(heavy)},
+        "layers": {kind: count for kind, count in built.layers.items() if kind.split()[0] in HEAVY},
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
     }
     print(component, found, flush=True)
@@ -86,9 +86,9 @@ def measure(checkpoint: Checkpoint, component: str, exponent: int) -> dict[str, 
 
 
 def fp16_share(module: nn.Module, component: str) -> float:
-    """Multiplications of convolutions, linear layers and attentions outside islands, over all of them, at 128 pixels.
+    """The share of multiplications in convolutions, linear layers and attentions that is in fp16, at 128 pixels.
 
-    Counted on the meta device, where nothing is computed.
+    It is counted on the meta device, where nothing is computed.
     """
     counts = {torch.float16: 0, torch.float32: 0}
 

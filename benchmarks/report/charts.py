@@ -1,4 +1,4 @@
-"""The charts of the report, drawn by matplotlib, as SVG that stands inside the page."""
+"""The charts of the report, drawn by matplotlib as SVG to embed in the page."""
 
 import io
 import re
@@ -47,12 +47,12 @@ WIDTH = 10.4
 
 
 def plain(value: float, _place: object) -> str:
-    """Ticks of logarithmic axes without powers."""
+    """A tick of a logarithmic axis without a power of ten."""
     return f"{value:g}"
 
 
 def colours(contenders: Iterable[str], ours: Iterable[bool]) -> dict[str, str]:
-    """One colour per contender: ours in teal, peers in others, in a fixed order."""
+    """A colour for each contender, in a fixed order: teal for latentrt, others for peers."""
     found: dict[str, str] = {}
     for name, own in sorted(set(zip(contenders, ours, strict=True))):
         table = OURS_COLOURS if own else PEER_COLOURS
@@ -80,8 +80,8 @@ def _svg(figure: Figure, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'\s+xmlns(:\w+)?="[^"]*"', "", text)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
-    text = re.sub(r'(<svg[^>]*?) (?:width|height)="[\d.]+pt"', r"\1", text)
-    text = re.sub(r'(<svg[^>]*?) (?:width|height)="[\d.]+pt"', r"\1", text)
+    for _ in ("width", "height"):
+        text = re.sub(r'(<svg[^>]*?) (?:width|height)="[\d.]+pt"', r"\1", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1).strip()
 
 
@@ -111,7 +111,7 @@ def comparison(entries: Sequence[Entry]) -> str:
 
 
 def stages(entries: Sequence[Entry], works: Sequence[StageWork]) -> str:
-    """A stacked bar per contender: where the time goes; below, the floor that the machine's peaks give."""
+    """A stacked bar per contender: where the time goes; below them, the least time at the machine's peaks."""
     names = [stage for stage in STAGES if any(stage in entry.stages for entry in entries)]
     bars = [(entry.label, entry.stages) for entry in entries]
     if works:
@@ -134,7 +134,7 @@ def stages(entries: Sequence[Entry], works: Sequence[StageWork]) -> str:
 
 
 def scaling(axis: str, curves: Sequence[tuple[int, Entry]]) -> str:
-    """Two panels over what grows: seconds per request, and per picture and unit of work."""
+    """Two panels over the quantity that grows: seconds per request, and seconds per unit of that quantity."""
     per = {"steps": "per step", "images": "per picture", "size": "per megapixel"}[axis]
     with mpl.rc_context(STYLE):
         figure, (left, right) = _figure(3.3, 2)
@@ -206,7 +206,7 @@ def roofline(entries: Sequence[Entry], works: Sequence[StageWork], peaks: Peaks,
 
 
 def build_bars(rows: Sequence[BuildRow]) -> str:
-    """Two panels: seconds to build, bytes of the engines."""
+    """Two panels: seconds to build, and size of the engines."""
     with mpl.rc_context(STYLE):
         figure, (left, right) = _figure(0.6 * len(rows) + 0.9, 2)
         for axes, values, name, words in (

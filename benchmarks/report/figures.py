@@ -1,4 +1,4 @@
-"""What tables and charts show, computed from the results."""
+"""The numbers in tables and charts, computed from the results."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,11 @@ STAGES = ("text", "denoise", "decode", "component")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One contender at one point. `times_ours`: its seconds over latentrt's, median over the rounds and extremes."""
+    """One contender at one point.
+
+    `seconds`: of a request. `times_ours`: the ratio of its seconds to latentrt's, round by round. `stages`: median
+    seconds of each. `share_of_floor`: the least possible time divided by its median.
+    """
 
     row: Row
     seconds: Summary
@@ -24,7 +28,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """The contender's name for people."""
+        """The contender's name as shown in reports."""
         return label(self.row.contender)
 
     @property
@@ -39,7 +43,7 @@ class Entry:
 
 
 def label(contender: str) -> str:
-    """A contender's name for people."""
+    """A contender's name as shown in reports."""
     return CONTENDERS[contender].label if contender in CONTENDERS else contender
 
 
@@ -49,7 +53,7 @@ def points(results: Results, scenario: str) -> list[Point]:
 
 
 def entries(results: Results, scenario: str, point: Point) -> list[Entry]:
-    """Every contender at a point, fastest first."""
+    """All contenders at a point, fastest first."""
     rows = [row for row in results.of(Row, scenario) if row.point == point]
     works = [work for work in results.of(StageWork, scenario) if work.point == point]
     ours = next((row for row in rows if row.contender == OURS), None)

@@ -1,4 +1,4 @@
-"""The README's table, from a kept run, between two markers."""
+"""The README's table of a kept run, which stands between two markers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from latentrt.runtime.errors import BenchmarkError
 BEGIN, END = "<!-- bench-table -->", "<!-- /bench-table -->"
 
 COLUMNS = (0, 1, 2, 3, 4, 9, 10)
-"""Of `text.HEADER`, what a README has room for."""
+"""Indices of the columns of `text.HEADER` for which a README has room."""
 
 
 def headline_table(results: Results) -> str:
-    """A table per scenario that compares contenders, with its conditions and its command."""
+    """A table for each scenario that compares contenders, with its conditions and its command."""
     environment = next(iter(results.of(Environment)), None)
     parts = []
     for found in headlines(results):
@@ -36,7 +36,7 @@ def headline_table(results: Results) -> str:
 
 
 def markdown_table(lines: Sequence[Sequence[str]]) -> str:
-    """A table whose first line is the header; all columns but the first are set to the right."""
+    """A table whose first line is the header; all columns but the first are right-aligned."""
     header, *rows = lines
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join(
@@ -45,7 +45,7 @@ def markdown_table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def replace_between_markers(file: Path, table: str) -> None:
-    """Put a table between the markers of a file.
+    """Replace the text between the markers of a file by a table.
 
     Raises:
         BenchmarkError: the file cannot be read, or lacks the markers.

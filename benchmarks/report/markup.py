@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def table(lines: Sequence[Sequence[str]], highlighted: Sequence[bool] = ()) -> str:
-    """A table whose first line is the header; `highlighted` marks rows of ours."""
+    """A table whose first line is the header; `highlighted`: which of the other rows are latentrt's."""
     header, *rows = lines
     marks = [*highlighted, *[False] * len(rows)]
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
@@ -19,7 +19,7 @@ def table(lines: Sequence[Sequence[str]], highlighted: Sequence[bool] = ()) -> s
 
 
 def picture(file: Path, caption: str) -> str:
-    """A PNG that stands inside the page; nothing where the file is not there."""
+    """A PNG embedded in the page; empty if there is no such file."""
     if file.suffix != ".png" or not file.is_file():
         return ""
     data = base64.b64encode(file.read_bytes()).decode("ascii")
@@ -33,7 +33,7 @@ def heading(title: str) -> str:
 
 
 def paragraph(words: str, kind: str = "") -> str:
-    """A paragraph, of a style class or plain."""
+    """A paragraph, with a CSS class if one is given."""
     return f"<p{f' class={kind}' if kind else ''}>{escape(words)}</p>"
 
 
@@ -43,5 +43,5 @@ def code(words: str) -> str:
 
 
 def folded(title: str, content: str) -> str:
-    """Content behind a line that opens it."""
+    """Content that is hidden until its title is clicked."""
     return f"<details><summary>{escape(title)}</summary>{content}</details>"

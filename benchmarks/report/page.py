@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs no network: styles, charts and pictures stand inside it."""
+"""The report as one HTML page that needs no network: styles, charts and pictures are embedded."""
 
 from collections.abc import Iterator
 from html import escape
@@ -14,7 +14,7 @@ CSS = Path(__file__).with_name("style.css")
 
 
 def write_report(results: Results, folder: Path) -> Path:
-    """Write the page into a run's folder, beside its pictures; returns its path."""
+    """Write the page to a run's folder, which also holds its pictures. Returns its path."""
     page = folder / PAGE
     page.write_text(render(results, folder), encoding="utf-8")
     return page
@@ -35,7 +35,7 @@ def render(results: Results, folder: Path) -> str:
 
 
 def _top(results: Results) -> Iterator[str]:
-    """Title, machine, one card per comparison and peer."""
+    """Title, machine, failed scenarios, and a card for each comparison with a peer."""
     yield "<h1>latentrt benchmark</h1>"
     for environment in results.of(Environment):
         yield markup.paragraph(
@@ -60,7 +60,7 @@ def _cards(results: Results, found: Finished) -> Iterator[str]:
 
 
 def _environment(results: Results) -> Iterator[str]:
-    """The machine and its peaks, every version, how to read the figures."""
+    """The machine and its peaks, all versions, and how to read the figures."""
     yield "<section><h2>Environment and method</h2>"
     for environment in results.of(Environment):
         facts = [("machine", ""), *((WORDS.get(name, name), str(value)) for name, value in environment.machine.items())]
@@ -77,12 +77,13 @@ def _environment(results: Results) -> Iterator[str]:
 
 
 WORDS = {"memory_gb": "memory, GB", "load_before": "load before the run"}
-"""Facts of the machine whose names are no words."""
+"""Words for facts of the machine whose names are not."""
 
 METHOD = (
-    "Every contender runs in a process of its own and stays warm; rounds ask them in turns, each round beginning with "
-    "another one, each turn when the process before it is idle. Same checkpoint, prompt, seed, sampler and steps. "
-    "Differences are against diffusers in float32. The floor is the work in the ONNX graphs over the machine's "
-    "measured peaks, stage by stage: the larger of arithmetic and unavoidable memory traffic. Host memory is the "
-    "largest resident set during the timed requests. Every sample is in results.jsonl beside this page."
+    "Every contender runs in its own process and stays warm. In each round, all contenders take a turn, beginning with "
+    "another one each time; a turn starts when the previous process is idle. Checkpoint, prompt, seed, sampler and "
+    "steps are the same for all. Pictures are compared with those of diffusers in float32. The floor is the work in "
+    "the ONNX graphs at the machine's measured peaks, stage by stage: the larger of the times for arithmetic and for "
+    "unavoidable memory traffic. Host memory is the largest resident set during the timed requests. All samples are in "
+    "results.jsonl next to this page."
 )

@@ -1,4 +1,4 @@
-"""One section of the page per scenario, by kind."""
+"""One section of the page per scenario; its content depends on the scenario's kind."""
 
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
@@ -20,15 +20,13 @@ from latentrt.benchmarks.results import (
 )
 from latentrt.benchmarks.scenarios import Point
 from latentrt.benchmarks.summary import summarise
-
-PRODUCTS = ("Attention", "ATTENTION_INPUT", "Conv", "CONVOLUTION", "Gemm", "MatMul", "MATRIX_MULTIPLY")
-"""Layer types that hold the work, as ONNX and TensorRT call them."""
+from latentrt.engine import graph, network
 
 WORK_HEADER = ("stage", "runs", "operations", "least traffic", "traffic unfused", "floor")
 
 
 def section(results: Results, found: Finished, folder: Path) -> str:
-    """A scenario's heading, what its kind shows, what failed, who did not run, the command."""
+    """Heading, content, failures, contenders that did not run, and command of a scenario."""
     parts = [
         f'<section id="{found.scenario}"><h2>{found.scenario}</h2>',
         markup.paragraph(found.question, "faint"),
@@ -40,8 +38,8 @@ def section(results: Results, found: Finished, folder: Path) -> str:
     return "".join(parts)
 
 
-def _race(results: Results, found: Finished, folder: Path) -> Iterator[str]:
-    """Pictures, or one component: at one point, or along an axis."""
+def _requests(results: Results, found: Finished, folder: Path) -> Iterator[str]:
+    """Requests or one component: at one point, or along an axis."""
     if not results.of(Row, found.scenario):
         return
     if found.axis:
@@ -71,9 +69,9 @@ def _entry_table(ranked: list[Entry]) -> str:
 
 
 def _stage_table(ranked: list[Entry]) -> str:
-    """Median seconds of every stage, what lies between them, and the host's time from step to step.
+    """Median seconds of every stage, of the time outside the stages, and of the host's time from step to step.
 
-    On a GPU the host runs ahead: while its step is shorter than the device's, the device never waits for it.
+    On a GPU the host runs ahead: as long as its step is shorter than the device's, the device never waits for it.
     """
     names = list(ranked[0].stages)
     lines = []
@@ -148,19 +146,20 @@ def _builds(results: Results, found: Finished, folder: Path) -> Iterator[str]:
     engines = [(name, *(_component(row, name) for row in rows)) for name in names]
     yield markup.table([("engine", *(label(row.contender) for row in rows)), *engines])
     inside = [
-        (label(row.contender), name, _products(layers))
+        (label(row.contender), name, _heavy(layers))
         for row in rows
         for name, layers in row.layers.items()
-        if _products(layers)
+        if _heavy(layers)
     ]
     yield markup.folded(
-        "precision of every product, read back", markup.table([("form", "component", "layers"), *inside])
+        "precision of every heavy layer, read back", markup.table([("form", "component", "layers"), *inside])
     )
 
 
-def _products(layers: Mapping[str, int]) -> str:
-    """The layers that hold the work, with their dtypes."""
-    return ", ".join(f"{count} {kind}" for kind, count in sorted(layers.items()) if kind.startswith(PRODUCTS))
+def _heavy(layers: Mapping[str, int]) -> str:
+    """The layers that do nearly all the arithmetic, as ONNX or TensorRT calls them, with their dtypes."""
+    heavy = graph.HEAVY | network.HEAVY
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(layers.items()) if kind.split()[0] in heavy)
 
 
 def _component(row: BuildRow, name: str) -> str:
@@ -190,7 +189,7 @@ def _host(results: Results, found: Finished, folder: Path) -> Iterator[str]:
 
 
 def _notes(results: Results, found: Finished) -> Iterator[str]:
-    """What failed, who did not run, and with which settings and versions the others did."""
+    """Failures, contenders that did not run, and settings and versions of the others."""
     for failure in results.of(Failure, found.scenario):
         yield f'<div class="failed"><b>Failed.</b> {escape(failure.message)}</div>'
     absent = [f"{label(one.contender)}: {one.reason}" for one in results.of(NotRun, found.scenario)]
@@ -210,8 +209,8 @@ def _notes(results: Results, found: Finished) -> Iterator[str]:
 
 
 BODIES: Mapping[str, Callable[[Results, Finished, Path], Iterator[str]]] = {
-    "pictures": _race,
-    "component": _race,
+    "pictures": _requests,
+    "component": _requests,
     "build": _builds,
     "host": _host,
 }

@@ -1,4 +1,4 @@
-"""Numbers and tables in words, the same on the page and in Markdown."""
+"""Numbers and table rows in words, the same for the page and for Markdown."""
 
 from collections.abc import Sequence
 
@@ -20,11 +20,11 @@ HEADER = (
 )
 
 NOTHING = "–"
-"""Where there is no figure."""
+"""Shown where there is no figure."""
 
 
 def seconds(value: float) -> str:
-    """Three digits with the unit that fits: 12.3 s, 45.6 ms, 78.9 µs."""
+    """Three digits with a suitable unit: 12.3 s, 45.6 ms, 78.9 µs."""
     for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
         if value * factor >= 1 or unit == "µs":
             return f"{_digits(value * factor)} {unit}"
@@ -38,19 +38,19 @@ def _digits(value: float) -> str:
 
 
 def size(value: float | None) -> str:
-    """Bytes with the unit that fits; a dash where there is no figure."""
+    """Bytes with a suitable unit, or a dash."""
     if value is None:
         return NOTHING
     return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
 
 
 def percent(value: float | None) -> str:
-    """A share; a dash where there is no figure."""
+    """A share in percent, or a dash."""
     return NOTHING if value is None else f"{100 * value:.0f} %"
 
 
 def difference(found: Difference | None) -> tuple[str, str]:
-    """(largest and mean, PSNR)."""
+    """A difference in words: largest and mean, and PSNR."""
     if found is None:
         return NOTHING, NOTHING
     if found.unit != "levels":
@@ -59,7 +59,7 @@ def difference(found: Difference | None) -> tuple[str, str]:
 
 
 def times_ours(entry: Entry) -> str:
-    """How many times latentrt's seconds a contender takes, with the extremes of the rounds."""
+    """The ratio of a contender's seconds to latentrt's, with the extremes over the rounds."""
     if entry.row.contender == OURS or entry.times_ours is None:
         return "1" if entry.row.contender == OURS else NOTHING
     ratio = entry.times_ours
@@ -67,7 +67,7 @@ def times_ours(entry: Entry) -> str:
 
 
 def cells(entry: Entry) -> tuple[str, ...]:
-    """One row of the table under `HEADER`."""
+    """A row of the table with the columns of `HEADER`."""
     summary, row = entry.seconds, entry.row
     return (
         entry.label,
@@ -84,7 +84,7 @@ def cells(entry: Entry) -> tuple[str, ...]:
 
 
 def without_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Header and rows, less the columns in which nobody has a figure."""
+    """Header and rows without the columns that hold no figure."""
     kept = [index for index in range(len(header)) if any(row[index] != NOTHING for row in rows)]
     return [[line[index] for index in kept] for line in (header, *rows)]
 

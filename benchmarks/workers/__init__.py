@@ -1,12 +1,13 @@
-"""What runs inside a worker process.
+"""The code that runs in worker processes.
 
-A worker may live in another environment than latentrt, with older libraries: everything here but `ours` and `prepare`
-imports the standard library, numpy and its own contender's libraries alone.
+A worker may run in another environment, without latentrt and with older libraries. So `serve`, `measure` and the two
+pipelines import only the standard library, numpy and the libraries of their contender.
 
-    serve              the line protocol: calls come in, answers go out
-    measure            clocks that know streams, peak memory
-    ours               latentrt itself
-    torch_pipeline     diffusers, eager, compiled, or through stable-fast
+    serve              the line protocol: receives calls, sends answers
+    measure            clocks for host and CUDA streams, memory
+    ours               latentrt
+    torch_pipeline     diffusers: eager, compiled by torch, or compiled by stable-fast
     optimum_pipeline   optimum-onnx
-    prepare            makes checkpoints, exports, builds
+    peaks              the machine's peaks
+    prepare            writes checkpoints, exports, builds
 """

@@ -1,4 +1,4 @@
-"""Clocks and memory, from inside the process that is measured."""
+"""Clocks and memory of the process that is measured."""
 
 import os
 import statistics
@@ -11,29 +11,29 @@ from typing import Any, Protocol
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""Linux, proc(5): writing it to clear_refs sets the peak resident set size to the present one."""
+"""Written to clear_refs, it resets the peak resident set size to the current one (Linux, proc(5))."""
 
 
 class Stamp(Protocol):
-    """A moment that can be asked how long after another it was."""
+    """A moment on some clock."""
 
     def seconds_since(self, earlier: Any) -> float:
         """Seconds from `earlier` to this moment."""
 
 
 class HostStamp:
-    """A moment of the host's clock."""
+    """A moment on the host's clock."""
 
     def __init__(self) -> None:
         self.time = time.perf_counter()
 
     def seconds_since(self, earlier: "HostStamp") -> float:
-        """Seconds between two moments."""
+        """Seconds from `earlier` to this moment."""
         return self.time - earlier.time
 
 
 class TorchStamp:
-    """A moment of a CUDA stream, recorded without stopping the host."""
+    """A moment on a CUDA stream, recorded without blocking the host."""
 
     def __init__(self) -> None:
         import torch
@@ -42,40 +42,40 @@ class TorchStamp:
         self.event.record()
 
     def seconds_since(self, earlier: "TorchStamp") -> float:
-        """Seconds on the device; both events must have happened."""
+        """Seconds on the device from `earlier` to this moment; both events must have happened."""
         return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
 class Clock:
-    """Marks the end of each stage of one request, and counts the host's time from step to step."""
+    """Records the end of each stage of a request, and the host's time at the end of each step."""
 
-    def __init__(self, stamp: Callable[[], Any], synchronize: Callable[[], None]):
+    def __init__(self, stamp: Callable[[], Stamp], synchronize: Callable[[], None]):
         self.stamp = stamp
         self.synchronize = synchronize
-        self.marks: list[tuple[str, Any]] = []
+        self.marks: list[tuple[str, Stamp]] = []
         self.steps: list[float] = []
         self.started = 0.0
 
     def start(self) -> None:
-        """A request begins."""
+        """Note that a request begins."""
         self.synchronize()
         self.steps.clear()
         self.marks[:] = [("", self.stamp())]
         self.started = time.perf_counter()
 
     def mark(self, stage: str) -> None:
-        """A stage ends; the same stage again moves its end."""
+        """Note that a stage ends; when called again for the same stage, its end moves."""
         if self.marks[-1][0] == stage:
             self.marks.pop()
         self.marks.append((stage, self.stamp()))
 
     def step(self) -> None:
-        """A step of the loop ends, as the host sees it."""
+        """Note that a step of the loop ends for the host."""
         self.steps.append(time.perf_counter())
         self.mark("denoise")
 
     def stop(self, last: str) -> dict[str, Any]:
-        """The request ends with the stage `last`: wall time, stages, median host time per step."""
+        """End the request with the stage `last`. Returns seconds: wall time, stages, median host time per step."""
         self.mark(last)
         self.synchronize()
         wall = time.perf_counter() - self.started
@@ -85,19 +85,19 @@ class Clock:
 
 
 def step_seconds(times: list[float]) -> float | None:
-    """Median seconds between the ends of steps."""
+    """Median seconds from the end of one step to that of the next."""
     gaps = [later - earlier for earlier, later in pairwise(times)]
     return statistics.median(gaps) if gaps else None
 
 
 def restrict_threads(threads: int) -> None:
-    """Let this process use the first `threads` of its cores, whatever its libraries think."""
+    """Restrict this process to the first `threads` of its cores, whatever its libraries would use; 0: all of them."""
     if threads and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
 
 def peak_memory() -> int | None:
-    """Largest resident set since the last reset, in bytes; None where the system does not tell."""
+    """Largest resident set since the last reset, in bytes; None if the system does not report it."""
     try:
         lines = STATUS.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -106,8 +106,25 @@ def peak_memory() -> int | None:
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory` begin anew, where the system can."""
+    """Let `peak_memory` start anew, if the system supports that."""
     try:
         CLEAR.write_text(RESET_PEAK, encoding="ascii")
     except OSError:
         return
+
+
+class Memory:
+    """Memory of this process and of its GPU; create it before anything is loaded.
+
+    `free_bytes` returns the GPU's free bytes, or None where they cannot be known.
+    """
+
+    def __init__(self, free_bytes: Callable[[], int | None] = lambda: None):
+        self.free_bytes = free_bytes
+        self.free_before = free_bytes()
+
+    def used(self) -> dict[str, int | None]:
+        """`memory`: peak bytes of the process; `memory_device`: bytes taken from the GPU since the beginning."""
+        free = self.free_bytes()
+        device = None if free is None or self.free_before is None else self.free_before - free
+        return {"memory": peak_memory(), "memory_device": device}

@@ -1,34 +1,42 @@
-"""optimum-onnx as a contender; it lives in an environment of its own."""
+"""optimum-onnx as a contender; it runs in an environment of its own."""
 
 import importlib
 import json
 from pathlib import Path
 from typing import Any
 
-from latentrt.benchmarks.workers.measure import Clock, HostStamp, peak_memory, reset_peak_memory, restrict_threads
+from latentrt.benchmarks.workers.measure import (
+    Clock,
+    HostStamp,
+    Memory,
+    peak_memory,
+    reset_peak_memory,
+    restrict_threads,
+)
 from latentrt.benchmarks.workers.torch_pipeline import SCHEDULERS, draw, watch
 
-READY = "model_index.json"
+INDEX = "model_index.json"
 
 
 def pipeline_class(checkpoint: Path) -> Any:
-    """Optimum's counterpart of the checkpoint's pipeline: it cannot tell a local folder's task by itself."""
+    """Optimum's counterpart of the checkpoint's pipeline: optimum does not recognise the task of a local folder."""
     library: Any = importlib.import_module("optimum.onnxruntime")
-    index = json.loads((checkpoint / READY).read_text(encoding="utf-8"))
+    index = json.loads((checkpoint / INDEX).read_text(encoding="utf-8"))
     return getattr(library, f"ORT{index['_class_name']}")
 
 
 class Optimum:
-    """The ONNX Runtime pipeline that optimum-onnx exports by itself."""
+    """The pipeline that optimum-onnx exports and runs with ONNX Runtime."""
 
     def __init__(self) -> None:
         self.pipeline: Any = None
         self.clock = Clock(HostStamp, lambda: None)
+        self.memory = Memory()
 
     def load(
         self, *, checkpoint: str, device: str, threads: int, sampler: str, exported: str, precision: str, **_others: Any
     ) -> dict[str, Any]:
-        """Export the checkpoint once into `exported`, then load from there."""
+        """Export the checkpoint to the folder `exported`, if that is not there yet, and load it."""
         restrict_threads(threads)
         import diffusers
         import onnxruntime
@@ -41,7 +49,7 @@ class Optimum:
         if device == "cpu":
             torch.set_num_threads(threads or torch.get_num_threads())
         kind = pipeline_class(Path(checkpoint))
-        if not (Path(exported) / READY).is_file():
+        if not (Path(exported) / INDEX).is_file():
             exporting = kind.from_pretrained(checkpoint, export=True, local_files_only=True)
             exporting.save_pretrained(exported)
             del exporting
@@ -63,12 +71,12 @@ class Optimum:
         return {"versions": versions, "memory": peak_memory(), "notes": notes}
 
     def begin(self) -> None:
-        """The warm-up is over."""
+        """Note that the warm-up is over."""
         reset_peak_memory()
 
     def sample(self, *, request: dict[str, Any], picture: str | None = None) -> dict[str, Any]:
-        """One request, timed; the first picture goes to `picture`."""
+        """Time one request; its first picture is saved to `picture`."""
         timing, pictures = draw(self.pipeline, self.clock, request)
         if picture:
             pictures[0].save(picture)
-        return timing | {"memory": peak_memory(), "memory_device": None}
+        return timing | self.memory.used()

@@ -1,4 +1,4 @@
-"""latentrt as a contender: a bundle's pipeline, or one of its engines alone."""
+"""latentrt as a contender: the pipeline of a bundle, or one of its engines."""
 
 import time
 from importlib.metadata import version
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.benchmarks.workers.measure import peak_memory, reset_peak_memory, restrict_threads, step_seconds
+from latentrt.benchmarks.workers.measure import Memory, peak_memory, reset_peak_memory, restrict_threads, step_seconds
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends import Binding, Engine
 from latentrt.runtime.backends.registry import load_module
@@ -22,14 +22,14 @@ class Latentrt:
         self.engine: Engine | None = None
         self.bindings: dict[tuple[tuple[str, int], ...], Binding] = {}
         self.backend: Any = None
-        self.free_before: int | None = None
+        self.memory = Memory()
 
     def load(
         self, *, bundle: str, backend: str, device: str, threads: int, component: str = "", **_others: Any
     ) -> dict[str, Any]:
-        """Load everything, or one component."""
+        """Load the whole pipeline, or one component."""
         restrict_threads(threads)
-        self.free_before = device_free(device)
+        self.memory = Memory(lambda: device_free(device))
         place = "cpu" if device == "cpu" else "cuda:0"
         if component:
             opened = Bundle.open(bundle)
@@ -43,11 +43,11 @@ class Latentrt:
         return {"versions": versions, "memory": peak_memory(), "notes": []}
 
     def begin(self) -> None:
-        """The warm-up is over."""
+        """Note that the warm-up is over."""
         reset_peak_memory()
 
     def sample(self, *, request: dict[str, Any], picture: str | None = None) -> dict[str, Any]:
-        """One request, timed; the last picture of the batch's first prompt goes to `picture`."""
+        """Time one request; its first picture is saved to `picture`."""
         if self.pipeline is None:
             raise RuntimeError("sample before load")
         times: list[float] = []
@@ -58,12 +58,12 @@ class Latentrt:
         wall = time.perf_counter() - started
         if picture:
             result.images[0].save(picture)
-        return {"wall": wall, "stages": dict(result.timings), "step": step_seconds(times)} | self._memory()
+        return {"wall": wall, "stages": dict(result.timings), "step": step_seconds(times)} | self.memory.used()
 
     def run_component(
         self, *, inputs: str, sizes: dict[str, int], output: str, result: str | None = None
     ) -> dict[str, Any]:
-        """One run of the component on the arrays of an `.npz` file; `output` goes to `result`."""
+        """Time one run of the component on the arrays of an `.npz` file; the port `output` is saved to `result`."""
         if self.engine is None:
             raise RuntimeError("run_component before load")
         key = tuple(sorted(sizes.items()))
@@ -80,16 +80,11 @@ class Latentrt:
         wall = time.perf_counter() - started
         if result:
             np.save(result, binding.buffers[output].numpy())
-        return {"wall": wall, "stages": {"component": after.seconds_since(before)}, "step": None} | self._memory()
-
-    def _memory(self) -> dict[str, Any]:
-        free = device_free(self.backend.device)
-        held = None if free is None or self.free_before is None else self.free_before - free
-        return {"memory": peak_memory(), "memory_device": held}
+        return {"wall": wall, "stages": {"component": after.seconds_since(before)}, "step": None} | self.memory.used()
 
 
 def device_free(device: str) -> int | None:
-    """Free bytes of the GPU, of all processes together; None on the CPU."""
+    """Free bytes of the GPU, whatever process uses the others; None on the CPU."""
     if device == "cpu":
         return None
     from latentrt.runtime.backends.cuda import call

@@ -1,4 +1,4 @@
-"""What the machine can do: the fastest matrix product and the fastest copy that can be measured here."""
+"""Measures the machine's peaks: the fastest matrix product and the fastest copy."""
 
 import tempfile
 import time
@@ -12,28 +12,28 @@ import onnx
 
 from latentrt.benchmarks.workers.measure import restrict_threads
 from latentrt.runtime.backends import open_backend
-from latentrt.runtime.bundle.specs import DTYPES, ComponentSpec, Precision, port
+from latentrt.runtime.bundle.specs import DTYPES, ONNX_TYPES, ComponentSpec, Precision, port
 
 PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
-"""Edge of the square matrices: large enough that memory does not matter."""
+"""Edge of the square matrices: so large that memory traffic does not matter."""
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}
-"""Far more than any cache holds."""
+"""Size of the copies: far more than any cache holds."""
 
 SECONDS = 3.0
-"""How long each thing is tried: on a machine that others use too, the fastest of many runs is what it can do."""
+"""Time spent on each measurement: on a shared machine, the fastest of many runs shows what it is capable of."""
 
 LEAST_RUNS = 7
 
 IR_VERSION = 11
-"""The first with opset 23; onnx's own default may be newer than ONNX Runtime."""
+"""The oldest IR version with opset 23; onnx's default may be too new for ONNX Runtime."""
 
 
 class MachinePeaks:
     """Measures the machine on one device."""
 
     def measure(self, *, device: str, precision: Precision, threads: int) -> dict[str, Any]:
-        """Operations and bytes per second, and how they were found."""
+        """Operations and bytes per second, and how they were measured."""
         restrict_threads(threads)
         products = {"onnxruntime": onnxruntime_product(device, precision)}
         if device == "cpu" and precision == "fp32":
@@ -50,7 +50,7 @@ class MachinePeaks:
 
 
 def fastest(run: Callable[[], object]) -> float:
-    """Least seconds of many runs, after one to warm up."""
+    """The least seconds of many runs, after one to warm up."""
     run()
     seconds: list[float] = []
     begun = time.perf_counter()
@@ -62,10 +62,9 @@ def fastest(run: Callable[[], object]) -> float:
 
 
 def onnxruntime_product(device: str, precision: Precision) -> float:
-    """Operations per second of a MatMul through latentrt's own backend."""
+    """Operations per second of a MatMul in latentrt's ONNX Runtime backend."""
     size, dtype = PRODUCT_SIZE[device], DTYPES[precision]
-    kind = getattr(onnx.TensorProto, {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}[dtype])
-    values = [onnx.helper.make_tensor_value_info(name, kind, [size, size]) for name in "abc"]
+    values = [onnx.helper.make_tensor_value_info(name, ONNX_TYPES[dtype], [size, size]) for name in "abc"]
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("MatMul", ["a", "b"], ["c"])], "product", values[:2], values[2:]
     )
@@ -90,14 +89,14 @@ def onnxruntime_product(device: str, precision: Precision) -> float:
 
 
 def numpy_product() -> float:
-    """Operations per second of numpy's own library."""
+    """Operations per second of a matrix product in numpy."""
     size = PRODUCT_SIZE["cpu"]
     left, product = np.ones((size, size), np.float32), np.empty((size, size), np.float32)
     return 2 * size**3 / fastest(lambda: np.matmul(left, left, out=product))
 
 
 def torch_product(threads: int) -> float:
-    """Operations per second of torch."""
+    """Operations per second of a matrix product in torch."""
     import torch
 
     torch.set_num_threads(threads or torch.get_num_threads())
@@ -107,7 +106,7 @@ def torch_product(threads: int) -> float:
 
 
 def host_copy(threads: int) -> float:
-    """Bytes read and written per second by as many threads as take part."""
+    """Bytes read and written per second by `threads` threads together."""
     workers = max(threads, 1)
     source = np.ones(COPY_BYTES["cpu"] // 8)
     target = np.empty_like(source)

@@ -1,4 +1,4 @@
-"""Makes what contenders load, in a process of its own, so that its memory is its own too."""
+"""Prepares what contenders load, in a process of its own, so that its memory is measured separately."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.benchmarks.models import export_model, write_checkpoint
+from latentrt.benchmarks.models import HASH_DIGITS, export_model, write_checkpoint
 from latentrt.benchmarks.workers.measure import peak_memory, restrict_threads
 from latentrt.engine.build import build_engines
 from latentrt.export.checkpoint import Checkpoint
@@ -14,28 +14,26 @@ from latentrt.runtime.backends.registry import default_target, runnable_targets
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
 
-KEY_DIGITS = 12
-
 
 def build_target(backend: str, device: str) -> str:
-    """What this machine's device runs; the backend's default where it runs none, or where there is no GPU."""
+    """The target that runs on this machine's device; the backend's default if there is none, or no GPU."""
     own = runnable_targets(backend, "cuda:0") if device == "cuda" else ()
     return own[0] if own else default_target(backend)
 
 
 class Prepare:
-    """Checkpoints, bundles and engines; each call does nothing where the result is there already."""
+    """Makes checkpoints, bundles and engines; a call does nothing if its result exists already."""
 
     def checkpoint(self, *, model: str, threads: int) -> dict[str, Any]:
-        """The model's checkpoint on disk: `path`, and a `key` that changes with its weights."""
+        """Write a model's checkpoint. Returns its `path`, and a `key` that changes with its weights."""
         restrict_threads(threads)
         started = time.perf_counter()
         path = write_checkpoint(model)
-        key = Checkpoint.open(path).weights_sha256()[:KEY_DIGITS]
+        key = Checkpoint.open(path).weights_sha256()[:HASH_DIGITS]
         return {"path": str(path), "key": key, "seconds": time.perf_counter() - started}
 
     def bundle(self, *, model: str, precision: str, limits: dict[str, str], threads: int) -> dict[str, Any]:
-        """The model's bundle for a range of requests."""
+        """Export a model's bundle with these limits."""
         restrict_threads(threads)
         started = time.perf_counter()
         path = export_model(model, precision, limits)
@@ -44,7 +42,7 @@ class Prepare:
     def build(
         self, *, bundle: str, backend: str, device: str, limits: dict[str, str], force: bool = False
     ) -> dict[str, Any]:
-        """The engines of a bundle for this machine's device; `force` builds them anew."""
+        """Build a bundle's engines for this machine's device; `force` builds all of them anew."""
         opened = Bundle.open(Path(bundle))
         started = time.perf_counter()
         record = build_engines(opened, backend, Limits(**limits), target=build_target(backend, device), force=force)
@@ -57,7 +55,7 @@ class Prepare:
         return {"seconds": seconds, "components": components, "layers": layers, "memory": peak_memory()}
 
     def component_inputs(self, *, bundle: str, component: str, sizes: dict[str, int], file: str) -> str:
-        """Write sample inputs of one component to an `.npz` file; returns the name of its first output."""
+        """Write sample inputs of a component to an `.npz` file. Returns the name of its first output."""
         from latentrt.export.sample_inputs import sample_inputs
 
         manifest = Bundle.open(Path(bundle)).manifest

@@ -1,9 +1,9 @@
-"""A worker process: one JSON object per line comes in on stdin, one goes out on stdout.
+"""A worker process: it reads calls from stdin and writes answers to stdout, one JSON object per line.
 
     {"call": "load", "with": {...}}  ->  {"value": ...}  or  {"error": "...", "trace": "..."}
 
-`python -m latentrt.benchmarks.workers.serve MODULE:CLASS`, or, where latentrt is not installed, this file by its path.
-Whatever libraries print goes to stderr.
+Started by `python -m latentrt.benchmarks.workers.serve MODULE:CLASS` or, where latentrt is not installed, by the path
+of this file. Whatever libraries print goes to stderr.
 """
 
 import importlib
@@ -19,7 +19,7 @@ PACKAGE = "latentrt.benchmarks"
 
 
 def own_package() -> None:
-    """Make `latentrt.benchmarks` importable from this file's place alone."""
+    """Make `latentrt.benchmarks` importable by the location of this file, without latentrt being installed."""
     for name, path in (("latentrt", []), (PACKAGE, [str(Path(__file__).parents[1])])):
         module = ModuleType(name)
         module.__path__ = path
@@ -32,14 +32,14 @@ def serve(worker: Any, calls: TextIO, answers: TextIO) -> None:
         message = json.loads(line)
         try:
             answer = {"value": getattr(worker, message["call"])(**message["with"])}
-        except Exception as error:  # the other end decides what a failure means
+        except Exception as error:  # the calling process decides what a failure means
             answer = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 def main(kind: str) -> None:
-    """Run one worker of `module:class`."""
+    """Run the worker `module:class`."""
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8") as answers:
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         module, name = kind.split(":")

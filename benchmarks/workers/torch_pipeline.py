@@ -1,4 +1,4 @@
-"""diffusers as a contender: eager, compiled by torch, or through stable-fast."""
+"""diffusers as a contender: eager, compiled by torch, or compiled by stable-fast."""
 
 import importlib
 from pathlib import Path
@@ -9,6 +9,7 @@ import numpy as np
 from latentrt.benchmarks.workers.measure import (
     Clock,
     HostStamp,
+    Memory,
     TorchStamp,
     peak_memory,
     reset_peak_memory,
@@ -23,14 +24,14 @@ SCHEDULERS = {
     "unipc": "UniPCMultistepScheduler",
     "lcm": "LCMScheduler",
 }
-"""latentrt's samplers by diffusers' names."""
+"""diffusers' scheduler for each of latentrt's samplers; latentrt itself may not be installed here."""
 
 FLOAT32_INPUTS = ("timestep", "time_ids")
 """Inputs that are float32 in every precision."""
 
 
 def watch(pipeline: Any, clock: Clock) -> None:
-    """Let the clock see the end of the text encoding: the pipeline itself tells of steps only."""
+    """Let the clock note the end of text encoding: the pipeline has a callback only for steps."""
     encode = pipeline.encode_prompt
 
     def encode_prompt(*arguments: Any, **options: Any) -> Any:
@@ -42,7 +43,7 @@ def watch(pipeline: Any, clock: Clock) -> None:
 
 
 def draw(pipeline: Any, clock: Clock, request: dict[str, Any]) -> tuple[dict[str, Any], Any]:
-    """One request to a diffusers pipeline in latentrt's words; what the clock saw, and the pictures."""
+    """Draw one request with a diffusers pipeline. Returns the clock's timing and the pictures."""
     import torch
 
     def stepped(_pipeline: Any, _step: int, _timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
@@ -66,14 +67,14 @@ def draw(pipeline: Any, clock: Clock, request: dict[str, Any]) -> tuple[dict[str
 
 
 class Diffusers:
-    """A diffusers pipeline, or one of its networks alone."""
+    """A diffusers pipeline, or one of its networks."""
 
     def __init__(self) -> None:
         self.pipeline: Any = None
         self.module: Any = None
-        self.clock: Any = None
+        self.clock = Clock(HostStamp, lambda: None)
+        self.memory = Memory()
         self.device = "cpu"
-        self.free_before: int | None = None
         self.notes: list[str] = []
 
     def load(
@@ -85,11 +86,11 @@ class Diffusers:
         threads: int,
         sampler: str,
         component: str = "",
-        compile: bool = False,  # the option's name in the table of contenders
+        compile: bool = False,  # named as in the table of contenders
         stable_fast: bool = False,
         **_others: Any,
     ) -> dict[str, Any]:
-        """Load the checkpoint in the scenario's precision."""
+        """Load the checkpoint in the scenario's precision, and compile it if asked."""
         restrict_threads(threads)
         import diffusers
         import torch
@@ -97,9 +98,9 @@ class Diffusers:
         if device == "cpu":
             torch.set_num_threads(threads or torch.get_num_threads())
         elif precision == "fp32":
-            torch.backends.cudnn.allow_tf32 = False  # the reference rounds nothing away
+            torch.backends.cudnn.allow_tf32 = False  # the reference is exact float32
         self.device = device
-        self.free_before = self._free()
+        self.memory = Memory(self._free)
         self.clock = self._clock()
         pipeline = load_pipeline(checkpoint, precision, sampler).to(device)
         pipeline.set_progress_bar_config(disable=True)
@@ -115,20 +116,20 @@ class Diffusers:
         return {"versions": versions, "memory": peak_memory(), "notes": self.notes}
 
     def begin(self) -> None:
-        """The warm-up is over."""
+        """Note that the warm-up is over."""
         reset_peak_memory()
 
     def sample(self, *, request: dict[str, Any], picture: str | None = None) -> dict[str, Any]:
-        """One request, timed; the first picture goes to `picture`."""
+        """Time one request; its first picture is saved to `picture`."""
         timing, pictures = draw(self.pipeline, self.clock, request)
         if picture:
             pictures[0].save(picture)
-        return {**timing, **self._memory()}
+        return timing | self.memory.used()
 
     def run_component(
         self, *, inputs: str, sizes: dict[str, int], output: str, result: str | None = None
     ) -> dict[str, Any]:
-        """One run of the component on the arrays of an `.npz` file; its first output goes to `result`."""
+        """Time one run of the component on the arrays of an `.npz` file; its first output is saved to `result`."""
         import torch
 
         dtype = next(self.module.parameters()).dtype
@@ -144,7 +145,7 @@ class Diffusers:
         if result:
             first = found[0] if isinstance(found, tuple) else found
             np.save(result, first.cpu().numpy())
-        return {**timing, **self._memory()}
+        return timing | self.memory.used()
 
     def _clock(self) -> Clock:
         if self.device == "cpu":
@@ -159,11 +160,6 @@ class Diffusers:
         import torch
 
         return int(torch.cuda.mem_get_info()[0])
-
-    def _memory(self) -> dict[str, Any]:
-        free = self._free()
-        held = None if free is None or self.free_before is None else self.free_before - free
-        return {"memory": peak_memory(), "memory_device": held}
 
 
 def load_pipeline(checkpoint: str, precision: str, sampler: str) -> Any:
@@ -180,7 +176,7 @@ def load_pipeline(checkpoint: str, precision: str, sampler: str) -> Any:
 
 
 def compile_networks(pipeline: Any, device: str) -> str:
-    """torch.compile in settings no slower than others (benchmarks/compile_settings.py); gives them in words."""
+    """Compile with the fastest settings of torch.compile (benchmarks/compile_settings.py). Returns them in words."""
     import torch
 
     decode = pipeline.vae.decode
@@ -207,7 +203,7 @@ def stable_fast_pipeline(pipeline: Any) -> Any:
 
 
 def component_module(pipeline: Any, component: str) -> Any:
-    """One network of the pipeline behind the ports that latentrt gives it; its VAE in float32 where its config asks."""
+    """One network of the pipeline with the ports that latentrt gives it; a VAE in float32 if its config says so."""
     from latentrt.export.modules import MODULES
 
     folder, wrapper = MODULES[component]

@@ -11,7 +11,7 @@ MICROSOFT = "com.microsoft"
 """Domain of the operators that ONNX Runtime adds to ONNX's."""
 
 MICROSOFT_DTYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
-"""Dtypes for which its CUDA provider has kernels of these operators."""
+"""Dtypes for which ONNX Runtime's CUDA provider has kernels of these operators."""
 
 
 def add_constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:

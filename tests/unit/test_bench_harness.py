@@ -100,7 +100,7 @@ def test_a_worker_that_dies(tmp_path):
 
 
 def test_a_worker_that_does_not_answer(tmp_path):
-    slow = Worker("slow", "workers.torch_pipeline:Diffusers", tmp_path / "slow.log", patience=0.01)
+    slow = Worker("slow", "workers.torch_pipeline:Diffusers", tmp_path / "slow.log", timeout=0.01)
     with pytest.raises(BenchmarkError, match=r"slow: begin gave no answer in 0 s"):
         slow.call("begin")
     slow.close()
