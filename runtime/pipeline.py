@@ -226,7 +226,7 @@ class Pipeline:
             raise RequestError(f"this drawing has {drawing.steps_left} steps left; advance it before it is finished")
         self.backend.activate()
         with stage(self.backend, "denoise", [drawing.timeline]):
-            self._loop.settle()
+            self._loop.read_back()
         check_finite(drawing.pictures)
         latents = np.stack([picture.state[0] for picture in drawing.pictures])
         images: list[Image.Image] = []

@@ -1,1 +1,1 @@
-"""From noise to pictures: how a drawing starts, the denoising loop, and the VAE."""
+"""From noise to pictures: the start of a drawing, the denoising loop, and the VAE."""

@@ -8,14 +8,14 @@ from latentrt.runtime.bundle.unet_parts import BODY, PROLOGUE, WHOLE
 from latentrt.runtime.drawing.batch import Arrays
 
 CARRIED = ("state", "step", "failed")
-"""The sampler's inputs that come from its outputs of the step before, `next_` and the name."""
+"""The sampler's inputs that are its outputs of the step before; those are called `next_` and the name."""
 
 
 class CapturedStep:
     """U-Net and sampler bound to one set of sizes; `run` replays one step of both.
 
-    A U-Net that was split is a prologue, which runs once for each batch of prompts, and a body that reads its outputs
-    where they are.
+    A U-Net may be split into a prologue, which runs once per batch of prompts, and a body, which reads the prologue's
+    outputs in place.
     """
 
     def __init__(self, backend: Backend, engines: Mapping[str, Engine], sizes: Mapping[str, int]):
@@ -41,7 +41,7 @@ class CapturedStep:
         self.run = backend.record(step)
 
     def upload(self, arrays: Arrays) -> None:
-        """Write every input, and compute what depends on the prompts alone."""
+        """Write every input, and run the prologue, if there is one."""
         for name, values in arrays.items():
             self.buffers[name].write(values)
         if self._prologue is not None:

@@ -10,8 +10,8 @@ from latentrt.runtime.samplers import SamplerTable
 def guidance_rows(request: Request, table: SamplerTable, scale: float) -> Float32s:
     """Weights (S, r) of a picture's U-Net rows at each step: model output = weights · rows.
 
-    [1 - g, g] is classifier-free guidance at scale g (Ho & Salimans 2022, equation 6). Outside the request's interval,
-    and for pictures without guidance, the prompt's row alone counts.
+    [1 - g, g] is classifier-free guidance at scale g (Ho & Salimans 2022, equation 6). Outside the request's guidance
+    interval, and without guidance, only the prompt's row counts.
     """
     if not request.guided:
         return np.ones((table.step_count, 1), np.float32)

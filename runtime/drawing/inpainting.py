@@ -1,4 +1,4 @@
-"""What a mask keeps: the original under it, in latents and in pixels."""
+"""Inpainting: what a mask keeps of the original, in latents and in pixels."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from latentrt.runtime.request.source import Source
 
 
 def paste_back(images: list[Image.Image], source: Source | None) -> list[Image.Image]:
-    """The images with the pixels of their source outside its mask, where the source asks for that."""
+    """Put the source's own pixels back outside its mask, if the source asks for that."""
     if source is None or not source.paste_back or source.pixels is None or source.mask is None:
         return images
     originals = ((source.pixels.transpose(0, 2, 3, 1) + 1) * 127.5).round().astype(np.uint8)
@@ -19,15 +19,16 @@ def paste_back(images: list[Image.Image], source: Source | None) -> list[Image.I
 
 
 def latent_mask(mask: Float32s, scale: int) -> Float32s:
-    """A mask at the latents' size, (…, h, w): of each cell its upper left pixel, as diffusers takes it."""
+    """A mask at the latents' size (…, h, w): the upper left pixel of each cell, as in diffusers."""
     return mask[..., ::scale, ::scale]
 
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """What a picture keeps outside its mask. latents and noise (4, h, w); mask (1, h, w), 1 where it is drawn anew.
+    """What a picture keeps outside its mask.
 
-    levels (S + 1, 2): after step s the kept latents are levels[s] · [latents, noise].
+    latents and noise (4, h, w). mask (1, h, w): 1 where the picture is redrawn. levels (S + 1, 2): after step s the
+    kept latents are levels[s] · [latents, noise].
     """
 
     latents: Float32s

@@ -15,15 +15,14 @@ from latentrt.runtime.errors import NumericsError, RequestError
 from latentrt.runtime.recent import Recent
 
 StepProgress = Callable[[int, int], None]
-"""Called after each step with (steps done, steps in all)."""
-
+"""Called after each step with (steps done, total steps)."""
 
 KEPT_STEPS = 4
-"""For how many sets of sizes buffers and the recorded step are kept."""
+"""How many sets of sizes keep their buffers and their captured step."""
 
 
 class Loop:
-    """Draws batches of pictures. The batch that was advanced last stays on the device until another one comes."""
+    """Draws batches of pictures. The batch advanced last stays on the device until another one comes."""
 
     def __init__(self, backend: Backend, engines: Mapping[str, Engine]):
         self._backend = backend
@@ -41,11 +40,11 @@ class Loop:
             RequestError: a picture has fewer steps left, stands twice in the batch, or does not go with the others.
         """
         check_steps(pictures, steps)
-        report = None if progress is None else _Report(self._backend, progress, steps)
+        report = None if progress is None else _ProgressReport(self._backend, progress, steps)
         try:
             left = steps
             while left:
-                captured = self._hold(pictures)
+                captured = self._upload(pictures)
                 steady = min(self._steady_steps, left)
                 for _ in range(steady):
                     captured.run()
@@ -53,90 +52,90 @@ class Loop:
                         report.stepped()
                 self._steady_steps -= steady
                 left -= steady
-                for one in pictures:
-                    one.step += steady
+                for picture in pictures:
+                    picture.step += steady
             if report is not None:
                 report.finish()
         except BaseException:
-            self._forget()
+            self._roll_back()
             raise
 
-    def _hold(self, pictures: Sequence[Picture]) -> CapturedStep:
-        """The captured step that has these pictures on the device, with the rows that their next step needs."""
+    def _upload(self, pictures: Sequence[Picture]) -> CapturedStep:
+        """The captured step with these pictures, and the rows that their next step needs, on the device."""
         if self._captured is None or tuple(pictures) != self._held or not self._steady_steps:
-            self.settle()
+            self.read_back()
             sizes, arrays = lay_out(pictures)
             self._captured = self._kept.get(
                 tuple(sizes.items()), lambda: CapturedStep(self._backend, self._engines, sizes)
             )
             self._captured.upload(arrays)
-            self._held, self._held_from = tuple(pictures), [one.step for one in pictures]
-            self._steady_steps = min(one.steady_steps for one in pictures)
+            self._held, self._held_from = tuple(pictures), [picture.step for picture in pictures]
+            self._steady_steps = min(picture.steady_steps for picture in pictures)
         return self._captured
 
-    def settle(self) -> None:
-        """Bring the state of the pictures on the device back into them."""
+    def read_back(self) -> None:
+        """Copy the state of the pictures on the device back into them."""
         if self._captured is None or not self._held:
             return
         states, failed = (self._captured.buffers[name].numpy() for name in ("state", "failed"))
-        for one, state, step in zip(self._held, states, failed, strict=True):
-            one.state = state[: one.table.state_count]
-            one.failed = int(step)
+        for picture, state, step in zip(self._held, states, failed, strict=True):
+            picture.state = state[: picture.table.state_count]
+            picture.failed = int(step)
         self._held, self._held_from = (), []
 
-    def _forget(self) -> None:
-        """Leave the pictures as they were when they were uploaded: a step failed, or was stopped."""
-        for one, step in zip(self._held, self._held_from, strict=True):
-            one.step = step
+    def _roll_back(self) -> None:
+        """Leave the pictures as they were before they were uploaded, since a step failed or was interrupted."""
+        for picture, step in zip(self._held, self._held_from, strict=True):
+            picture.step = step
         self._held, self._held_from = (), []
 
     def close(self) -> None:
-        """Give back every buffer and recorded step."""
+        """Release every buffer and captured step."""
         self._held, self._held_from, self._captured = (), [], None
         self._kept.clear()
 
 
-class _Report:
-    """Tells of each step when the device has done it, one step late, so that the device always has work."""
+class _ProgressReport:
+    """Reports each step once the device has done it, one step late, so that the device always has work."""
 
     def __init__(self, backend: Backend, progress: StepProgress, steps: int):
         self._mark = backend.mark
         self._progress = progress
         self._steps = steps
-        self._told = 0
+        self._reported = 0
         self._last: Mark | None = None
 
     def stepped(self) -> None:
-        """A step was enqueued."""
+        """Note that a step was enqueued, and report the one before."""
         before, self._last = self._last, self._mark()
         if before is not None:
-            self._tell(before)
+            self._wait_and_report(before)
 
     def finish(self) -> None:
-        """All steps were enqueued."""
+        """Report the last step."""
         if self._last is not None:
-            self._tell(self._last)
+            self._wait_and_report(self._last)
 
-    def _tell(self, mark: Mark) -> None:
+    def _wait_and_report(self, mark: Mark) -> None:
         mark.wait()
-        self._told += 1
-        self._progress(self._told, self._steps)
+        self._reported += 1
+        self._progress(self._reported, self._steps)
 
 
 def check_steps(pictures: Sequence[Picture], steps: int) -> None:
-    """Raise `RequestError` where there is nothing to draw, or not that far."""
-    if not pictures or len({id(one) for one in pictures}) < len(pictures):
+    """Raise `RequestError` unless every picture is there once and has this many steps left."""
+    if not pictures or len({id(picture) for picture in pictures}) < len(pictures):
         raise RequestError("a batch needs at least one picture, and each only once")
-    least = min(one.steps_left for one in pictures)
+    least = min(picture.steps_left for picture in pictures)
     if not 1 <= steps <= least:
         raise RequestError(f"advance by {steps} steps: the picture that is furthest has {least} left")
 
 
 def check_finite(pictures: Sequence[Picture]) -> None:
     """Raise `NumericsError` for the first picture that the sampler graph marked as failed."""
-    for number, one in enumerate(pictures, 1):
-        if one.failed >= 0:
+    for number, picture in enumerate(pictures, 1):
+        if picture.failed >= 0:
             raise NumericsError(
-                f"unet: picture {number} holds NaN or infinity from step {one.failed + 1} of {one.table.step_count} "
-                "on. The weights overflow in this precision; export with fp32"
+                f"unet: picture {number} holds NaN or infinity from step {picture.failed + 1} of "
+                f"{picture.table.step_count} on. The weights overflow in this precision; export with fp32"
             )

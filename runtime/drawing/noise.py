@@ -5,9 +5,9 @@ seed; numpy's legacy `RandomState` gives the same stream. Normals: Box & Muller 
 layouts of torch's CPU kernel, which the element count selects:
 
 - 16 elements or more: float32 uniforms of 24 bits for every element, then Box-Muller inside blocks of 16, element j of
-  the first eight paired with element j + 8. Where 16 does not divide the count, the last 16 elements are drawn anew.
-- fewer than 16: float64 uniforms of 53 bits, two per pair; a pair's sine half is kept for the next such draw, also
-  across draws of the first kind, which neither use nor drop it.
+  the first eight paired with element j + 8. If 16 does not divide the count, the last 16 elements are drawn again.
+- fewer than 16: float64 uniforms of 53 bits, two per pair. A pair's sine half is kept for the next such draw; draws of
+  the first kind in between neither use nor drop it.
 
 torch's vectorised kernel rounds log, sin and cos differently: the largest difference seen is 5e-7.
 """
@@ -57,9 +57,9 @@ class TorchGenerator:
         return raw.astype(np.float32) * np.float32(2**-24)
 
     def _pairs(self, count: int) -> NDArray[np.float32]:
-        return np.array([self._one() for _ in range(count)], np.float32)
+        return np.array([self._next_normal() for _ in range(count)], np.float32)
 
-    def _one(self) -> float:
+    def _next_normal(self) -> float:
         if self._kept is not None:
             kept, self._kept = self._kept, None
             return kept
@@ -86,7 +86,7 @@ def _low_bits(seed: int) -> int:
 
 
 def _box_muller(uniforms: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Normals from a multiple of 16 uniforms: in each block, radius from the first eight, angle from the last eight."""
+    """Normals from a multiple of 16 uniforms: in each block eight for the radius, then eight for the angle."""
     radial, angular = np.moveaxis(uniforms.reshape(-1, 2, _BLOCK // 2), 1, 0)
     radius = np.sqrt(np.float32(-2) * np.log(np.float32(1) - radial))
     angle = np.float32(2 * np.pi) * angular

@@ -16,12 +16,12 @@ from latentrt.runtime.samplers import SamplerTable
 
 @dataclass(eq=False, slots=True)
 class Picture:
-    """All that the loop needs to draw one picture, and how far it is; S U-Net evaluations, r rows of the U-Net.
+    """One picture: everything the loop needs to draw it in S U-Net evaluations of r rows, and the step it is at.
 
-    inputs: for each of the U-Net's ports that stay the same (r, ...), the row of the prompt last.
-    guidance (S, r): the model output of step s is guidance[s] · rows; a row whose number is zero is not computed.
+    inputs: values (r, ...) by U-Net port that stay the same over all steps; the prompt's row comes last.
+    guidance (S, r): the model output of step s is guidance[s] · rows; rows of weight zero are not computed.
     noise (draws, 4, h, w): one for each step that draws.
-    state (k, 4, h, w): the sampler's, current whenever no loop holds the picture.
+    state (k, 4, h, w): the sampler's state, up to date whenever no loop holds the picture.
     extra: the channels that an inpainting U-Net takes beside the latents.
     failed: the first step at which the state was not finite, or -1.
     """
@@ -44,19 +44,19 @@ class Picture:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """Which of its rows the coming step computes."""
+        """Numbers of the rows that the next step computes."""
         return np.flatnonzero(self.guidance[self.step])
 
     @property
     def steady_steps(self) -> int:
-        """For how many steps from now on the guidance stays as it is."""
+        """Number of steps, from this one on, with the same guidance."""
         changes = (self.guidance[self.step :] != self.guidance[self.step]).any(axis=1)
         return int(np.argmax(changes)) if changes.any() else self.steps_left
 
 
 @dataclass(eq=False, slots=True)
 class Drawing:
-    """One request's pictures on their way; all are at the same step."""
+    """One request on its way; all its pictures are at the same step."""
 
     request: Request
     pictures: list[Picture]

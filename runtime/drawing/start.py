@@ -1,4 +1,4 @@
-"""A request that is being drawn: its pictures, each at some step, and how they begin."""
+"""The start of a drawing: first latents, all noise, and what a mask keeps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ from latentrt.runtime.samplers import SamplerTable
 from latentrt.runtime.text.conditioning import Conditioning
 
 Encode = Callable[[Float32s], tuple[Float32s, Float32s]]
-"""The VAE's encoder: pixels (n, 3, height, width) -> mean and standard deviation of the latents (n, 4, h, w)."""
+"""The VAE's encoder: from pixels (n, 3, height, width) to mean and standard deviation of latents (n, 4, h, w)."""
 
 
 class Randomness:
-    """All draws of a request in diffusers' order: one generator for the batch, or one per picture."""
+    """The random numbers of a request, drawn in diffusers' order: one generator for the batch, or one per picture."""
 
     def __init__(self, request: Request):
         self._count = request.count
         self._generators = [TorchGenerator(seed) for seed in request.seeds]
 
     def draw(self, shape: tuple[int, ...], count: int | None = None) -> Float32s:
-        """(images, *shape); of one generator, `count` in place of all images."""
+        """Normals (images, *shape); a generator for the whole batch draws `count` instead of all images."""
         if len(self._generators) == 1:
             return self._generators[0].randn((count or self._count, *shape))
         return np.concatenate([generator.randn((1, *shape)) for generator in self._generators])
@@ -36,9 +36,10 @@ class Randomness:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What every picture begins with. latents (images, 4, h, w); originals where a mask keeps something.
+    """What the pictures of a request start from.
 
-    extra (images, 5, h, w): mask and masked image's latents, for an inpainting U-Net.
+    latents (images, 4, h, w). originals: what a mask keeps, one per picture. extra (images, 5, h, w): the mask and the
+    masked image's latents, for an inpainting U-Net.
     """
 
     latents: Float32s
@@ -49,17 +50,17 @@ class Start:
 def start_pictures(
     request: Request, conditioning: Conditioning, table: SamplerTable, model: Model, encode: Encode
 ) -> list[Picture]:
-    """The pictures of a request before their first step, with all the noise that their steps will take."""
+    """A request's pictures before their first step, with all the noise that their steps will take."""
     randomness = Randomness(request)
     latent = (model.latent_channels, request.height // model.latent_scale, request.width // model.latent_scale)
-    start = begin(request, table, model, encode, randomness, latent)
+    start = _start(request, table, model, encode, randomness, latent)
     draws = [randomness.draw(latent) for _ in range(int(table.draws.sum()))] or [np.zeros_like(start.latents)]
     noise = np.stack(draws, axis=1)
     state = np.zeros((request.count, table.state_count, *latent), np.float32)
     state[:, 0] = start.latents
     return [
         Picture(
-            inputs={name: values[image :: request.count] for name, values in conditioning.inputs.items()},
+            inputs={name: values[image :: request.count] for name, values in conditioning.items()},
             guidance=guidance_rows(request, table, request.guidance[image // request.images]),
             table=table,
             noise=noise[image],
@@ -72,7 +73,7 @@ def start_pictures(
     ]
 
 
-def begin(
+def _start(
     request: Request,
     table: SamplerTable,
     model: Model,
@@ -80,20 +81,19 @@ def begin(
     randomness: Randomness,
     latent: tuple[int, int, int],
 ) -> Start:
-    """The first latents: noise, or what the source and the strength make of it. Draws in the order of diffusers."""
+    """The start from noise alone, or from a source and noise as the strength says. Draws in diffusers' order."""
     source = request.source
     if source is None:
         return Start(np.float32(table.initial_scale) * randomness.draw(latent))
-    inpaints = source.mask is not None
-    forgets = inpaints and source.strength == 1
+    starts_from_noise = source.mask is not None and source.strength == 1
     original = None
-    if not (forgets and model.is_inpainting):
-        original = _latents(source, source.pixels, model, encode, randomness, request.count)
+    if not (starts_from_noise and model.is_inpainting):
+        original = _source_latents(source, source.pixels, model, encode, randomness, request.count)
     if request.settings["denoising_start"] is not None:
         assert original is not None
         return Start(original)
     noise = randomness.draw(latent)
-    if forgets or original is None:
+    if starts_from_noise or original is None:
         latents = np.float32(table.initial_scale) * noise
     else:
         signal, rate = table.original_levels[0].astype(np.float32)
@@ -101,21 +101,21 @@ def begin(
     if source.mask is None or source.pixels is None:
         return Start(latents)
     mask = latent_mask(source.mask, model.latent_scale)
-    # Drawn in every case, as in diffusers, so that the noise after it is the same.
-    masked = _latents(source, source.pixels * (source.mask < 0.5), model, encode, randomness, request.count)
+    # Encoded even where it is not used, as in diffusers, so that later draws are the same.
+    masked = _source_latents(source, source.pixels * (source.mask < 0.5), model, encode, randomness, request.count)
     masks = np.broadcast_to(mask, (request.count, *mask.shape[1:]))
     if model.is_inpainting:
         return Start(latents, extra=np.concatenate([masks, masked], axis=1))
     assert original is not None
     levels = table.original_levels[1:].astype(np.float32)
     kept = zip(original, noise, masks, strict=True)
-    return Start(latents, [Original(one, its_noise, its_mask, levels) for one, its_noise, its_mask in kept])
+    return Start(latents, [Original(*arrays, levels) for arrays in kept])
 
 
-def _latents(
+def _source_latents(
     source: Source, pixels: Float32s | None, model: Model, encode: Encode, randomness: Randomness, count: int
 ) -> Float32s:
-    """(images, 4, h, w): the source's latents, drawn from what the encoder says of its pixels."""
+    """The source's latents (images, 4, h, w): given, or drawn from the distribution that its pixels are encoded to."""
     if pixels is None:
         assert source.latents is not None
         return np.broadcast_to(source.latents, (count, *source.latents.shape[1:]))

@@ -1,4 +1,4 @@
-"""How long each stage of a drawing takes, by the device's own clock where it has one."""
+"""How long each stage of a drawing takes, by the device's own clock if it has one."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,22 +9,22 @@ from latentrt.runtime.backends import Backend, Mark
 
 @dataclass(slots=True)
 class Timeline:
-    """Stages and the marks at their begin and end. Marking stops nobody; `seconds` waits for the device."""
+    """Stages, and the marks at their start and end. Setting a mark does not block; `seconds` waits for the device."""
 
     spans: list[tuple[str, Mark, Mark]] = field(default_factory=list)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds per stage; a stage that came several times is summed."""
-        found: dict[str, float] = {}
+        """Seconds per stage; a stage that occurred several times is summed."""
+        seconds: dict[str, float] = {}
         for name, before, after in self.spans:
             after.wait()
-            found[name] = found.get(name, 0.0) + after.seconds_since(before)
-        return found
+            seconds[name] = seconds.get(name, 0.0) + after.seconds_since(before)
+        return seconds
 
 
 @contextmanager
 def stage(backend: Backend, name: str, timelines: Sequence[Timeline]) -> Iterator[None]:
-    """A block that is part of this stage of each of the timelines."""
+    """Count a `with` block as part of this stage in every timeline."""
     before = backend.mark()
     yield
     after = backend.mark()

@@ -1,7 +1,6 @@
-"""The two halves of the VAE: pictures from latents, and the distribution of latents from pictures."""
+"""The VAE: pictures from latents, and the distribution of latents from pictures."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -14,11 +13,14 @@ from latentrt.runtime.errors import NumericsError
 from latentrt.runtime.recent import Recent
 
 Bound = tuple[Mapping[str, Buffer], Callable[[], None]]
-"""Buffers by port, and what runs the engine over them."""
+"""Buffers by port, and the function that runs the engine on them."""
 
 
 class Vae:
-    """Encoder and decoder of one bundle, as many images at once as they serve. The encoder is loaded when needed."""
+    """Encoder and decoder of one bundle; each takes as many images at once as it serves.
+
+    `engine` gives a component's engine, and loads it if needed.
+    """
 
     def __init__(self, backend: Backend, model: Model, engine: Callable[[str], Engine]):
         self._backend = backend
@@ -29,7 +31,7 @@ class Vae:
     def decode(self, latents: Float32s) -> list[Image.Image]:
         """Pictures from the loop's latents (images, 4, h, w).
 
-        While the device decodes one part, the host makes pictures of the part before.
+        While the device decodes one part of the batch, the host makes pictures of the part before.
 
         Raises:
             NumericsError: a picture is not finite.
@@ -46,10 +48,10 @@ class Vae:
         return pictures + waiting()
 
     def encode(self, pixels: Float32s) -> tuple[Float32s, Float32s]:
-        """Mean and standard deviation of the VAE's latents (n, 4, h, w) for pixels (n, 3, height, width) in -1 … 1.
+        """Mean and standard deviation of the latents (n, 4, h, w) for pixels (n, 3, height, width) in -1 … 1.
 
         Raises:
-            NumericsError: the encoder gives values that are not finite.
+            NumericsError: the encoder's outputs are not finite.
         """
         scale = self._model.latent_scale
         means, deviations = [], []
@@ -67,26 +69,25 @@ class Vae:
         return np.concatenate(means), np.concatenate(deviations)
 
     def _parts(self, component: str, values: Float32s) -> list[Float32s]:
+        """Slices of a batch, as large as the component takes at once."""
         at_once = self._engine(component).spec.dims["vae_images"].max
         return [values[first : first + at_once] for first in range(0, len(values), at_once)]
 
     def _bind(self, component: str, images: int, height: int, width: int) -> Bound:
-        return self._bound.get(
-            (component, images, height, width), partial(self._bind_anew, component, images, height, width)
-        )
+        def bind() -> Bound:
+            sizes = {"vae_images": images, "latent_height": height, "latent_width": width}
+            binding = self._engine(component).bind(sizes)
+            return binding.buffers, self._backend.record(binding.run)
 
-    def _bind_anew(self, component: str, images: int, height: int, width: int) -> Bound:
-        sizes = {"vae_images": images, "latent_height": height, "latent_width": width}
-        binding = self._engine(component).bind(sizes)
-        return binding.buffers, self._backend.record(binding.run)
+        return self._bound.get((component, images, height, width), bind)
 
     def close(self) -> None:
-        """Give back the buffers."""
+        """Release the buffers."""
         self._bound.clear()
 
 
 def _fetch_pictures(buffers: Mapping[str, Buffer]) -> Callable[[], list[Image.Image]]:
-    """Start copying the decoder's outputs to the host; calling what this returns waits for them."""
+    """Start copying the decoder's outputs to the host; the function returned waits for them and makes pictures."""
     magnitude, image = buffers["magnitude"].fetch(), buffers["image"].fetch()
 
     def pictures() -> list[Image.Image]:

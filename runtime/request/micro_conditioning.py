@@ -1,4 +1,4 @@
-"""SDXL's micro-conditioning: numbers about an image that its U-Net was told while it was trained."""
+"""SDXL's micro-conditioning: numbers about a training image that its U-Net was given along with it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,19 @@ from latentrt.runtime.request.kinds import Kind, number, pair
 Size = tuple[int, int]
 """(height, width) in pixels, or (top, left) of a crop, in SDXL's own order."""
 
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""Default aesthetic scores of SDXL's refiner, as in diffusers."""
 
 SCORE = number("a number, usually 1 to 10")
-"""Kind of an aesthetic score."""
+"""Kind of value that an aesthetic score is."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroConditioning:
-    """SDXL's time ids: the size an image had, where it was cropped, the size asked for (Podell et al. 2023, 2.2).
+    """SDXL's time ids: an image's original size, crop corner and target size (Podell et al. 2023, section 2.2).
 
-    `original` and `target` default to the request's own size. `aesthetic_score` is what SDXL's refiner takes in place
-    of the target size; it defaults to 6.0, in the negative rows to 2.5, as in diffusers.
+    `original` and `target` default to the request's own size. SDXL's refiner takes `aesthetic_score` in place of the
+    target size; it defaults to 6.0, and to 2.5 in the negative rows, as in diffusers.
 
     Raises:
         RequestError: a size is not a pair of whole numbers, or the score not a number.
@@ -31,15 +33,15 @@ class MicroConditioning:
     aesthetic_score: float | None = None
 
     def __post_init__(self) -> None:
-        for name, spoken in (("original", "original size"), ("crop", "crop"), ("target", "target size")):
+        for name, words in (("original", "original size"), ("crop", "crop"), ("target", "target size")):
             value = getattr(self, name)
             if value is not None or name == "crop":
-                object.__setattr__(self, name, pair().read(spoken, value))
+                object.__setattr__(self, name, pair().read(words, value))
         if self.aesthetic_score is not None:
             object.__setattr__(self, "aesthetic_score", SCORE.read("aesthetic score", self.aesthetic_score))
 
     def time_ids(self, names: Sequence[TimeId], height: int, width: int, score: float) -> tuple[float, ...]:
-        """The named numbers for an image of this size; `score` stands in for an aesthetic score that is not given."""
+        """The time ids of these names for an image of this size; `score` is the default of the aesthetic score."""
         original, target = self.original or (height, width), self.target or (height, width)
         values: Mapping[TimeId, float] = {
             "original_height": original[0],
@@ -54,3 +56,4 @@ class MicroConditioning:
 
 
 CONDITIONING = Kind("a MicroConditioning", lambda value: isinstance(value, MicroConditioning))
+"""Kind of value that `negative_conditioning` is."""

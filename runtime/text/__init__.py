@@ -1,1 +1,1 @@
-"""From prompt text to the conditioning that the U-Net reads."""
+"""From prompts to the conditioning that the U-Net reads."""

@@ -1,7 +1,7 @@
-"""From embeddings to the inputs of the U-Net that stay the same over all steps."""
+"""From text embeddings to the inputs of the U-Net that stay the same over all steps."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,43 +9,34 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.request.embeddings import Embeddings
+from latentrt.runtime.request.micro_conditioning import AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE
 from latentrt.runtime.request.request import Request
 
-AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
-"""Defaults of SDXL's refiner, as in diffusers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conditioning:
-    """The U-Net's inputs that stay the same over all steps; with guidance, the negative rows come first.
-
-    inputs: every port of `unet` but `sample` and `timestep` -> values (rows, ...).
-    """
-
-    inputs: Mapping[str, NDArray[Any]]
+Conditioning = Mapping[str, NDArray[Any]]
+"""Every input port of the U-Net except `sample` and `timestep` -> its values (rows, ...); negative rows come first."""
 
 
 def condition(request: Request, embeddings: Embeddings, model: Model) -> Conditioning:
-    """Lay embeddings, time ids and guidance embeddings out as rows of the U-Net, one set of rows per picture."""
+    """Lay out embeddings, time ids and guidance embeddings as rows of the U-Net, one set of rows per picture."""
 
     def rows(negative: NDArray[Any] | None, positive: NDArray[Any] | None) -> NDArray[Any]:
         parts = [part for part in (negative if request.guided else None, positive) if part is not None]
         return np.concatenate(parts).repeat(request.images, axis=0)
 
-    inputs = {"encoder_hidden_states": rows(embeddings.negative_hidden, embeddings.hidden)}
+    inputs: dict[str, NDArray[Any]] = {"encoder_hidden_states": rows(embeddings.negative_hidden, embeddings.hidden)}
     if model.time_ids:
         inputs["text_embeds"] = rows(embeddings.negative_pooled, embeddings.pooled)
         inputs["time_ids"] = time_ids(request, model)
     if width := model.guidance_embedding:
         scales = [guidance_embedding(scale, width) for scale in request.guidance]
         inputs["timestep_cond"] = np.repeat(scales, request.images, axis=0)
-    return Conditioning(inputs)
+    return inputs
 
 
 def time_ids(request: Request, model: Model) -> NDArray[np.float32]:
-    """SDXL's time ids, (rows, ids): those of the negative rows first, where the request is guided."""
+    """SDXL's time ids (rows, ids), those of the negative rows first."""
     positive = request.conditioning
-    # A score is a statement on the picture that is wanted: the negative rows do not share it.
+    # The score describes the picture that is wanted, so the negative rows do not share it.
     negative = request.negative_conditioning or replace(positive, aesthetic_score=None)
     branches = [(negative, NEGATIVE_AESTHETIC_SCORE)] if request.guided else []
     rows = [
@@ -56,9 +47,9 @@ def time_ids(request: Request, model: Model) -> NDArray[np.float32]:
 
 
 def guidance_embedding(guidance: float, width: int) -> NDArray[np.float32]:
-    """(width,): the guidance scale as the sines and cosines that a distilled U-Net reads (Meng et al. 2023, section 3).
+    """The guidance scale as sines and cosines (width,), which a distilled U-Net reads (Meng et al. 2023, section 3).
 
-    The angles are multiples of 1000 * (guidance - 1), as diffusers trains and calls such U-Nets; an odd width ends with
+    The angles are multiples of 1000 * (guidance - 1), as diffusers trains and calls such U-Nets; an odd width ends in
     a zero.
     """
     half = width // 2

@@ -1,4 +1,4 @@
-"""From prompts to what the U-Net is conditioned on: tokens, text-encoder outputs, time ids, guidance embeddings."""
+"""From prompts to embeddings: tokens, prompt weights and the text encoders."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,29 +19,29 @@ from latentrt.runtime.text.prompt_weights import parse_weights
 from latentrt.runtime.text.tokenizer import Tokenizer
 
 Encoded = Mapping[str, NDArray[Any]]
-"""One text by one encoder: hidden (tokens, width) and, where the encoder has it, pooled (width,)."""
-
+"""One encoder's outputs for one text: hidden (tokens, width) and, if the encoder has it, pooled (width,)."""
 
 KEPT_TEXTS = 128
-
+"""How many encoded texts are kept, per encoder and length."""
 
 KEPT_BINDINGS = 8
+"""How many sets of encoder buffers are kept: one per encoder and number of token rows."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Text:
-    """What one encoder reads for one row: a text, and how many of the encoder's last layers it skips."""
+    """A text, and how many of an encoder's last layers it skips."""
 
     text: str
     clip_skip: int = 0
 
 
 Row = tuple[Text, ...] | None
-"""One text per encoder; None stands for a row of zeros."""
+"""A row of the U-Net: one text per encoder, or None for zeros."""
 
 
 class PromptEncoder:
-    """The tokenizers and text encoders of one bundle. Texts that were encoded last are not encoded again."""
+    """The tokenizers and text encoders of one bundle. The texts encoded most recently are kept, not encoded again."""
 
     def __init__(self, model: Model, tokenizers: Mapping[str, Tokenizer], engines: Mapping[str, Engine]):
         self.model = model
@@ -51,7 +51,7 @@ class PromptEncoder:
         self._encoded: Recent[tuple[str, Text, int], Encoded] = Recent(KEPT_TEXTS)
 
     def longest(self, request: Request) -> tuple[str, int]:
-        """The text of the request that needs most tokens, and how many, in whole chunks of 77."""
+        """The request's longest text, and how many tokens it needs, in whole chunks of 77."""
         if request.embeddings is not None:
             return "", request.embeddings.tokens
         chunks = {
@@ -62,11 +62,11 @@ class PromptEncoder:
         return longest, chunks[longest] * TOKENS_PER_CHUNK
 
     def encode(self, request: Request, tokens: int) -> Conditioning:
-        """Encode every text once, in one call per encoder, and lay the rows out for the U-Net."""
+        """The U-Net's conditioning for a request. Every text is encoded once, in one call per encoder."""
         return condition(request, request.embeddings or self.embed(request, tokens), self.model)
 
     def embed(self, request: Request, tokens: int) -> Embeddings:
-        """The embeddings of a request's prompts and, where it is guided, of its negative prompts."""
+        """Embeddings of a request's prompts and, with guidance, of its negative prompts."""
         rows = [*(self._negatives(request) if request.guided else ()), *self._prompts(request)]
         parts = [
             self._encode_rows(encoder, [None if row is None else row[index] for row in rows], tokens)
@@ -83,7 +83,7 @@ class PromptEncoder:
         return [self._row(*texts, skip) for texts in zip(request.prompts, request.prompts_2, strict=True)]
 
     def _negatives(self, request: Request) -> list[Row]:
-        """Where no negative prompt is given: zeros or the encoding of an empty text, as the checkpoint says."""
+        """The negative rows; without a negative prompt, zeros or an empty text, as the checkpoint was trained."""
         return [
             None if first is None and second is None and self.model.zero_negative else self._row(first or "", second)
             for first, second in zip(request.negatives, request.negatives_2, strict=True)
@@ -94,17 +94,14 @@ class PromptEncoder:
         return tuple(Text(text, clip_skip) for text, _ in zip(texts, self.model.text_encoders, strict=False))
 
     def _encode_rows(self, encoder: TextEncoder, rows: Sequence[Text | None], tokens: int) -> dict[str, NDArray[Any]]:
-        """One encoder's hidden states (rows, tokens, width) and, where it has one, pooled text (rows, width)."""
+        """One encoder's hidden states (rows, tokens, width) and, if it has them, pooled texts (rows, width)."""
         encoded = self._encode_texts(encoder, sorted({text for text in rows if text is not None}), tokens)
-        absent = {name: np.zeros_like(values) for name, values in next(iter(encoded.values())).items()}
-        found = [absent if text is None else encoded[text] for text in rows]
-        return {name: np.stack([one[name] for one in found]) for name in absent}
+        zeros = {name: np.zeros_like(values) for name, values in next(iter(encoded.values())).items()}
+        outputs = [zeros if text is None else encoded[text] for text in rows]
+        return {name: np.stack([output[name] for output in outputs]) for name in zeros}
 
     def _encode_texts(self, encoder: TextEncoder, texts: Sequence[Text], tokens: int) -> dict[Text, Encoded]:
-        """Every text by itself; those that are not known any more in one call.
-
-        A weight w moves a token's hidden state from that of an empty text, e, to e + w (h - e).
-        """
+        """Each text's outputs, weighted; texts that are not kept are encoded in one call."""
         known = {text: self._encoded.find((encoder.component, text, tokens)) for text in texts}
         fresh = [text for text, encoded in known.items() if encoded is None]
         made = dict(zip(fresh, self._run(encoder, fresh, tokens // TOKENS_PER_CHUNK), strict=True)) if fresh else {}
@@ -114,40 +111,41 @@ class PromptEncoder:
         return {text: made[text] if encoded is None else encoded for text, encoded in known.items()}
 
     def _weighted(self, encoder: TextEncoder, text: Text, encoded: Encoded, tokens: int) -> Encoded:
+        """Apply a text's weights: weight w moves a token's hidden state h to e + w (h - e), e being an empty text's."""
         _, weights = token_rows(self.tokenizers[encoder.tokenizer], text.text)
         if (weights == 1).all():
             return encoded
         empty = replace(text, text="")
-        hidden, start = encoded["hidden"], self._encode_texts(encoder, [empty], tokens)[empty]["hidden"]
+        hidden, origin = encoded["hidden"], self._encode_texts(encoder, [empty], tokens)[empty]["hidden"]
         column = np.pad(weights.reshape(-1, 1), ((0, tokens - weights.size), (0, 0)), constant_values=1)
-        return {**encoded, "hidden": (start + column * (hidden - start)).astype(hidden.dtype)}
+        return {**encoded, "hidden": (origin + column * (hidden - origin)).astype(hidden.dtype)}
 
     def _run(self, encoder: TextEncoder, texts: Sequence[Text], chunks: int) -> list[Encoded]:
-        """One call of an encoder; the pooled text is that of a text's first chunk."""
+        """Call an encoder once for all texts. A text's pooled output is that of its first chunk."""
         tokenizer, engine = self.tokenizers[encoder.tokenizer], self.engines[encoder.component]
         ids = np.concatenate([_padded(tokenizer, text.text, chunks) for text in texts])
         binding = self._bindings.get((encoder.component, len(ids)), lambda: engine.bind({"texts": len(ids)}))
         binding.buffers["input_ids"].write(ids)
         binding.buffers["clip_skip"].write(np.repeat([text.clip_skip for text in texts], chunks))
         binding.run()
-        found = {port.name: binding.buffers[port.name].numpy() for port in engine.spec.outputs}
-        outputs = {"hidden": found["hidden"].reshape(len(texts), chunks * TOKENS_PER_CHUNK, -1)}
-        if "pooled" in found:
-            outputs["pooled"] = found["pooled"][::chunks]
+        rows = {port.name: binding.buffers[port.name].numpy() for port in engine.spec.outputs}
+        outputs = {"hidden": rows["hidden"].reshape(len(texts), chunks * TOKENS_PER_CHUNK, -1)}
+        if "pooled" in rows:
+            outputs["pooled"] = rows["pooled"][::chunks]
         return [{name: values[number] for name, values in outputs.items()} for number in range(len(texts))]
 
     def forget(self) -> None:
-        """Encode every text anew from now on."""
+        """Drop the encoded texts that are kept."""
         self._encoded.clear()
 
     def close(self) -> None:
-        """Give back the encoders' buffers, and forget the texts."""
+        """Release the encoders' buffers, and drop the texts."""
         self._bindings.clear()
         self.forget()
 
 
 def token_rows(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The ids of a text that may hold weights, and every token's weight, both (chunks, 77)."""
+    """Token ids and weights, both (chunks, 77), of a text that may hold weights."""
     fragments = [(tokenizer.encode(part.text), part.weight) for part in parse_weights(text)]
     rows = tokenizer.rows([token for ids, _ in fragments for token in ids])
     flat = np.repeat([weight for _, weight in fragments], [len(ids) for ids, _ in fragments])
@@ -158,6 +156,6 @@ def token_rows(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int64], NDAr
 
 
 def _padded(tokenizer: Tokenizer, text: str, chunks: int) -> NDArray[np.int64]:
-    """The text's chunks, then empty ones up to `chunks`, so that all rows of a batch are equally long."""
+    """Token ids (chunks, 77): the text's, then empty chunks, so that all texts of a batch are equally long."""
     own, _ = token_rows(tokenizer, text)
     return np.concatenate([own, *[tokenizer.empty_chunk()] * (chunks - len(own))])

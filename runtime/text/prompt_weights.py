@@ -1,7 +1,7 @@
-r"""Weights inside a prompt: `a (red:1.3) circle` makes red count for more, `(red:0.6)` for less.
+r"""Weights inside a prompt: `a (red:1.3) circle` makes red count more, `(red:0.6)` less.
 
-Only parentheses that end in a colon and a number are weights, and they may stand inside each other; other parentheses
-are part of the text. `\(` and `\)` are parentheses that never begin or end a weight.
+Only parentheses that end in a colon and a number are weights, and they may be nested; other parentheses are part of the
+text. `\(` and `\)` are parentheses that never begin or end a weight.
 """
 
 import re
@@ -14,7 +14,7 @@ MARKS = re.compile(r"\\[()]|\(|:[^():\\]*\)|\)")
 NUMBER = re.compile(r"\s*\d*\.?\d+\s*")
 UNCLOSED = re.compile(r":\s*\d*\.?\d+\s*$")
 
-LARGEST = 10.0
+LARGEST_WEIGHT = 10.0
 
 
 @dataclass(slots=True)
@@ -41,20 +41,20 @@ def parse_weights(prompt: str) -> list[Fragment]:
 
     for mark in MARKS.finditer(prompt):
         take(prompt[place : mark.start()])
-        place, found = mark.end(), mark.group()
-        if found == "(":
+        place, symbol = mark.end(), mark.group()
+        if symbol == "(":
             opened.append(len(fragments))
-            take(found)
-        elif found.startswith(":") and opened:
+            take(symbol)
+        elif symbol.startswith(":") and opened:
             first = opened.pop()
-            weight = _weight(prompt, found[1:-1])
+            weight = _weight(prompt, symbol[1:-1])
             del fragments[first]  # the parenthesis itself
             for fragment in fragments[first:]:
                 fragment.weight *= weight
         else:
-            if found == ")" and opened:
+            if symbol == ")" and opened:
                 opened.pop()
-            take(found.removeprefix("\\"))
+            take(symbol.removeprefix("\\"))
     take(prompt[place:])
     if opened and UNCLOSED.search(prompt):
         raise RequestError(f"prompt {_brief(prompt)}: the weight at its end has no closing parenthesis; add )")
@@ -62,16 +62,16 @@ def parse_weights(prompt: str) -> list[Fragment]:
 
 
 def _weight(prompt: str, text: str) -> float:
-    if not NUMBER.fullmatch(text) or not float(text) <= LARGEST:
+    if not NUMBER.fullmatch(text) or not float(text) <= LARGEST_WEIGHT:
         raise RequestError(
-            f"prompt {_brief(prompt)}: {text.strip()!r} is not a weight; write a number from 0 to {LARGEST:.0f}, as in "
-            r"(word:1.3), or \( and \) for parentheses that belong to the text"
+            f"prompt {_brief(prompt)}: {text.strip()!r} is not a weight; write a number from 0 to "
+            rf"{LARGEST_WEIGHT:.0f}, as in (word:1.3), or \( and \) for parentheses that belong to the text"
         )
     return float(text)
 
 
 def _merged(fragments: list[Fragment]) -> list[Fragment]:
-    """Neighbours of equal weight as one, so that words which marks had cut are whole again."""
+    """Join neighbours of equal weight, so that words which a mark had cut are whole again."""
     merged: list[Fragment] = []
     for fragment in fragments:
         if merged and merged[-1].weight == fragment.weight:

@@ -21,7 +21,7 @@ from latentrt.runtime.errors import BundleError, RequestError
 __all__ = ["Tokenizer"]
 
 WORDS: Final = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""What counts as one word before the merges: a contraction, a run of letters, one digit, a run of anything else."""
+"""A word before the merges: a contraction, a run of letters, one digit, or a run of anything else."""
 
 END: Final = "<|endoftext|>"
 # In transformers' order: a later entry with the same text replaces an earlier one.
@@ -32,7 +32,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """Text to token ids; immutable, and safe to share between threads."""
+    """Turns text into token ids; immutable, and safe to share between threads."""
 
     backend: tokenizers.Tokenizer
     begin: int
@@ -41,9 +41,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Read a checkpoint's tokenizer folder: tokenizer.json, or else vocab.json and merges.txt.
+        """Read a checkpoint's tokenizer folder: tokenizer.json or, without it, vocab.json and merges.txt.
 
-        Special tokens come from tokenizer_config.json and special_tokens_map.json, where those exist.
+        Special tokens come from tokenizer_config.json and special_tokens_map.json, if those exist.
 
         Raises:
             BundleError: a file is missing, broken or of another kind of tokenizer.
@@ -62,7 +62,7 @@ class Tokenizer:
         return cls(backend, *(ids[specials[name].content] for name in ("bos_token", "eos_token", "pad_token")))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text of any length, without begin, end and padding.
+        """Token ids of a text of any length, without begin, end and padding.
 
         Raises:
             RequestError: the text cannot be written as UTF-8.
@@ -87,11 +87,11 @@ class Tokenizer:
         return self.rows(self.encode(text))
 
     def empty_chunk(self) -> npt.NDArray[np.int64]:
-        """The row (1, 77) of an empty text."""
+        """The token row (1, 77) of an empty text."""
         return self.rows([])
 
     def rows(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Token rows (chunks, 77) of the ids of a text."""
+        """Token rows (chunks, 77) from a text's ids."""
         room = TOKENS_PER_CHUNK - 2
         starts = range(0, max(1, len(ids)), room)
         rows = np.full((len(starts), TOKENS_PER_CHUNK), self.pad, dtype=np.int64)
@@ -102,7 +102,7 @@ class Tokenizer:
 
 
 def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[int, AddedToken]]:
-    """Vocabulary, merges in order of rank, and the added tokens by id that tokenizer.json may hold."""
+    """The vocabulary, the merges by rank, and the added tokens by id, which only tokenizer.json holds."""
     if (path := folder / "tokenizer.json").is_file():
         return _read_tokenizer_json(path)
     missing = [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]
@@ -136,8 +136,8 @@ def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, st
 def _read_specials(folder: Path, added: dict[int, AddedToken]) -> tuple[dict[str, AddedToken], dict[int, AddedToken]]:
     """The four special tokens by name, and all added tokens by id.
 
-    Precedence is transformers': `added_tokens_decoder` in tokenizer_config.json replaces special_tokens_map.json and
-    the added tokens of tokenizer.json; without it special_tokens_map.json goes before tokenizer_config.json.
+    Precedence is that of transformers: `added_tokens_decoder` in tokenizer_config.json replaces special_tokens_map.json
+    and the added tokens of tokenizer.json; without it special_tokens_map.json wins over tokenizer_config.json.
     """
     path = folder / "tokenizer_config.json"
     config = _read_json(path, missing={})
@@ -182,7 +182,7 @@ def _add_tokens(
     specials: Mapping[str, AddedToken],
     added: Mapping[int, AddedToken],
 ) -> None:
-    """Make the backend find these tokens in a text before it splits words: added ones by id, then special ones."""
+    """Let the backend find these tokens in a text before it splits words: added ones by id, then special ones."""
     tokens = [added[index] for index in sorted(added)]
     known = {token.content for token in tokens}
     tokens += [token for token in specials.values() if token.content not in known]
@@ -233,7 +233,7 @@ def _token(path: Path, value: Any, special: bool = False) -> AddedToken:
 
 
 def _read_json(path: Path, missing: Json | None = None) -> Json:
-    """The object in a JSON file; `missing` where given stands for a file that does not exist."""
+    """The object in a JSON file; `missing`, if given, stands for a file that does not exist."""
     if missing is not None and not path.is_file():
         return missing
     try:

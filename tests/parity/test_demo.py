@@ -21,48 +21,42 @@ SCENES = held_out_scenes(20)
 STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def pipeline(demo_bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.load(demo_bundle, "onnxruntime", "cpu") as pipe:
-        yield pipe
-
-
 def scores(pipeline: Pipeline) -> dict[str, float]:
     marks, _ = evaluate(latentrt_draw(pipeline, steps=STEPS), SCENES)
     return shares(marks)
 
 
-def test_held_out_captions_are_followed(pipeline: Pipeline) -> None:
-    right = scores(pipeline)
+def test_held_out_captions_are_followed(demo_pipeline: Pipeline) -> None:
+    right = scores(demo_pipeline)
     assert min(right["background"], right["colour"], right["shape"], right["place"]) >= 0.8, right
 
 
-def test_ignored_prompts_would_show(pipeline: Pipeline) -> None:
+def test_ignored_prompts_would_show(demo_pipeline: Pipeline) -> None:
     marks, _ = evaluate(
-        lambda captions, seeds: latentrt_draw(pipeline, steps=STEPS)([""] * len(captions), seeds), SCENES
+        lambda captions, seeds: latentrt_draw(demo_pipeline, steps=STEPS)([""] * len(captions), seeds), SCENES
     )
     assert shares(marks)["background"] <= 0.5
 
 
-def test_swapped_encoders_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_swapped_encoders_would_show(demo_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = PromptEncoder.encode
 
     def swapped(self: PromptEncoder, request: Request, tokens: int) -> Conditioning:
-        inputs = encode(self, request, tokens).inputs
+        inputs = encode(self, request, tokens)
         first = self.model.text_encoders[0].width
-        return Conditioning({**inputs, "encoder_hidden_states": np.roll(inputs["encoder_hidden_states"], -first, -1)})
+        return {**inputs, "encoder_hidden_states": np.roll(inputs["encoder_hidden_states"], -first, -1)}
 
     monkeypatch.setattr(PromptEncoder, "encode", swapped)
-    right = scores(pipeline)
+    right = scores(demo_pipeline)
     assert min(right["colour"], right["shape"]) <= 0.5, right
 
 
-def test_inverted_guidance_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def inverted(*arguments: Any, guided: bool) -> np.ndarray:
-        return guidance_rows(*arguments, guided=guided)[:, ::-1]
+def test_inverted_guidance_would_show(demo_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def inverted(*arguments: Any) -> np.ndarray:
+        return guidance_rows(*arguments)[:, ::-1]
 
-    monkeypatch.setattr("latentrt.runtime.drawing.start.guidance.guidance_rows", inverted)
-    assert scores(pipeline)["background"] <= 0.5
+    monkeypatch.setattr("latentrt.runtime.drawing.start.guidance_rows", inverted)
+    assert scores(demo_pipeline)["background"] <= 0.5
 
 
 def shift_by_crop(pipeline: Pipeline) -> np.ndarray:
@@ -76,14 +70,14 @@ def shift_by_crop(pipeline: Pipeline) -> np.ndarray:
     return centre((20, 20)) - centre((0, 0))
 
 
-def test_the_crop_moves_the_content_up_and_left(pipeline: Pipeline) -> None:
-    assert shift_by_crop(pipeline).max() < -6
+def test_the_crop_moves_the_content_up_and_left(demo_pipeline: Pipeline) -> None:
+    assert shift_by_crop(demo_pipeline).max() < -6
 
 
-def test_dropped_time_ids_would_show(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropped_time_ids_would_show(demo_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     time_ids = MicroConditioning.time_ids
     monkeypatch.setattr(MicroConditioning, "time_ids", lambda self, *size: time_ids(MicroConditioning(), *size))
-    assert np.abs(shift_by_crop(pipeline)).max() < 1
+    assert np.abs(shift_by_crop(demo_pipeline)).max() < 1
 
 
 def test_files_are_few_enough_for_a_repository() -> None:
@@ -110,17 +104,17 @@ def compare_with_fp16(pipeline: Pipeline, half: Pipeline, count: int, steps: int
 
 
 @pytest.mark.slow
-def test_fp16_draws_the_same_pictures(pipeline: Pipeline, half: Pipeline) -> None:
+def test_fp16_draws_the_same_pictures(demo_pipeline: Pipeline, half: Pipeline) -> None:
     components = half.bundle.manifest.components.values()
     assert {part.precision for part in components} == {"fp16"}
     assert not any(part.numerics.islands for part in components if part.numerics)
-    points, decibels = compare_with_fp16(pipeline, half, 4, STEPS)
+    points, decibels = compare_with_fp16(demo_pipeline, half, 4, STEPS)
     assert points == 0
     assert decibels >= 40
 
 
 @pytest.mark.slow
-def test_fp16_scores_as_fp32_does_over_all_captions(pipeline: Pipeline, half: Pipeline) -> None:
-    points, decibels = compare_with_fp16(pipeline, half, 200, 20)
+def test_fp16_scores_as_fp32_does_over_all_captions(demo_pipeline: Pipeline, half: Pipeline) -> None:
+    points, decibels = compare_with_fp16(demo_pipeline, half, 200, 20)
     assert points <= 1
     assert decibels >= 40
