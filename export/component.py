@@ -1,4 +1,4 @@
-"""One component: from the checkpoint's network to an ONNX file that is compared with torch."""
+"""The export of one component: from the checkpoint's network to an ONNX file that is compared with torch."""
 
 import logging
 import time
@@ -11,7 +11,7 @@ import torch
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.checks import parity
-from latentrt.export.modules import MODULES, wrap
+from latentrt.export.modules import MODULES, component_vocabulary, wrap
 from latentrt.export.numerics.fp16 import fit_to_fp16
 from latentrt.export.numerics.islands import Islands, frame, to_fp16
 from latentrt.export.numerics.unet_samples import text_sample, unet_sample
@@ -26,12 +26,13 @@ from latentrt.runtime.errors import CheckpointError, ParityError
 
 logger = logging.getLogger(__name__)
 
-VAE = frozenset({"vae_decoder", "vae_encoder"})
+VAE = frozenset(component for component, (folder, _) in MODULES.items() if folder == "vae")
+"""The components that are halves of a VAE."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A module in the precision it is traced in, what it must compute, and what was measured for it."""
+    """A module in the dtype in which it is traced, the outputs that it must have, and what was measured for fp16."""
 
     module: torch.nn.Module
     cases: list[parity.Case]
@@ -40,10 +41,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class ComponentExporter:
-    """Exports the components of one checkpoint into one bundle's folder.
+    """Exports the components of one checkpoint into the folder of one bundle.
 
     `precision` is the bundle's, and names the folder of the ONNX files; a component's own may differ. `samples`: a
-    folder of images over which the VAE is measured too.
+    folder of further images over which the VAE is measured.
     """
 
     checkpoint: Checkpoint
@@ -55,7 +56,10 @@ class ComponentExporter:
     def export(
         self, spec: ComponentSpec, precision: Precision, fallback: ComponentSpec | None = None
     ) -> ComponentRecord:
-        """Export one component; with the float32 ports `fallback`, if given, where its own precision does not hold it.
+        """Export one component.
+
+        `fallback`: its spec with float32 ports, which is exported instead if the component does not hold in its own
+        precision.
 
         Raises:
             CheckpointError: it does not trace to its ports.
@@ -72,15 +76,16 @@ class ComponentExporter:
     def _export(self, spec: ComponentSpec, precision: Precision) -> ComponentRecord:
         started = time.perf_counter()
         file = self.folder / "onnx" / self.precision / f"{spec.name}.onnx"
+        vocabulary = component_vocabulary(self.checkpoint, spec.name)
         prepared = None if spec.name == "sampler" else self._prepare(spec, precision)
-        graph = sampler_graph(spec) if prepared is None else trace(prepared.module, spec, self._vocabulary(spec))
+        graph = sampler_graph(spec) if prepared is None else trace(prepared.module, spec, vocabulary)
         files = save(graph, spec, file)
         parameters, nodes = count_parameters(graph), _count_nodes(graph)
         del graph
         if prepared is not None:
             release(prepared.module)
         cases = prepared.cases if prepared else []
-        figures = parity.compare(file, spec, cases, self._vocabulary(spec), precision)
+        figures = parity.compare(file, spec, cases, vocabulary, precision)
         seconds = time.perf_counter() - started
         logger.info("%s: %d nodes, %.1f M parameters, %.1f s", spec.name, nodes, parameters / 1e6, seconds)
         return ComponentRecord(
@@ -94,23 +99,19 @@ class ComponentExporter:
             numerics=prepared.numerics if prepared else None,
         )
 
-    def _vocabulary(self, spec: ComponentSpec) -> int:
-        """How many token ids the component's network knows, or 0."""
-        return self.checkpoint.vocabulary(MODULES[spec.name][0]) if spec.name in MODULES else 0
-
     def _prepare(self, spec: ComponentSpec, precision: Precision) -> Prepared:
-        """Load the network in float32 where its outputs are compared, take them, measure what fp16 needs, then cast it.
+        """Load the network, compute the outputs to compare with, measure what fp16 needs, and cast it.
 
-        So a compared fp16 export holds the float32 weights for a while: 10.3 GB for SDXL's U-Net.
+        A network whose outputs are compared is loaded in float32, which holds 10.3 GB for a while with SDXL's U-Net.
         """
-        source, _ = MODULES[spec.name]
+        folder, _ = MODULES[spec.name]
         dtype = TORCH_DTYPES[DTYPES[precision]]
         measured = precision == "fp16"
-        # Before the U-Net's weights are in memory: its samples need the text encoders.
+        # Made before the U-Net's weights are in memory: its samples need the text encoders.
         samples = [self._sample(spec)] if measured and spec.name not in VAE else []
-        network = self._network(source, dtype, spec.name in VAE or self.depth != "off")
+        network = self._network(folder, dtype, spec.name in VAE or self.depth != "off")
         module = wrap(spec.name, network, self.checkpoint.model)
-        cases = parity.reference_cases(module, spec, self._vocabulary(spec), self.depth)
+        cases = parity.reference_cases(module, spec, component_vocabulary(self.checkpoint, spec.name), self.depth)
         if not measured:
             return Prepared(module.to(dtype), cases, None)
         with widened(network):
@@ -119,15 +120,15 @@ class ComponentExporter:
         frame(module, islands, [TORCH_DTYPES[port.dtype] for port in spec.outputs])
         return Prepared(module, cases, numerics)
 
-    def _network(self, source: str, dtype: torch.dtype, exact: bool) -> torch.nn.Module:
-        """A network with its weights in float32 where they must be exact, or where fp16 does not hold them."""
+    def _network(self, folder: str, dtype: torch.dtype, exact: bool) -> torch.nn.Module:
+        """Load a network in `dtype`, or in float32 if its weights must be exact or overflow `dtype`."""
         if exact:
-            return self.checkpoint.network(source, torch.float32)
-        network = self.checkpoint.network(source, dtype)
-        return self.checkpoint.network(source, torch.float32) if overflows(network) else network
+            return self.checkpoint.network(folder, torch.float32)
+        network = self.checkpoint.network(folder, dtype)
+        return self.checkpoint.network(folder, torch.float32) if overflows(network) else network
 
     def _sample(self, spec: ComponentSpec) -> dict[str, torch.Tensor]:
-        """What the U-Net or a text encoder is measured on."""
+        """Make the inputs on which the U-Net or a text encoder is measured."""
         if spec.name == "unet":
             return unet_sample(self.checkpoint, spec)
         return text_sample(self.checkpoint, spec.name)
@@ -135,7 +136,7 @@ class ComponentExporter:
     def _fit(
         self, spec: ComponentSpec, module: torch.nn.Module, network: torch.nn.Module, samples: list[Any]
     ) -> tuple[NumericsRecord, Islands]:
-        """Measure the network and make it fit into fp16."""
+        """Measure the network and fit it into fp16's range."""
         if spec.name in VAE:
             images = vae_samples(network, spec.name, self.checkpoint.model.native_size, self.samples)
             return fit_vae_to_fp16(network, spec.name, images)
@@ -147,6 +148,6 @@ def _count_nodes(model: ir.Model) -> int:
 
 
 def release(module: torch.nn.Module) -> None:
-    """Free a module's weights for good: torch.export's caches keep the tensors themselves alive."""
+    """Free the memory of a module's weights, whose tensors themselves torch.export's caches keep alive."""
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data = torch.empty(0, dtype=tensor.dtype)

@@ -2,7 +2,7 @@
 
 For image b at step s = step[b], with state Z (history, latent elements):
 
-    guided        g = guidance[b] · noise_pred                     rows -> one output per image
+    guided        g = guidance[b] · noise_pred                     rows -> one prediction per image
     model output  m = g (1 + rescale[b] (std(noise_pred[text_row[b]]) / std(g) - 1))
     next state    Z' = W[b, s] · [Z; m; noise[b, draws[b, s]]]
     kept outside  Z'[0] = mask[b] Z'[0] + (1 - mask[b]) (L[b, s, 0] original[b] + L[b, s, 1] original_noise[b])
@@ -10,9 +10,9 @@ For image b at step s = step[b], with state Z (history, latent elements):
 
 Rescaling is Lin et al. 2024 (arXiv:2305.08891), equations 15 and 16. The mask is 1 where the picture is drawn;
 elsewhere the latents follow the original at each step's noise level. A U-Net with more input channels than latents
-gets `extra` behind them. A sum over Z' that is not finite marks the image as failed at this step, for the host to read
-once per request. All arithmetic is float32. Each image has its own step and tables, so images at different steps share
-a batch.
+gets `extra` behind them. A sum over Z' that is not finite marks the image as failed at this step; the host reads the
+mark once per request. All arithmetic is float32. Each image has its own step and tables, so images at different steps
+share a batch.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from latentrt.export.trace import OPSET
-from latentrt.runtime.bundle.specs import ComponentSpec, Port
+from latentrt.runtime.bundle.specs import ONNX_TYPES, ComponentSpec, Port
 
 BODY = """
 {
@@ -120,23 +120,23 @@ BODY = """
 }
 """
 
-TEXT_DTYPES = {"float16": "float16", "float32": "float", "bfloat16": "bfloat16", "int64": "int64"}
-
 
 def sampler_graph(spec: ComponentSpec) -> ir.Model:
-    """The graph for a sampler spec, whose `sample` has the U-Net's dtype and channels."""
+    """Build the graph for a sampler's spec, whose `sample` has the U-Net's dtype and channels."""
     sample = next(port for port in spec.outputs if port.name == "sample")
-    dtype = ir.DataType[{"float32": "FLOAT"}.get(sample.dtype, sample.dtype.upper())]
     has_extra = any(port.name == "extra" for port in spec.inputs)
     extended = "Concat<axis = 1>(image_latents, extra)" if has_extra else "Identity(image_latents)"
     signature = f"sampler ({_declare(spec.inputs)}) => ({_declare(spec.outputs)})"
     header = f'<ir_version: 11, opset_import: ["": {OPSET}]>\n'
-    body = BODY.replace("UNET_DTYPE", str(dtype.value)).replace("EXTENDED", extended)
+    body = BODY.replace("UNET_DTYPE", str(ONNX_TYPES[sample.dtype])).replace("EXTENDED", extended)
     return ir.from_onnx_text(header + signature + body)
 
 
 def sampler_reference(inputs: Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
-    """The same step in numpy, straight from the equations: next_state, next_step, next_failed, sample, timestep."""
+    """Compute the same step in numpy, straight from the equations.
+
+    Returns next_state, next_step, next_failed, sample and timestep.
+    """
     images = np.arange(len(inputs["step"]))
     step, rows, predictions = inputs["step"], inputs["row_image"], inputs["noise_pred"]
     guided = np.einsum("bn,nchw->bchw", inputs["guidance"], predictions)
@@ -162,11 +162,12 @@ def _per_image(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _declare(ports: tuple[Port, ...]) -> str:
-    """Ports as ONNX text; axes are only numbered here and get their names from the spec when the file is written."""
+    """Write ports as ONNX text; `trace.declare_ports` names the axes anew, for this syntax allows no `steps+1`."""
     return ", ".join(
-        f"{TEXT_DTYPES[port.dtype]}[{', '.join(_axis(str(axis)) for axis in port.axes)}] {port.name}" for port in ports
+        f"{_text_type(port)}[{', '.join(map(str, port.axes))}] {port.name}".replace("+", "_plus_") for port in ports
     )
 
 
-def _axis(text: str) -> str:
-    return text.replace("+", "_plus_")
+def _text_type(port: Port) -> str:
+    """The dtype as ONNX's text syntax names it: float for float32."""
+    return ir.DataType(ONNX_TYPES[port.dtype]).name.lower()

@@ -1,4 +1,4 @@
-"""An ONNX file in ONNX Runtime on the CPU: opened, fed, and its outputs measured."""
+"""An ONNX file in ONNX Runtime on the CPU: the session, and its inputs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from latentrt.runtime.backends.bfloat16 import from_bits, to_bits
 from latentrt.runtime.bundle.specs import ComponentSpec, Port
 
-SESSION_DTYPES = {"tensor(float16)": np.float16, "tensor(float)": np.float32, "tensor(int64)": np.int64}
-
 
 def open_session(file: Path, optimise: bool = True) -> onnxruntime.InferenceSession:
-    """A session on the CPU."""
+    """Open a session on the CPU that logs errors alone."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if not optimise:
@@ -24,13 +22,10 @@ def open_session(file: Path, optimise: bool = True) -> onnxruntime.InferenceSess
 
 
 def rounded(values: NDArray[Any], port: Port) -> NDArray[Any]:
-    """Values in a port's dtype; as float32 numbers where that is bfloat16, which numpy lacks."""
+    """Round values to a port's dtype; bfloat16, which numpy lacks, comes as float32 numbers."""
     return from_bits(to_bits(values)) if port.dtype == "bfloat16" else values.astype(port.numpy_dtype)
 
 
-def feed(session: onnxruntime.InferenceSession, spec: ComponentSpec, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs rounded as the ports of the spec are, in the dtypes that the session takes."""
-    return {
-        port.name: rounded(np.asarray(inputs[port.name]), port).astype(SESSION_DTYPES[value.type])
-        for port, value in zip(spec.inputs, session.get_inputs(), strict=True)
-    }
+def feed(spec: ComponentSpec, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Inputs by name, rounded to the dtypes of their ports. A bf16 component must be `numerics.emulation`'s copy."""
+    return {port.name: rounded(np.asarray(inputs[port.name]), port) for port in spec.inputs}

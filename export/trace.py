@@ -1,4 +1,4 @@
-"""From a torch module to a checked ONNX file with exactly the ports of a spec."""
+"""The trace of a torch module: a checked ONNX file with exactly the ports of a spec."""
 
 import logging
 import warnings
@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from latentrt.export.sample_inputs import sample_inputs
-from latentrt.runtime.bundle.specs import ComponentSpec, DType, Port
+from latentrt.runtime.bundle.specs import ONNX_TYPES, TOKENS_PER_CHUNK, ComponentSpec, DType, Port
 from latentrt.runtime.errors import CheckpointError
 
 OPSET = 23
@@ -21,18 +21,29 @@ OPSET = 23
 EXTERNAL_BYTES = 2**31 - 2**24
 """Above this, weights go to a data file: protobuf messages end at 2 GiB."""
 
-# Sizes of the traced example. None is 1, and no two are equal, so that torch.export specialises nothing; the odd
-# latents take the path on which upsampling meets the skip connection's size, which then serves even sizes too.
-EXAMPLE_SIZES = {"vae_images": 2, "rows": 2, "texts": 2, "tokens": 154, "latent_height": 17, "latent_width": 27}
+EXAMPLE_SIZES = {
+    "vae_images": 2,
+    "rows": 2,
+    "texts": 2,
+    "tokens": 2 * TOKENS_PER_CHUNK,
+    "latent_height": 17,
+    "latent_width": 27,
+}
+"""Sizes of the traced example. None is 1, so that torch.export specialises nothing. With odd latents the U-Net takes
+the path on which upsampling meets the skip connection's size, which then serves even sizes too."""
 
 TORCH_DTYPES = {name: getattr(torch, name) for name in get_args(DType)}
+DTYPE_NAMES = {ir.DataType(number): name for name, number in ONNX_TYPES.items()}
 
 
 def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.Model:
-    """Trace a module (already in the dtype of the spec) with every axis of the spec dynamic.
+    """Trace a module, already in the dtype of the spec, with every axis of the spec dynamic.
 
-    The non-strict tracer runs the Python code as it is; the strict one clones every weight. `Dim.DYNAMIC` makes an axis
-    that the model's code would fix to one size an error.
+    `vocabulary`: number of token ids, for sample inputs. The non-strict tracer runs the Python code as it is; the
+    strict one clones every weight. `Dim.DYNAMIC` makes it an error if the model's code fixes an axis to one size.
+
+    Raises:
+        CheckpointError: the exporter returned no program.
     """
     inputs = sample_inputs(spec, EXAMPLE_SIZES, vocabulary)
     example = {port.name: inputs[port.name].to(TORCH_DTYPES[port.dtype]) for port in spec.inputs}
@@ -57,7 +68,7 @@ def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.M
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on its own inner life (a missing torchvision, deprecated helpers)."""
+    """Silence the exporter's remarks about its own internals (a missing torchvision, deprecated helpers)."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.utils._sympy", "onnxscript")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
@@ -72,10 +83,10 @@ def _quiet() -> Iterator[None]:
 
 
 def declare_ports(model: ir.Model, spec: ComponentSpec) -> None:
-    """Write the spec's axis names into the graph, after checking that names, dtypes and fixed lengths agree.
+    """Check that the graph's inputs and outputs are the spec's ports, then name their axes as the spec does.
 
     Raises:
-        CheckpointError: the traced graph has another interface than the spec.
+        CheckpointError: names, dtypes or fixed lengths differ.
     """
     for kind, values, ports in (
         ("input", model.graph.inputs, spec.inputs),
@@ -92,20 +103,19 @@ def declare_ports(model: ir.Model, spec: ComponentSpec) -> None:
 
 
 def _check_port(spec: ComponentSpec, value: ir.Value, port: Port) -> None:
-    name = value.dtype.name.lower() if value.dtype else "untyped"
-    dtype = "float32" if name == "float" else name
+    dtype = DTYPE_NAMES.get(value.dtype, value.dtype.name.lower()) if value.dtype else "untyped"
     shape = value.shape or ir.Shape([])
     fixed = [axis.offset if not axis.dim else None for axis in port.axes]
-    found = [size if isinstance(size, int) else None for size in shape]
-    if dtype != port.dtype or found != fixed:
+    fixed_in_graph = [size if isinstance(size, int) else None for size in shape]
+    if dtype != port.dtype or fixed_in_graph != fixed:
         raise CheckpointError(f"{spec.name}: {port.name} is {dtype}{list(shape)} in the graph, the spec has {port}")
 
 
 def save(model: ir.Model, spec: ComponentSpec, file: Path) -> list[Path]:
-    """Write one ONNX file, with a data file beside it where the weights need one, and check what was written.
+    """Write and check one ONNX file; returns its path and, where the weights exceed 2 GiB, that of their data file.
 
     Raises:
-        CheckpointError: the interface is not the spec's, or the full checker refuses the graph.
+        CheckpointError: the ports are not the spec's, or the full checker refuses the graph.
     """
     declare_ports(model, spec)
     model.graph.name = spec.name
@@ -130,7 +140,7 @@ def check(file: Path) -> None:
 
 
 def count_parameters(model: ir.Model) -> int:
-    """Elements of all weights; constants of fewer than 16 elements are arithmetic, not weights."""
+    """Count the elements of all weights; a constant of fewer than 16 elements counts as arithmetic."""
     sizes: Mapping[str, int] = {
         name: value.const_value.size
         for name, value in model.graph.initializers.items()

@@ -1,1 +1,1 @@
-"""Comparisons with torch: every exported component, a finished bundle, and the first tensor where two graphs part."""
+"""Comparisons with torch: of every exported component, of a finished bundle, and of two graphs tensor by tensor."""

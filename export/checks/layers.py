@@ -1,4 +1,4 @@
-"""Where two exports of one component part ways: every named tensor of both, compared in the order of computation."""
+"""The first tensor in which two exports of one component differ, in the order of computation."""
 
 import tempfile
 from collections.abc import Mapping
@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import torch
 from numpy.typing import NDArray
 
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.modules import MODULES, wrap
+from latentrt.export.modules import MODULES, component_vocabulary, reference_module
 from latentrt.export.numerics.emulation import emulated
 from latentrt.export.numerics.vae_scaling import fold
 from latentrt.export.numerics.vae_signals import vae_signals
@@ -29,14 +28,14 @@ Tensors = dict[str, NDArray[Any]]
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 
 CASTS = frozenset({"Cast", "CastLike"})
-"""Their tensors are not compared: the precisions differ in how many they have, and so in what their names mean."""
+"""Their outputs are not compared: precisions differ in the number of casts, and so in what their names mean."""
 
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """The first tensor out of tolerance. `relative`: root mean square of the difference over the reference's.
+    """The first tensor out of tolerance: its `relative_error`, and how many tensors agree before it.
 
-    `compared` tensors come before it and agree.
+    `operator` is the ONNX operator that computes it.
     """
 
     component: str
@@ -56,24 +55,24 @@ def first_departure(
 ) -> Departure | None:
     """Trace the checkpoint's component anew in fp32 and find the first tensor of `file` that differs from it.
 
-    Tensors are matched by name and shape: both graphs are traces of the same code, so their names agree. `scales`: the
-    powers of two that the export folded into a VAE; folded into the reference too, they change nothing but the tensors
-    between. None where every tensor that both have is within tolerance.
+    Returns None if every tensor that both graphs have is within tolerance. Tensors are matched by name and shape: both
+    graphs are traces of the same code, so their names agree. `scales`: signal -> exponent of the power of two that the
+    export folded into a VAE; folded into the reference too, it makes the tensors in between comparable.
     """
     with tempfile.TemporaryDirectory(prefix="latentrt-layers-") as folder:
-        reference, wide = _trace_reference(checkpoint, spec.name, Path(folder) / "reference.onnx", scales)
-        wanted = run_with_all_tensors(reference, wide, inputs)
+        reference, float32_spec = _trace_reference(checkpoint, spec.name, Path(folder) / "reference.onnx", scales)
+        reference_tensors = run_with_all_tensors(reference, float32_spec, inputs)
         operators = {value.name: node.op_type for node in ir.load(file).graph for value in node.outputs}
         with emulated(file) if spec.uses("bfloat16") else nullcontext(file) as runnable:
-            found = run_with_all_tensors(runnable, spec, inputs)
+            tensors = run_with_all_tensors(runnable, spec, inputs)
     compared = 0
-    for name, ours in found.items():
-        theirs = wanted.get(name)
-        if theirs is None or ours.shape != theirs.shape or not np.isfinite(theirs).all():
+    for name, values in tensors.items():
+        wanted = reference_tensors.get(name)
+        if wanted is None or values.shape != wanted.shape or not np.isfinite(wanted).all():
             continue
         if operators.get(name) in CASTS:
             continue
-        relative = relative_error(ours, theirs)
+        relative = relative_error(values, wanted)
         if not relative <= tolerance:
             return Departure(spec.name, str(name), operators.get(name, "input"), relative, compared)
         compared += 1
@@ -83,18 +82,17 @@ def first_departure(
 def _trace_reference(
     checkpoint: Checkpoint, component: str, file: Path, scales: Mapping[str, int]
 ) -> tuple[Path, ComponentSpec]:
-    """The component in fp32, and its spec."""
+    """Trace the component in fp32; returns the ONNX file and its spec."""
     model = checkpoint.model
     spec = component_specs(model, Limits.around(model.native_size), dict.fromkeys(MODULES, "fp32"))[component]
-    source, _ = MODULES[component]
-    network = checkpoint.network(source, torch.float32)
+    module = reference_module(checkpoint, component)
     if scales:
-        fold(vae_signals(network, component), scales)
-    return save(trace(wrap(component, network, model), spec, checkpoint.vocabulary(source)), spec, file)[0], spec
+        fold(vae_signals(module.network, component), scales)
+    return save(trace(module, spec, component_vocabulary(checkpoint, component)), spec, file)[0], spec
 
 
 def run_with_all_tensors(file: Path, spec: ComponentSpec, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
-    """Every floating tensor that the graph computes, in order: name -> values."""
+    """Run a graph and keep every floating tensor that it computes: name -> values, in the order of computation."""
     model = ir.load(file)
     graph = model.graph
     declared = set(graph.outputs)
@@ -104,8 +102,8 @@ def run_with_all_tensors(file: Path, spec: ComponentSpec, inputs: Mapping[str, N
     with tempfile.TemporaryDirectory(prefix="latentrt-layers-") as folder:
         opened = Path(folder) / file.name
         ir.save(model, opened, external_data=f"{file.name}.data")
-        session = open_session(opened, optimise=False)  # fusions would remove the very tensors that are asked for
+        session = open_session(opened, optimise=False)  # fusions would remove the very tensors to compare
         names = [value.name for value in session.get_outputs()]
-        outputs = dict(zip(names, session.run(None, feed(session, spec, inputs)), strict=True))
+        outputs = dict(zip(names, session.run(None, feed(spec, inputs)), strict=True))
     order = [value.name for node in graph for value in node.outputs if value.name in outputs]
     return {name: outputs[name] for name in order if name is not None}

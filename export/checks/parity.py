@@ -1,4 +1,4 @@
-"""Every exported component against torch: outputs of the ONNX file in ONNX Runtime, sizes from the spec's dims."""
+"""Comparison of an exported component with torch: its ONNX file in ONNX Runtime, at sizes from the spec's dims."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK, ComponentSpec, Preci
 from latentrt.runtime.errors import ParityError
 
 Depth = Literal["full", "quick", "off"]
-
+"""Which sizes are compared; see `case_sizes`."""
 
 BYTES = 1e-3
-"""Allowed on top where an output is bytes: a value between two of them may round to either, in every sixtieth or so."""
+"""Further tolerance of outputs in bytes: about every sixtieth value lies near enough to a half to round either way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +35,10 @@ class Case:
 
 
 def case_sizes(spec: ComponentSpec, depth: Depth) -> Iterator[tuple[str, dict[str, int]]]:
-    """(name, sizes) of every case that says something new about this component's dims.
+    """Yield (name, sizes) of every case that says something new about this component's dims.
 
-    `full`: min, opt, max, one non-square, one 8·odd size and two chunks of tokens. `quick`: min, 8·odd and two chunks,
-    the latter two at the minimum of everything else.
+    `full`: min, opt, max, a non-square size, an odd size of the latents, and two chunks of tokens. `quick`: min, odd
+    and two chunks, with everything else at its minimum. `off`: none.
     """
     small, medium, large = (spec.sizes(which) for which in ("min", "opt", "max"))
     if depth == "off":
@@ -59,12 +59,12 @@ def case_sizes(spec: ComponentSpec, depth: Depth) -> Iterator[tuple[str, dict[st
 
 
 def _odd(size: int, largest: int) -> int:
-    """The nearest odd size that does not exceed `largest`."""
+    """Nearest odd size, upwards unless that exceeds `largest`."""
     return size if size % 2 else (size + 1 if size < largest else size - 1)
 
 
 def reference_cases(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int, depth: Depth) -> list[Case]:
-    """Torch's outputs at every case; `module` holds float32 weights."""
+    """Compute torch's outputs at every case; `module` has float32 weights."""
     cases = []
     with torch.no_grad():
         for name, sizes in case_sizes(spec, depth):
@@ -77,10 +77,10 @@ def reference_cases(module: torch.nn.Module, spec: ComponentSpec, vocabulary: in
 def compare(
     file: Path, spec: ComponentSpec, cases: list[Case], vocabulary: int, precision: Precision
 ) -> tuple[ParityRecord, ...]:
-    """Run the ONNX file at every case and measure each output; bf16 files as `numerics.emulation` describes.
+    """Run the ONNX file at every case and measure each output; a bf16 file runs as its copy by `numerics.emulation`.
 
     Raises:
-        ParityError: an output is out of tolerance; names the component, the case, the output and both figures.
+        ParityError: an output is out of tolerance; the message names component, case, output and both figures.
     """
     if not cases:
         return ()
@@ -96,9 +96,9 @@ def _compare(
     records = []
     for case in cases:
         inputs = sample_inputs(spec, case.sizes, vocabulary)
-        outputs = session.run(None, feed(session, spec, inputs))
-        for port, found, wanted in zip(spec.outputs, outputs, case.outputs, strict=True):
-            record = _measure(case, port.name, found, wanted)
+        outputs = session.run(None, feed(spec, inputs))
+        for port, values, reference in zip(spec.outputs, outputs, case.outputs, strict=True):
+            record = _measure(case, port.name, values, reference)
             allowed = TOLERANCE[precision] + (BYTES if port.dtype == "uint8" else 0)
             if not record.relative <= allowed:
                 raise ParityError(
@@ -109,13 +109,13 @@ def _compare(
     return tuple(records)
 
 
-def _measure(case: Case, output: str, found: NDArray[Any], wanted: NDArray[Any]) -> ParityRecord:
-    if found.shape != wanted.shape:
-        raise ParityError(f"output {output}: shape {found.shape}, torch gives {wanted.shape} in case {case.name!r}")
+def _measure(case: Case, output: str, values: NDArray[Any], reference: NDArray[Any]) -> ParityRecord:
+    if values.shape != reference.shape:
+        raise ParityError(f"output {output}: shape {values.shape}, torch gives {reference.shape} in case {case.name!r}")
     return ParityRecord(
         case=case.name,
         sizes=case.sizes,
         output=output,
-        max_abs=float(np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()),
-        relative=relative_error(found, wanted),
+        max_abs=float(np.abs(values.astype(np.float64) - reference.astype(np.float64)).max()),
+        relative=relative_error(values, reference),
     )

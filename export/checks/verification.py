@@ -1,4 +1,4 @@
-"""A bundle against the checkpoint it should come from: facts, tokenizers, every component's numbers, one picture."""
+"""Comparison of a bundle with its checkpoint: facts, tokenizers, every component's numbers, and one picture."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.checks import parity
-from latentrt.export.modules import MODULES, wrap
+from latentrt.export.modules import component_vocabulary, reference_module
 from latentrt.export.sample_inputs import sample_inputs
 from latentrt.export.sampler_graph import sampler_reference
 from latentrt.export.session import rounded
@@ -50,7 +50,7 @@ PICTURE_SEED = 17
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One comparison. `relative`: root mean square of the difference over the reference's; `psnr` in decibels."""
+    """One comparison. `relative`: the `relative_error`; `psnr`: in decibels, of images alone."""
 
     component: str
     case: str
@@ -64,12 +64,12 @@ class Figure:
 
 
 def verify_facts(pipeline: Pipeline, checkpoint: Checkpoint) -> list[str]:
-    """What the manifest and the tokenizers say otherwise than the checkpoint does; empty where all agrees."""
-    found, wanted = pipeline.bundle.manifest.model.model_dump(), checkpoint.model.model_dump()
+    """List where the manifest or a tokenizer differs from the checkpoint; empty if all agree."""
+    facts, expected = pipeline.bundle.manifest.model.model_dump(), checkpoint.model.model_dump()
     differences = [
-        f"{name} is {found[name]} in the bundle, {wanted[name]} in the checkpoint"
-        for name in wanted
-        if found[name] != wanted[name]
+        f"{name} is {facts[name]} in the bundle, {expected[name]} in the checkpoint"
+        for name in expected
+        if facts[name] != expected[name]
     ]
     for encoder in checkpoint.model.text_encoders:
         ours = Tokenizer.load(pipeline.bundle.path / encoder.tokenizer)
@@ -96,30 +96,28 @@ def verify_components(pipeline: Pipeline, checkpoint: Checkpoint, backend: Backe
                 for port in spec.inputs:
                     binding.buffers[port.name].write(inputs[port.name])
                 binding.run()
-                for port, wanted in zip(spec.outputs, case.outputs, strict=True):
-                    found = binding.buffers[port.name].numpy()
-                    yield measure(name, case.name, port.name, found, wanted, tolerance)
+                for port, reference in zip(spec.outputs, case.outputs, strict=True):
+                    values = binding.buffers[port.name].numpy()
+                    yield measure(name, case.name, port.name, values, reference, tolerance)
         finally:
             engine.close()
 
 
 def _reference(checkpoint: Checkpoint, spec: ComponentSpec) -> Iterator[tuple[parity.Case, dict[str, NDArray[Any]]]]:
-    """Every quick case with its inputs and torch's fp32 outputs; for the sampler, its equations in numpy."""
+    """Yield every quick case with its inputs and torch's fp32 outputs; for the sampler, those of its equations."""
     if spec.name == "sampler":
         for name, sizes in parity.case_sizes(spec, "quick"):
             inputs = sampler_inputs(spec, sizes)
             yield parity.Case(name, sizes, sampler_reference(inputs)), inputs
         return
-    source, _ = MODULES[spec.name]
-    vocabulary = checkpoint.vocabulary(source)
-    module = wrap(spec.name, checkpoint.network(source, torch.float32), checkpoint.model)
+    vocabulary, module = component_vocabulary(checkpoint, spec.name), reference_module(checkpoint, spec.name)
     for case in parity.reference_cases(module, spec, vocabulary, "quick"):
         tensors = sample_inputs(spec, case.sizes, vocabulary)
         yield case, {name: tensor.numpy() for name, tensor in tensors.items()}
 
 
 def sampler_inputs(spec: ComponentSpec, sizes: Mapping[str, int]) -> dict[str, NDArray[Any]]:
-    """Random tables and states with valid steps and rows, rounded to the dtypes of the ports."""
+    """Make random tables and states with valid steps and rows, rounded to the dtypes of the ports."""
     random = np.random.default_rng(0)
     inputs = {port.name: rounded(random.standard_normal(port.shape(sizes)), port) for port in spec.inputs}
     inputs["step"] = random.integers(0, sizes["steps"], sizes["images"])
@@ -132,20 +130,20 @@ def sampler_inputs(spec: ComponentSpec, sizes: Mapping[str, int]) -> dict[str, N
 
 
 def measure(
-    component: str, case: str, output: str, found: NDArray[Any], wanted: NDArray[Any], tolerance: float
+    component: str, case: str, output: str, values: NDArray[Any], reference: NDArray[Any], tolerance: float
 ) -> Figure:
     """Compare one output with its reference."""
-    found, wanted = found.astype(np.float64), wanted.astype(np.float64)
-    difference = found - wanted
-    relative = relative_error(found, wanted)
-    norms = float(np.linalg.norm(found) * np.linalg.norm(wanted)) or 1.0
+    values, reference = values.astype(np.float64), reference.astype(np.float64)
+    difference = values - reference
+    relative = relative_error(values, reference)
+    norms = float(np.linalg.norm(values) * np.linalg.norm(reference)) or 1.0
     return Figure(
         component=component,
         case=case,
         output=output,
         max_abs=float(np.abs(difference).max()),
         relative=relative,
-        cosine=float(np.vdot(found, wanted)) / norms,
+        cosine=float(np.vdot(values, reference)) / norms,
         psnr=_psnr(difference) if output == "image" else None,
         allowed=f"relative {tolerance:.0e}",
         passed=relative <= tolerance,
@@ -153,13 +151,13 @@ def measure(
 
 
 def _psnr(difference: NDArray[np.float64]) -> float:
-    """Peak signal-to-noise ratio of bytes, in decibels; infinite where nothing differs."""
+    """Peak signal-to-noise ratio of bytes, in decibels; infinite if nothing differs."""
     error = float(np.mean(difference**2))
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
 def verify_picture(pipeline: Pipeline, checkpoint: Checkpoint) -> Figure:
-    """One whole request against the diffusers pipeline in fp32: same prompt, seed, schedule and steps."""
+    """Compare one whole request with the diffusers pipeline in fp32: same prompt, seed, schedule and steps."""
     precision = pipeline.bundle.manifest.precision
     ours = pipeline.generate(TEXTS[1], negative=NEGATIVE, seed=PICTURE_SEED, steps=PICTURE_STEPS)
     request = ours.request
@@ -187,7 +185,7 @@ def _pixels(images: list[Image.Image]) -> NDArray[np.uint8]:
 
 
 def diffusers_pipeline(checkpoint: Checkpoint) -> Any:
-    """The checkpoint as diffusers runs it, in fp32; random weights included."""
+    """Load the checkpoint as a pipeline of diffusers, in fp32; random weights are the same as in the export."""
     model = checkpoint.model
     schedule = dict(model.scheduler)
     parts: dict[str, Any] = {"scheduler": getattr(diffusers, schedule["_class_name"]).from_config(schedule)}
@@ -211,9 +209,9 @@ def diffusers_pipeline(checkpoint: Checkpoint) -> Any:
 
 
 def diffusers_pictures(pipe: Any, *, width: int, height: int, steps: int, seed: int, **request: Any) -> Any:
-    """Text to image by a pipeline of `diffusers_pipeline`, as PIL images.
+    """Draw from text alone with a pipeline of `diffusers_pipeline`; returns PIL images.
 
-    diffusers has the refiner only as image to image: at full strength, given its first latents, it reads no image.
+    diffusers has the refiner as image to image only: at full strength and with given first latents it reads no image.
     """
     request |= {"generator": torch.Generator().manual_seed(seed), "num_inference_steps": steps}
     if not isinstance(pipe, diffusers.StableDiffusionXLImg2ImgPipeline):

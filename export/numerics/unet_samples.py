@@ -1,11 +1,11 @@
-"""What text encoders and the U-Net are measured on: real prompts, and latents as they are along the way."""
+"""Samples on which text encoders and the U-Net are measured: real prompts, and latents from noise to picture."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.modules import MODULES, wrap
+from latentrt.export.modules import reference_module
 from latentrt.export.sample_inputs import MAX_TIMESTEP, sample_inputs
 from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK, ComponentSpec
 
@@ -15,41 +15,42 @@ PROMPTS = (
     "blurry, low quality, distorted, watermark, text, bad anatomy",
     "an oil painting of a small house beside a lake at sunset, in the style of an old master, " * 4,
 )
-"""Nothing but padding, an ordinary prompt, a negative one, and one that fills all 77 tokens."""
+"""An empty prompt, an ordinary one, a negative one, and one that fills all 77 tokens."""
 
 TIMESTEPS = (MAX_TIMESTEP, 700.0, 250.0, 1.0)
-"""From pure noise to a finished picture; one for each prompt."""
+"""From pure noise to an almost finished picture, one timestep for each prompt."""
 
 LATENTS = 32
-"""Largest height and width of the latents. Ranges hardly grow with it, the time does."""
+"""Largest height and width of the latents: ranges hardly grow with the size, but time does."""
 
 
 def text_sample(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
-    """Inputs of a text encoder: `PROMPTS` as its tokenizer gives them, the first chunk of each, no layer skipped."""
-    encoder = next(one for one in checkpoint.model.text_encoders if one.component == component)
+    """Make inputs for a text encoder: the first chunk of tokens of each of `PROMPTS`, with no layer skipped."""
+    encoder = next(encoder for encoder in checkpoint.model.text_encoders if encoder.component == component)
     tokenizer = checkpoint.tokenizer(encoder.tokenizer)
     ids = torch.from_numpy(np.concatenate([tokenizer.chunks(prompt)[:1] for prompt in PROMPTS]))
     return {"input_ids": ids, "clip_skip": torch.zeros(len(ids), dtype=torch.int64)}
 
 
 def unet_sample(checkpoint: Checkpoint, spec: ComponentSpec) -> dict[str, Tensor]:
-    """One batch of inputs for every port of the U-Net, float32: each prompt at a timestep of its own.
+    """Make one float32 batch for every port of the U-Net: each prompt at a timestep of its own.
 
-    Loads the text encoders, one after the other; meant to be called before the U-Net is loaded. With SDXL an evaluation
-    of the U-Net over it costs 1.7 TFLOP: a sixteenth of a 1024² image's, four times.
+    Loads the text encoders, one after the other, so call it before the U-Net is loaded. Evaluating SDXL's U-Net over
+    the batch costs 1.7 TFLOP: four rows, each a sixteenth of a 1024² image.
     """
     size = min(LATENTS, spec.dims["latent_height"].opt)
     sizes = {"rows": len(PROMPTS), "tokens": TOKENS_PER_CHUNK, "latent_height": size, "latent_width": size}
     inputs = sample_inputs(spec, sizes, 0)
     inputs["timestep"] = torch.tensor(TIMESTEPS)
-    inputs["sample"] = latents_on_the_way(inputs["sample"], inputs["timestep"])
+    inputs["sample"] = noisy_latents(inputs["sample"], inputs["timestep"])
     return inputs | _conditioning(checkpoint, inputs)
 
 
-def latents_on_the_way(noise: Tensor, timesteps: Tensor) -> Tensor:
-    """(rows, 4, h, w): noise at the highest timestep, at lower ones ever more of a coarse pattern; variance near 1.
+def noisy_latents(noise: Tensor, timesteps: Tensor) -> Tensor:
+    """Mix noise with a coarse pattern: noise alone at the highest timestep, more of the pattern at lower ones.
 
-    A schedule without its constants: sine and cosine of the timestep stand for the shares of noise and picture.
+    (rows, 4, h, w) and (rows,) -> (rows, 4, h, w), with a variance near 1. Sine and cosine of the timestep stand in for
+    a schedule's shares of noise and picture.
     """
     coarse = torch.nn.functional.interpolate(noise[:, :, ::8, ::8], noise.shape[2:], mode="nearest")
     angle = (timesteps / MAX_TIMESTEP * torch.pi / 2).view(-1, 1, 1, 1)
@@ -57,14 +58,13 @@ def latents_on_the_way(noise: Tensor, timesteps: Tensor) -> Tensor:
 
 
 def _conditioning(checkpoint: Checkpoint, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The prompts as the checkpoint's own text encoders give them, for those ports whose width is theirs."""
-    found: dict[str, list[Tensor]] = {"encoder_hidden_states": [], "text_embeds": []}
+    """Encode the prompts with the checkpoint's own text encoders, for the ports that have the encoders' widths."""
+    outputs_by_port: dict[str, list[Tensor]] = {"encoder_hidden_states": [], "text_embeds": []}
     for encoder in checkpoint.model.text_encoders:
-        source, _ = MODULES[encoder.component]
-        module = wrap(encoder.component, checkpoint.network(source, torch.float32), checkpoint.model)
+        module = reference_module(checkpoint, encoder.component)
         with torch.no_grad():
             outputs = module(**text_sample(checkpoint, encoder.component))
-        for name, output in zip(found, outputs, strict=False):
-            found[name].append(output)
-    joined = {name: torch.cat(parts, dim=-1) for name, parts in found.items() if parts}
-    return {name: values for name, values in joined.items() if name in inputs and values.shape == inputs[name].shape}
+        for port, output in zip(outputs_by_port, outputs, strict=False):
+            outputs_by_port[port].append(output)
+    joined = {port: torch.cat(outputs, dim=-1) for port, outputs in outputs_by_port.items() if outputs}
+    return {port: values for port, values in joined.items() if port in inputs and values.shape == inputs[port].shape}

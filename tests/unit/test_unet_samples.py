@@ -8,7 +8,7 @@ import torch
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.exporter import component_precisions
 from latentrt.export.modules import wrap
-from latentrt.export.numerics.unet_samples import PROMPTS, TIMESTEPS, latents_on_the_way, text_sample, unet_sample
+from latentrt.export.numerics.unet_samples import PROMPTS, TIMESTEPS, noisy_latents, text_sample, unet_sample
 from latentrt.runtime.bundle.components import component_specs
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.specs import ComponentSpec
@@ -53,7 +53,7 @@ def test_the_unets_sample_has_its_ports_and_the_encoders_own_outputs(checkpoint:
 
 def test_latents_go_from_noise_to_a_coarse_picture() -> None:
     noise = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    latents = latents_on_the_way(noise, torch.tensor(TIMESTEPS))
+    latents = noisy_latents(noise, torch.tensor(TIMESTEPS))
     torch.testing.assert_close(latents[0], noise[0], rtol=0, atol=1e-5)
     for row in latents:
         assert 0.7 < row.std().item() < 1.4
