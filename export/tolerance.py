@@ -1,4 +1,4 @@
-"""How far an export's numbers may lie from torch's, and the measure of that distance."""
+"""Tolerances for the difference between an export's numbers and torch's, and the measure of that difference."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from latentrt.runtime import arrays
 from latentrt.runtime.bundle.specs import Precision
 
 TOLERANCE: Mapping[Precision, float] = {
@@ -21,19 +22,11 @@ Values = NDArray[Any] | Tensor | Sequence[NDArray[Any] | Tensor]
 
 
 def relative_error(values: Values, reference: Values) -> float:
-    """Root mean square of the difference divided by that of the reference, in float64; 0 for identical bits.
-
-    Against a reference that is all zeros, the root mean square of `values` itself.
-    """
-    difference_squares = reference_squares = 0.0
-    elements = 0
-    for one, other in zip(_float64(values), _float64(reference), strict=True):
-        difference_squares += float(np.sum((one - other) ** 2))
-        reference_squares += float(np.sum(other**2))
-        elements += other.size
-    return float(np.sqrt(difference_squares / (reference_squares or max(elements, 1))))
+    """Root mean square of the difference divided by that of the reference, over all arrays together."""
+    return arrays.relative_error(_as_one(values), _as_one(reference))
 
 
-def _float64(values: Values) -> list[NDArray[np.float64]]:
-    arrays = [values] if isinstance(values, np.ndarray | Tensor) else values
-    return [np.asarray(array, dtype=np.float64) for array in arrays]
+def _as_one(values: Values) -> NDArray[Any]:
+    if isinstance(values, np.ndarray | Tensor):
+        return np.asarray(values)
+    return np.concatenate([np.asarray(array).ravel() for array in values])

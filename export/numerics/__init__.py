@@ -1,1 +1,1 @@
-"""fp16 that holds: value ranges measured, VAEs scaled, float32 islands placed, and bf16 emulated on the CPU."""
+"""Networks in half precision: ranges measured, VAEs scaled and float32 islands placed for fp16; bf16 emulated."""

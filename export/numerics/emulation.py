@@ -1,4 +1,4 @@
-"""bf16 graphs on a CPU: ONNX Runtime has no bf16 convolution, matmul or attention there, so float32 stands in.
+"""bf16 graphs on a CPU, in float32, for ONNX Runtime has no bf16 convolution, matmul or attention there.
 
 Every weight and every stored tensor is a bfloat16 number; sums are float32, as on tensor cores.
 """
@@ -17,14 +17,14 @@ EXACT = frozenset({"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape
     "Transpose",
     "Unsqueeze",
 }
-"""Operators that move numbers and make no new ones, so that nothing is rounded behind them."""
+"""Operators that move numbers and make no new ones, so their outputs need no rounding."""
 
 
 @contextmanager
 def emulated(file: Path) -> Iterator[Path]:
-    """A float32 copy of a bf16 ONNX file, gone when the block ends; twice its size. Tensors keep their names.
+    """A float32 copy of a bf16 ONNX file, twice its size, deleted when the block ends. Tensors keep their names.
 
-    Run it without optimisation: what is optimised first are casts there and back.
+    Run it without optimisation, which would first remove the casts to bf16 and back.
     """
     model = ir.load(file)
     emulate(model)
@@ -35,7 +35,7 @@ def emulated(file: Path) -> Iterator[Path]:
 
 
 def emulate(model: ir.Model) -> None:
-    """Rewrite a graph in place: bf16 becomes float32, and what an operator computes is rounded to bf16 by two casts."""
+    """Rewrite a graph in place: bf16 becomes float32, and two casts round every operator's output to bf16."""
     graph = model.graph
     for weight in graph.initializers.values():
         if weight.const_value is not None and weight.const_value.dtype == BF16:
@@ -54,7 +54,7 @@ def emulate(model: ir.Model) -> None:
 
 
 def _widen_attributes(node: ir.Node) -> None:
-    """The dtypes that casts and constants name."""
+    """Turn bf16 into float32 in the attributes of casts and constants."""
     for name, attribute in list(node.attributes.items()):
         if name == "to" and attribute.as_int() == BF16:
             node.attributes[name] = ir.AttrInt64(name, FLOAT)
@@ -64,7 +64,7 @@ def _widen_attributes(node: ir.Node) -> None:
 
 
 def _round(graph: ir.Graph, node: ir.Node, output: ir.Value) -> None:
-    """Put casts to bf16 and back behind an output; the rounded tensor takes over its name and its uses."""
+    """Insert casts to bf16 and back after an output; the rounded tensor takes over its name and its uses."""
     uses = list(output.uses())
     narrow = ir.node("Cast", [output], {"to": BF16.value})
     wide = ir.node("Cast", [narrow.outputs[0]], {"to": FLOAT.value})

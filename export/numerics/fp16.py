@@ -17,12 +17,16 @@ from latentrt.runtime.errors import ParityError
 logger = logging.getLogger(__name__)
 
 KEPT_RANGES = 64
-"""Values that a record keeps, the largest ones: U-Nets have thousands of modules."""
+"""How many values a record keeps, the largest ones: U-Nets have thousands of modules."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What scaling by powers of two changed: nothing, where nothing had to be scaled."""
+    """How a network was scaled by powers of two before it was measured for islands; by default not at all.
+
+    `before`: ranges of the unscaled network. `exponents`: signal -> exponent. `error`: `relative_error` of the scaled
+    network's float32 outputs.
+    """
 
     before: Ranges
     exponents: dict[str, int] = field(default_factory=dict)
@@ -30,29 +34,36 @@ class Scaling:
 
 
 def fit_to_fp16(component: str, network: nn.Module, run: Run, samples: Sequence[Any]) -> tuple[NumericsRecord, Islands]:
-    """Measure a network (in float32), put islands where they are needed, and round its other weights to fp16.
+    """Measure a float32 network, place islands where they are needed, and round its other weights to fp16.
 
-    `run` takes one sample. A network whose values all fit gets no island. Costs two evaluations of every sample and no
-    memory beside the network's own float32 weights.
+    `run` takes one sample. A network whose values all fit gets no island. Costs two evaluations of every sample, and no
+    memory beyond the network's own float32 weights.
 
     Raises:
-        NumericsError: not finite in float32.
+        NumericsError: a value is not finite even in float32.
         ParityError: fp16 with the islands differs too much from float32.
     """
     measured = measure(network, run, samples)
-    return settle(component, network, run, samples, measured, Scaling(measured.ranges), "--precision bf16 or fp32")
+    scaling = Scaling(measured.ranges)
+    return fit_with_islands(component, network, run, samples, measured, scaling, "Export with --precision bf16 or fp32")
 
 
-def settle(
+def fit_with_islands(
     component: str,
     network: nn.Module,
     run: Run,
     samples: Sequence[Any],
     measured: Measured,
     scaling: Scaling,
-    alternative: str,
+    remedy: str,
 ) -> tuple[NumericsRecord, Islands]:
-    """Put islands where the measured values ask for them, and compare fp16 with float32 over the samples."""
+    """Place islands where the measured values need them, and compare fp16 with float32 over the samples.
+
+    `remedy`: the last sentence of the error's message.
+
+    Raises:
+        ParityError: fp16 with the islands differs too much from float32.
+    """
     started = time.perf_counter()
     islands = find_islands(network, measured.ranges)
     place_islands(network, islands)
@@ -60,7 +71,7 @@ def settle(
     if not error <= TOLERANCE["fp16"]:
         raise ParityError(
             f"{component}: fp16 differs from float32 by {error:.1e} (relative) over {len(samples)} samples, "
-            f"allowed {TOLERANCE['fp16']:.0e}. Export with {alternative}"
+            f"allowed {TOLERANCE['fp16']:.0e}. {remedy}"
         )
     record = NumericsRecord(
         samples=len(samples),
@@ -77,13 +88,13 @@ def settle(
 
 
 def largest_values(ranges: Ranges) -> dict[str, float]:
-    """The `KEPT_RANGES` largest values by name, the largest first."""
+    """The `KEPT_RANGES` largest values by name, in descending order."""
     ordered = sorted(ranges.named.items(), key=lambda entry: -entry[1])[:KEPT_RANGES]
     return {name: _brief(largest) for name, largest in ordered}
 
 
 def largest_outside(ranges: Ranges, islands: Islands) -> float:
-    """The largest value that is stored in fp16."""
+    """Largest value that is stored in fp16."""
     inside = islands.modules | {logits_name(name) for name in islands.modules}
     return max((value for name, value in ranges.named.items() if name not in inside), default=0.0)
 

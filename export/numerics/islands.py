@@ -1,16 +1,16 @@
 """Float32 islands: the modules of an fp16 network whose values do not fit, with casts around them in the graph.
 
-A module does not fit where what enters or leaves it, or one of its weights, is too large. The code that hands such
-values on, its parent's forward, must then run in float32 as well, and so on upwards until a module takes in and gives
-out what fits: there the island ends. Within an island every module that fits and holds matrices goes back to fp16, so
-that nothing but the layers that need it lose speed. A residual stream that overflows thus takes along its additions and
-norms, not the layers of its branches. An attention in float32 takes along its projections of queries, keys and values:
-large logits need small rounding errors (fp16 rounds 16,000 to multiples of 8), and TensorRT-RTX 1.7 cannot compile a
-float32 attention whose values are cast from fp16.
+A module does not fit if a value that enters or leaves it, or one of its weights, is too large. The code that passes
+such values on, its parent's forward, must then run in float32 as well, and so on upwards to a module whose inputs and
+outputs all fit: there the island ends. Within an island every module that fits and holds matrices goes back to fp16, so
+that only the layers that need float32 lose speed. A residual stream that overflows thus takes along its additions and
+norms, but not the layers of its branches. An attention in float32 takes along its projections of queries, keys and
+values: large logits need small rounding errors (fp16 rounds 16,000 to multiples of 8), and TensorRT-RTX 1.7 cannot
+compile a float32 attention whose values are cast from fp16.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,26 +22,28 @@ from latentrt.export.numerics.ranges import ATTENTIONS, Ranges, Run, floats
 
 FP16_MAX = 65504.0
 HEADROOM = 4.0
-"""How much larger than over the samples a value may be in use."""
+"""How many times larger a value may be in use than over the samples."""
 
 LIMIT = FP16_MAX / HEADROOM
+"""Largest absolute value over the samples that may be stored in fp16."""
 
 LAYERS = (nn.Conv2d, nn.Linear)
+"""Modules that cost time; so do attentions."""
 
 MARK = "latentrt_float32"
-"""The attribute of modules that stay in float32."""
+"""Attribute that marks the modules that stay in float32."""
 
 BORDER = "latentrt_border"
-"""The attribute of modules that run in another dtype than the code around them; holds their `Border`."""
+"""Attribute that holds the `Border` of a module that runs in another dtype than the code around it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Islands:
-    """Where a network runs in float32.
+    """The parts of a network that run in float32.
 
-    `modules`: all that do. `tops`: the outermost of them. `layers`: those that cost time, convolutions, linear layers
-    and attentions. `borders`: modules that run in another dtype than the code that calls them. `edge`: the code that
-    calls the outermost modules, the component's own, runs in float32 too.
+    `modules`: all such modules. `tops`: the outermost of them. `layers`: those that cost time, which are convolutions,
+    linear layers and attentions. `borders`: modules that run in another dtype than the code that calls them. `edge`:
+    whether the component's own code, which calls the outermost modules, runs in float32 too.
     """
 
     modules: frozenset[str]
@@ -52,7 +54,7 @@ class Islands:
 
 
 def find_islands(network: nn.Module, ranges: Ranges) -> Islands:
-    """The fewest modules that must run in float32; see above."""
+    """Find the fewest modules that must run in float32, by the rules above."""
     modules = {name: module for name, module in network.named_modules() if name in ranges.outputs}
     parents = {name: _parent(name, modules) for name in modules}
     unfit = {name for name, module in modules.items() if not _fits(module, name, ranges)}
@@ -75,7 +77,7 @@ def find_islands(network: nn.Module, ranges: Ranges) -> Islands:
 
 
 def _parent(name: str, called: Collection[str]) -> str | None:
-    """The module whose code calls this one; None for the outermost, which the component's own module calls."""
+    """Find the module whose code calls this one; None for the outermost, which the component's own module calls."""
     while name:
         name = name.rpartition(".")[0]
         if name in called:
@@ -89,9 +91,9 @@ def _fits(module: nn.Module, name: str, ranges: Ranges) -> bool:
 
 
 class Border:
-    """Casts what enters and leaves a module that runs in another dtype than the code that calls it.
+    """Casts the inputs and outputs of a module that runs in another dtype than the code that calls it.
 
-    In a rehearsal everything is float32, and a cast to fp16 only rounds.
+    In a rehearsal every tensor is float32, and a cast to fp16 only rounds.
     """
 
     def __init__(self, inside: torch.dtype, outside: torch.dtype):
@@ -100,11 +102,11 @@ class Border:
         self.rehearsal = False
 
     def enter(self, _module: nn.Module, inputs: Any, named: Any) -> Any:
-        """Forward pre-hook."""
+        """Cast the inputs; a forward pre-hook."""
         return self._cast((inputs, named), self.outside, self.inside)
 
     def leave(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-        """Forward hook."""
+        """Cast the outputs; a forward hook."""
         return self._cast(output, self.inside, self.outside)
 
     def _cast(self, values: Any, source: torch.dtype, target: torch.dtype) -> Any:
@@ -114,7 +116,7 @@ class Border:
 
 
 def rounded(values: Any) -> Any:
-    """Floating tensors in any nest, rounded to fp16 and in float32 again."""
+    """Round the floating tensors of any nested structure to fp16, and give them in float32."""
     return _convert(values, lambda tensor: tensor.half().float() if tensor.is_floating_point() else tensor)
 
 
@@ -123,20 +125,20 @@ def _convert(values: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def place_islands(network: nn.Module, islands: Islands) -> None:
-    """Mark the modules that stay in float32, and put casts on the islands' borders, outer and inner ones."""
+    """Mark the modules that stay in float32, and add casts at the islands' borders, outer and inner ones."""
     for name in islands.modules:
         setattr(network.get_submodule(name), MARK, True)
     for name in islands.borders:
         module = network.get_submodule(name)
-        own = (torch.float32, torch.float16) if name in islands.modules else (torch.float16, torch.float32)
-        border = Border(*own)
+        float32_inside = name in islands.modules
+        border = Border(torch.float32, torch.float16) if float32_inside else Border(torch.float16, torch.float32)
         setattr(module, BORDER, border)
         module.register_forward_pre_hook(border.enter, with_kwargs=True)
         module.register_forward_hook(border.leave)
 
 
 def frame(module: nn.Module, islands: Islands, dtypes: Sequence[torch.dtype]) -> None:
-    """Give a component's module outputs of these dtypes, whatever its network's islands made of them."""
+    """Give a component's module outputs of the ports' `dtypes`, whichever dtypes its network's islands give them."""
     if islands.edge:
         border = Border(torch.float32, torch.float16)
         module.register_forward_pre_hook(border.enter, with_kwargs=True)
@@ -151,7 +153,7 @@ def _as_ports(output: Any, dtypes: Sequence[torch.dtype]) -> Any:
 
 
 def to_fp16(module: nn.Module) -> None:
-    """Cast weights in place, one after the other, those of islands to float32; without islands, what `half` does."""
+    """Cast weights in place, one by one: those of islands to float32, all others to fp16."""
     narrow = {id(tensor) for tensor in _fp16_tensors(module)}
     for tensor in (*module.parameters(), *module.buffers()):
         if tensor.is_floating_point():
@@ -166,10 +168,10 @@ def _fp16_tensors(module: nn.Module) -> Iterator[Tensor]:
 
 
 def rehearse(network: nn.Module, run: Run, samples: Sequence[Any]) -> list[Tensor]:
-    """The outputs of the fp16 network with its islands, from float32 arithmetic: torch has no fast fp16 on CPUs.
+    """Compute the outputs of the fp16 network with its islands in float32, for torch has no fast fp16 on CPUs.
 
     Weights, inputs, every module's output and the network's are rounded to fp16; sums are float32, as on tensor cores.
-    The weights stay rounded.
+    The weights stay rounded afterwards.
     """
     for tensor in _fp16_tensors(network):
         if tensor.dtype == torch.float32:
@@ -180,19 +182,16 @@ def rehearse(network: nn.Module, run: Run, samples: Sequence[Any]) -> list[Tenso
 
 @contextmanager
 def _rehearsing(network: nn.Module) -> Iterator[None]:
-    modules = list(network.modules())
-    borders: list[Border] = [getattr(module, BORDER) for module in modules if hasattr(module, BORDER)]
-    hooks = [
-        module.register_forward_hook(lambda _module, _inputs, output: rounded(output))
-        for module in modules
-        if not hasattr(module, MARK)
-    ]
-    for border in borders:
-        border.rehearsal = True
-    try:
-        yield
-    finally:
+    """Round the output of every module outside the islands while the block runs."""
+    borders: list[Border] = [getattr(module, BORDER) for module in network.modules() if hasattr(module, BORDER)]
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if not hasattr(module, MARK):
+                hooks.enter_context(module.register_forward_hook(lambda _module, _inputs, output: rounded(output)))
         for border in borders:
-            border.rehearsal = False
-        for hook in hooks:
-            hook.remove()
+            border.rehearsal = True
+        try:
+            yield
+        finally:
+            for border in borders:
+                border.rehearsal = False

@@ -1,8 +1,8 @@
-"""How large a network's values grow: the largest absolute value that enters and leaves each module, in float32."""
+"""Ranges of a network's values: the largest absolute value that enters and leaves each module, in float32."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,11 +15,11 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 from latentrt.runtime.errors import NumericsError
 
 Run = Callable[[Any], Any]
-"""Runs a network over one sample, a tensor or several."""
+"""Runs a network over one sample, which is a tensor or several."""
 
 
 class AttentionNames(NamedTuple):
-    """What a kind of attention calls its projections of queries, keys and values, and its number of heads."""
+    """The attributes in which a class of attention keeps its projections of queries, keys and values, and its heads."""
 
     projections: tuple[str, str, str]
     heads: str
@@ -32,7 +32,7 @@ ATTENTIONS: Mapping[type[nn.Module], AttentionNames] = {
 
 
 def logits_name(attention: str) -> str:
-    """Under which name a record of ranges holds the largest softmax input of an attention."""
+    """Name under which `Ranges.named` holds the largest softmax input of an attention."""
     return f"{attention}.logits"
 
 
@@ -40,8 +40,8 @@ def logits_name(attention: str) -> str:
 class Ranges:
     """Largest absolute values by module name, in the order in which modules finish.
 
-    `inputs` and `outputs` count floating tensors. `logits`: products of queries and keys before any mask, scaled as the
-    softmax takes them; no module's output shows them.
+    `inputs` and `outputs` cover floating tensors. `logits`: products of queries and keys before any mask, scaled as the
+    softmax takes them; no module outputs them.
     """
 
     inputs: dict[str, float] = field(default_factory=dict)
@@ -50,13 +50,13 @@ class Ranges:
 
     @property
     def named(self) -> Mapping[str, float]:
-        """Outputs by module and logits by `logits_name`."""
+        """Outputs by module name, and logits by `logits_name`."""
         return self.outputs | {logits_name(name): largest for name, largest in self.logits.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A network's ranges over samples, and all its outputs there, one after the other."""
+    """A network's ranges over samples, and its outputs, sample after sample."""
 
     ranges: Ranges
     outputs: list[Tensor]
@@ -65,7 +65,7 @@ class Measured:
 def measure(network: nn.Module, run: Run, samples: Sequence[Any]) -> Measured:
     """Run every sample and watch every module that takes part.
 
-    Costs the evaluations and a pass over every tensor; no copy of the weights.
+    Costs one evaluation per sample and a pass over every tensor; needs no copy of the weights.
 
     Raises:
         NumericsError: a value is not finite even in float32.
@@ -77,26 +77,23 @@ def measure(network: nn.Module, run: Run, samples: Sequence[Any]) -> Measured:
 
 
 def floats(values: Any) -> list[Tensor]:
-    """The floating tensors of any nest of tuples, dicts and model outputs."""
+    """List the floating tensors of nested tuples, dicts and model outputs."""
     return [leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
 @contextmanager
 def _watched(network: nn.Module, ranges: Ranges) -> Iterator[None]:
-    """Hooks that keep `ranges` up to date while the block runs."""
-    hooks = []
-    for name, module in network.named_modules():
-        hooks.append(module.register_forward_hook(_watch(name, ranges), with_kwargs=True))
-        if type(module) in ATTENTIONS:
-            hooks += _watch_logits(module, name, ranges)
-    try:
+    """Keep `ranges` up to date by hooks while the block runs."""
+    with ExitStack() as hooks:
+        for name, module in network.named_modules():
+            hooks.enter_context(module.register_forward_hook(_hook(name, ranges), with_kwargs=True))
+            if type(module) in ATTENTIONS:
+                for hook in _watch_logits(module, name, ranges):
+                    hooks.enter_context(hook)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _watch(name: str, ranges: Ranges) -> Callable[..., None]:
+def _hook(name: str, ranges: Ranges) -> Callable[..., None]:
     def hook(_module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
         _note(ranges.inputs, name, floats((inputs, named)))
         _note(ranges.outputs, name, floats(output))
@@ -115,26 +112,24 @@ def _note(ranges: dict[str, float], name: str, tensors: list[Tensor]) -> None:
 
 
 def _watch_logits(attention: Any, name: str, ranges: Ranges) -> list[Any]:
-    """Hooks on the projections of queries and keys, whose product they form, image by image and head by head."""
+    """Add hooks to the projections of queries and keys that form their product, image by image and head by head."""
     names = ATTENTIONS[type(attention)]
     to_query, to_key, _ = names.projections
     heads: int = getattr(attention, names.heads)
-    kept: dict[str, Tensor] = {}
+    projected: dict[str, Tensor] = {}
 
-    def product(projected: str, output: Tensor) -> None:
-        kept[projected] = output
-        if len(kept) < 2:
+    def multiply(projection: str, output: Tensor) -> None:
+        projected[projection] = output
+        if len(projected) < 2:
             return
-        queries, keys = kept.pop(to_query), kept.pop(to_key)
+        queries, keys = projected.pop(to_query), projected.pop(to_key)
         width = keys.shape[-1] // heads
         for query, key in zip(queries, keys, strict=True):
             for head in range(heads):
                 part = slice(head * width, (head + 1) * width)
                 _note(ranges.logits, name, [query[:, part] @ key[:, part].T * width**-0.5])
 
-    def watch(projected: str) -> Callable[..., None]:
-        return lambda _module, _inputs, output: product(projected, output)
+    def hook(projection: str) -> Callable[..., None]:
+        return lambda _module, _inputs, output: multiply(projection, output)
 
-    return [
-        attention.get_submodule(projected).register_forward_hook(watch(projected)) for projected in (to_query, to_key)
-    ]
+    return [attention.get_submodule(name).register_forward_hook(hook(name)) for name in (to_query, to_key)]

@@ -1,4 +1,4 @@
-"""What a VAE is measured on: images of many kinds, their latents, and noise at the latents' scale."""
+"""Samples on which a VAE is measured: images of several kinds, their latents, and noise at the latents' scale."""
 
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,19 @@ from latentrt.export.modules import moments
 from latentrt.runtime.errors import RequestError
 
 PIXELS = 192
-"""Largest width and height of the samples. Ranges hardly grow with it, the time does."""
+"""Largest width and height of the samples: ranges hardly grow with the size, but time does."""
 
 MAX_FILES = 16
+"""How many images of the user's folder are used."""
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def vae_samples(network: Any, component: str, native_size: int, folder: Path | None = None) -> list[Tensor]:
-    """Inputs of one half of a VAE, float32, one image each.
+    """Make float32 inputs for one half of a VAE, one image each.
 
-    Encoder: the synthetic images and those in `folder`, (1, 3, pixels, pixels) in -1 … 1. Decoder: the latents of these
-    images, by this VAE, and one tensor of normal noise divided by the scaling factor.
+    Encoder: the synthetic images and those in `folder`, (1, 3, pixels, pixels) in -1 … 1. Decoder: the latents that
+    this VAE's encoder makes of these images, and one tensor of normal noise divided by the scaling factor.
 
     Raises:
         RequestError: `folder` holds no image, or one that cannot be read.
@@ -39,7 +41,7 @@ def vae_samples(network: Any, component: str, native_size: int, folder: Path | N
 
 
 def synthetic_images(pixels: int) -> list[NDArray[np.float32]]:
-    """Shapes over gradients, a checkerboard of black and white at two sizes, and noise; (1, 3, pixels, pixels)."""
+    """Draw shapes over gradients, a black-and-white checkerboard at two sizes, and noise; (1, 3, pixels, pixels)."""
     y, x = np.mgrid[0:pixels, 0:pixels] / pixels
     shapes = np.stack([x, y, 1 - (x + y) / 2])
     shapes[:, (x - 0.3) ** 2 + (y - 0.4) ** 2 < 0.04] = np.array([[1], [0], [0]])
@@ -51,7 +53,7 @@ def synthetic_images(pixels: int) -> list[NDArray[np.float32]]:
 
 
 def folder_images(folder: Path | None, pixels: int) -> list[NDArray[np.float32]]:
-    """The first `MAX_FILES` images of a folder, cropped to squares and resized."""
+    """Read the first `MAX_FILES` images of a folder, cropped to squares and resized; (1, 3, pixels, pixels)."""
     if folder is None:
         return []
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)[:MAX_FILES]

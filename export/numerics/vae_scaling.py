@@ -1,8 +1,8 @@
-"""The exact fp16 VAE: scale by powers of two what overflows, prove that nothing changed, and that fp16 holds it.
+"""The exact fp16 VAE: scale what overflows by powers of two, then prove that nothing changed and that fp16 holds it.
 
 A VAE normalises its residual stream before every use, and GroupNorm(s·x, s²·ε) = GroupNorm(x, ε). So weights and biases
-that write a stream take its scale s, weights that read it give it back, and each norm's ε takes s². Powers of two cost
-no rounding: the scaled network gives the same bits in float32.
+that write a stream are multiplied by its scale s, weights that read it are divided by s, and the ε of each norm that
+reads it is multiplied by s². Powers of two cost no rounding: the scaled network gives the same bits in float32.
 """
 
 import math
@@ -14,37 +14,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentrt.export.modules import decode, encoded
-from latentrt.export.numerics.fp16 import Scaling, settle
+from latentrt.export.modules import decode, encode
+from latentrt.export.numerics.fp16 import Scaling, fit_with_islands
 from latentrt.export.numerics.islands import LIMIT, Islands
 from latentrt.export.numerics.ranges import Ranges, measure
-from latentrt.export.numerics.vae_signals import UNSCALED, Projection, Signals, vae_signals
+from latentrt.export.numerics.vae_signals import REMEDY, UNSCALED, Projection, Signals, vae_signals
 from latentrt.export.tolerance import relative_error
 from latentrt.runtime.bundle.manifest import NumericsRecord
 from latentrt.runtime.errors import ParityError
 
 EXACTNESS = 1e-6
-"""Largest relative difference that scaling may make in float32: none, unless weights are float32 subnormals."""
+"""Largest `relative_error` that scaling may cause in float32; it is 0 unless weights become float32 subnormals."""
 
 WINDOW = 8
-"""A signal that must be scaled may be scaled this many powers of two further, where that keeps weights precise."""
+"""How many exponents are tried for a signal that must be scaled: scaling further may keep weights more precise."""
 
 WEIGHT_SAMPLE = 4096
-"""Weights of a layer that are looked at."""
+"""How many weights of a layer are examined."""
 
-RUN = {"vae_decoder": decode, "vae_encoder": encoded}
+RUN = {"vae_decoder": decode, "vae_encoder": encode}
+"""How each half of a VAE runs over one sample."""
 
 
 def fit_vae_to_fp16(network: Any, component: str, samples: list[Tensor]) -> tuple[NumericsRecord, Islands]:
-    """Make one half of an AutoencoderKL (in float32) hold in fp16: scales, islands, weights rounded to fp16.
+    """Scale one half of a float32 VAE into fp16's range, place islands, and round its other weights to fp16.
 
-    A half whose values all fit over the samples is left as it is. Costs two evaluations of every sample, three where
-    something is scaled.
+    `component`: `vae_decoder` or `vae_encoder`. A half whose values all fit over the samples is left as it is. Costs
+    two evaluations of every sample, three where something is scaled.
 
     Raises:
-        CheckpointError: a block that latentrt does not know.
-        NumericsError: not finite in float32.
-        ParityError: scaling changed the outputs, or fp16's differ too much from float32's.
+        CheckpointError: it holds a block that latentrt does not know.
+        NumericsError: a value is not finite even in float32.
+        ParityError: scaling changed the outputs, or fp16 differs too much from float32.
     """
     signals, run = vae_signals(network, component), partial(RUN[component], network)
     measured = measure(network, run, samples)
@@ -53,27 +54,27 @@ def fit_vae_to_fp16(network: Any, component: str, samples: list[Tensor]) -> tupl
     if any(exponents.values()):
         fold(signals, exponents)
         before, measured = measured, measure(network, run, samples)
-        scaling = replace(scaling, error=_exact(component, measured.outputs, before.outputs))
-    return settle(component, network, run, samples, measured, scaling, "--vae-precision fp32")
+        scaling = replace(scaling, error=_check_exact(component, measured.outputs, before.outputs))
+    return fit_with_islands(component, network, run, samples, measured, scaling, REMEDY)
 
 
-def _exact(component: str, found: list[Tensor], wanted: list[Tensor]) -> float:
-    """What scaling changed in the outputs: nothing, or it raises."""
-    error = relative_error(found, wanted)
+def _check_exact(component: str, scaled: list[Tensor], unscaled: list[Tensor]) -> float:
+    """Refuse scales that changed the float32 outputs; returns the relative error that was tolerated."""
+    error = relative_error(scaled, unscaled)
     if not error <= EXACTNESS:
         raise ParityError(
             f"{component}: scaling by powers of two changed the float32 outputs by {error:.1e} (relative), "
-            f"allowed {EXACTNESS:.0e}. Export with --vae-precision fp32"
+            f"allowed {EXACTNESS:.0e}. {REMEDY}"
         )
     return error
 
 
 def choose_exponents(signals: Signals, ranges: Ranges) -> dict[str, int]:
-    """For each signal the exponent of its power of two: 0 where its values fit with headroom.
+    """Choose the exponent of each signal's power of two: 0 where its values fit with headroom.
 
-    1. Queries and keys share their excess, so that their product stays; what still overflows is left to the islands.
-    2. Other signals get the largest power of two that gives headroom, or a smaller one within `WINDOW` where that loses
-       less of the weights: a projection from a scaled to an unscaled signal would make its weights subnormal.
+    1. Queries and keys share their excess, so that their product stays; islands take care of what still overflows.
+    2. Other signals get the largest power of two that gives headroom, or a smaller one within `WINDOW` where that
+       rounds the weights less: a projection from a scaled to an unscaled signal would make its weights subnormal.
     """
     largest = {
         name: max(ranges.outputs[writer] for writer in writers)
@@ -87,7 +88,7 @@ def choose_exponents(signals: Signals, ranges: Ranges) -> dict[str, int]:
         exponents |= {f"{name}.to_q": shift, f"{name}.to_k": -shift}
     needed = {name: _exponent(value) for name, value in largest.items()}
     exponents |= needed
-    for _ in range(2):  # each choice bears upon its neighbours'
+    for _ in range(2):  # each choice affects its neighbours'
         for name in (name for name, exponent in needed.items() if exponent < 0):
             losses = {
                 exponent: _weight_loss(signals, name, exponents | {name: exponent})
@@ -99,12 +100,12 @@ def choose_exponents(signals: Signals, ranges: Ranges) -> dict[str, int]:
 
 
 def _exponent(largest: float) -> int:
-    """Of the largest power of two, at most 1, that brings this value below the limit."""
+    """Exponent of the largest power of two ≤ 1 that brings `largest` below `LIMIT`."""
     return math.floor(math.log2(LIMIT / largest)) if largest > LIMIT else 0
 
 
 def _weight_loss(signals: Signals, signal: str, exponents: Mapping[str, int]) -> float:
-    """The relative rounding errors of the weights that write or read a signal, summed up, for these exponents."""
+    """Sum of the relative errors by which fp16 rounds the weights that write or read a signal, for these exponents."""
     loss = 0.0
     for projection in signals.projections:
         if signal in (projection.source, projection.target):
@@ -119,7 +120,7 @@ def _shift(projection: Projection, exponents: Mapping[str, int]) -> int:
 
 
 def fold(signals: Signals, exponents: Mapping[str, int]) -> None:
-    """Write the scales into weights, biases and epsilons, in place. A signal that is not named keeps its scale."""
+    """Fold the scales into weights, biases and epsilons, in place; a signal without an exponent keeps its scale."""
     with torch.no_grad():
         for projection in signals.projections:
             module: Any = signals.network.get_submodule(projection.module)

@@ -1,12 +1,12 @@
 """The signals of a VAE that may be scaled by a power of two without changing what it computes.
 
 A signal is a set of tensors that share one scale, because they are added to each other or pass through operators that
-keep a scale (addition, upsampling, padding, attention's averages). It bears the name of the module that begins it:
+keep a scale (addition, upsampling, padding, attention's averages). It has the name of the module that begins it:
 
     a stretch of the residual stream     conv_in, a shortcut, an up- or downsampling convolution
     a residual block between its norms   conv1
     attention's values, queries, keys    to_v, to_q, to_k
-    what only linear layers touch        post_quant_conv; the encoder's conv_out
+    a tensor between linear layers       post_quant_conv; the encoder's conv_out
 
 A projection may read one signal and write another, whatever their scales; a norm removes the scale of what it reads.
 """
@@ -28,6 +28,9 @@ from latentrt.runtime.errors import CheckpointError
 UNSCALED = ""
 """The one signal whose scale is fixed: the network's input and output, and everything behind a norm."""
 
+REMEDY = "Export with --vae-precision fp32"
+"""The last sentence of every error about a VAE that fp16 cannot hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Projection:
@@ -48,7 +51,10 @@ class Norm:
 
 @dataclass
 class Signals:
-    """Every projection and norm of one half of a VAE. `writers`: the modules whose outputs are values of a signal."""
+    """Every projection and norm of one half of a VAE.
+
+    `writers`: signal -> modules whose outputs are values of it.
+    """
 
     network: nn.Module
     projections: list[Projection] = field(default_factory=list)
@@ -57,18 +63,18 @@ class Signals:
     writers: dict[str, list[str]] = field(default_factory=dict)
 
     def project(self, module: str, source: str, target: str | None = None) -> str:
-        """Add a projection, by default one that begins a signal; returns the signal that it writes."""
+        """Add a projection, which begins a new signal unless `target` names one; returns the signal that it writes."""
         target = module if target is None else target
         self.projections.append(Projection(module, source, target))
         self.writers.setdefault(target, []).append(module)
         return target
 
     def normalise(self, module: str, source: str) -> None:
-        """Add a norm; what it writes cannot be scaled."""
+        """Add a norm; its output cannot be scaled."""
         self.norms.append(Norm(module, source))
 
     def residual_block(self, name: str, stream: str) -> str:
-        """norm1, conv1, norm2, conv2, added to the stream or to a shortcut's projection of it."""
+        """Add norm1, conv1, norm2 and conv2, which end in the stream or in a shortcut's projection of it."""
         block: Any = self.network.get_submodule(name)
         if not isinstance(block, ResnetBlock2D) or block.time_emb_proj is not None:
             raise _unknown(name, block)
@@ -82,7 +88,7 @@ class Signals:
         return stream
 
     def attention(self, name: str, stream: str) -> None:
-        """A norm, queries, keys and values, the output projection, added to the stream."""
+        """Add a norm, queries, keys and values, and the output projection, which ends in the stream."""
         block: Any = self.network.get_submodule(name)
         if not isinstance(block, Attention) or block.group_norm is None or block.spatial_norm is not None:
             raise _unknown(name, block)
@@ -94,16 +100,16 @@ class Signals:
         self.attentions.append(name)
 
     def resample(self, name: str, stream: str) -> str:
-        """An up- or downsampling, with or without a convolution."""
+        """Add an up- or downsampling, with or without a convolution."""
         block: Any = self.network.get_submodule(name)
         if not isinstance(block, Upsample2D | Downsample2D) or block.norm is not None:
             raise _unknown(name, block)
         return self.project(f"{name}.conv", stream) if block.use_conv else stream
 
     def stage(self, name: str, stream: str) -> str:
-        """The residual blocks, attentions and samplings of one block, in the order in which they run."""
+        """Add the residual blocks, attentions and resamplings of one block, in the order in which they run."""
         block: Any = self.network.get_submodule(name)
-        # In the middle block an attention stands before a residual block, elsewhere behind it.
+        # In the middle block an attention comes before a residual block, elsewhere after it.
         shift = 1 if name.endswith("mid_block") else 0
         attentions = [None] * shift + list(getattr(block, "attentions", ()))
         for index, attention in zip_longest(range(len(block.resnets)), attentions):
@@ -120,18 +126,17 @@ class Signals:
 
 def _unknown(name: str, block: nn.Module) -> CheckpointError:
     return CheckpointError(
-        f"{name}: a {type(block).__name__} of a kind that latentrt cannot scale into fp16's range. "
-        "Export with --vae-precision fp32"
+        f"{name}: a {type(block).__name__} of a kind that latentrt cannot scale into fp16's range. {REMEDY}"
     )
 
 
 def vae_signals(network: Any, component: str) -> Signals:
-    """The signals of a VAE's decoder or encoder.
+    """Find the signals of a VAE's decoder or encoder.
 
-    An AutoencoderTiny has no norms, so nothing gives a scale back: all that it computes is one unscaled signal.
+    An AutoencoderTiny has no norms, so nothing could undo a scale: all of it is one unscaled signal.
 
     Raises:
-        CheckpointError: it holds a block of another kind than Stable Diffusion's VAEs do.
+        CheckpointError: it holds a block of a kind that Stable Diffusion's VAEs do not have.
     """
     signals = Signals(network)
     half = "decoder" if component == "vae_decoder" else "encoder"

@@ -1,7 +1,7 @@
 """Networks that hold their weights in fp16 and compute in float32: half the memory, and the same numbers."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,21 +10,20 @@ from torch import Tensor, nn
 
 @contextmanager
 def widened(network: nn.Module) -> Iterator[None]:
-    """Give every layer float32 weights while it runs, and its own ones back when it is done.
+    """Give every layer float32 weights while it runs, and its fp16 ones back afterwards.
 
     A network whose weights are float32 already is left alone.
     """
-    layers = [module for module in network.modules() if next(_narrow(module), None) is not None]
-    hooks = [layer.register_forward_pre_hook(_widen, prepend=True) for layer in layers]
-    hooks += [layer.register_forward_hook(_narrow_again, always_call=True) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in network.modules():
+            if next(_narrow(layer), None) is not None:
+                hooks.enter_context(layer.register_forward_pre_hook(_widen, prepend=True))
+                hooks.enter_context(layer.register_forward_hook(_narrow_again, always_call=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 KEPT = "latentrt_narrow_weights"
+"""Attribute in which a layer keeps its fp16 weights while it runs."""
 
 
 def _widen(layer: nn.Module, _inputs: Any) -> None:
@@ -45,5 +44,5 @@ def _narrow(layer: nn.Module) -> Iterator[Tensor]:
 
 
 def overflows(network: nn.Module) -> bool:
-    """Whether a weight was too large for the dtype that the network was loaded in."""
+    """Whether a weight was too large for the dtype in which the network was loaded."""
     return any(not parameter.isfinite().all() for parameter in network.parameters())
