@@ -2,7 +2,7 @@
 
     LatentRTError
     ├── RequestError       the request asks for what this bundle or build does not serve
-    ├── CheckpointError    the checkpoint folder is incomplete, unsafe or of an unknown family
+    ├── CheckpointError    the checkpoint is incomplete, unsafe or of an unknown family, or has an invalid config
     ├── BundleError        the bundle is damaged, truncated or from another format
     ├── BuildError         an engine could not be built as asked
     │   └── PrecisionError    the network would run in another precision than the one asked for
@@ -40,7 +40,7 @@ class RequestError(LatentRTError):
 
 
 class CheckpointError(LatentRTError):
-    """The checkpoint folder is incomplete, unsafe or of an unknown family."""
+    """The checkpoint is incomplete, unsafe or of an unknown family, or has an invalid config."""
 
 
 class BundleError(LatentRTError):

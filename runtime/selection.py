@@ -68,7 +68,7 @@ def select(
 
 
 def _check_names(backend: str | None, device: str | None) -> None:
-    """Refuse what no bundle could serve, before looking at this one."""
+    """Refuse a backend or device that no bundle could be run with."""
     if backend is not None:
         load_module(backend)
     if device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", device):
@@ -124,7 +124,7 @@ def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | N
 
 
 def _checked(bundle: Bundle, name: str, build: BuildRecord, device: str) -> Selection:
-    """A build's engines, after checking that they are what this bundle and this installation need."""
+    """A build's engines, checked against what this bundle and this installation need."""
     bundle.check_build(build, **identity(build.backend, build.target))
     files = {component: bundle.path / next(iter(engine.files)) for component, engine in build.engines.items()}
     return Selection(build.backend, device, build.limits, bundle.engine_specs(build), files, name)
@@ -139,13 +139,14 @@ def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Sele
             f"Build one with: {command}"
         )
     try:
-        place = device or devices(ONNX_BACKEND)[0]
+        places = devices(ONNX_BACKEND)
     except BackendError as error:
         extra, *others = (extra for name in sorted(BACKENDS) for extra in BACKENDS[name].extras)
         raise BackendError(
             f"no backend is installed that can run this bundle here. Install one with: pip install 'latentrt[{extra}]' "
             f"(or {', '.join(f'[{other}]' for other in others)}, and build engines with build-engine)"
         ) from error
+    place = device or places[0]
     logger.warning(
         "%s: no build for this machine; running its ONNX files through ONNX Runtime on %s", bundle.path, place
     )

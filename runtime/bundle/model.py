@@ -1,4 +1,4 @@
-"""What a checkpoint is: facts read from its config files and tensors."""
+"""The facts of a checkpoint, read from its config files and tensors."""
 
 from typing import Any, Literal
 

@@ -1,4 +1,4 @@
-"""What every sampler's file provides: a `Sampler`, which makes a `Plan`, its textbook step bound to one schedule."""
+"""The two things that a sampler's file provides: a `Sampler`, and the `Plan` that binds its step to a schedule."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ Value = Float64s
 """One quantity of the loop (latents, model output, noise), of any shape: a tensor, or its coordinates on a basis."""
 
 State = tuple[Value, ...]
-"""What a sampler carries from row to row; the first value is the latents, all others start at zero."""
+"""The values that a sampler carries from row to row: the latents, then others that start at zero."""
 
 Advance = Callable[[State, Value, Value, int], State]
 """(state, model output, noise, row) -> next state. Linear: sums of values times numbers, nothing else."""

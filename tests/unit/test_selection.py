@@ -80,6 +80,8 @@ def test_no_backend_installed(bundle, monkeypatch):
     with pytest.raises(BackendError, match=r"no backend is installed .* pip install 'latentrt\[cpu\]'"):
         select(bundle)
     with pytest.raises(BackendError, match="no backend is installed"):
+        select(bundle, device="cpu")
+    with pytest.raises(BackendError, match="no backend is installed"):
         Pipeline.load(bundle.path)
 
 

@@ -26,6 +26,26 @@ from latentrt.runtime.samplers.solvers.solver_options import (
 )
 
 
+def dpmpp_multistep(
+    x: Value, outputs: State, noise: Value, schedule: SigmaSchedule, step: int, algorithm: str, solver_type: str
+) -> Value:
+    """The DPM++ 2M step, or that of another order: 1 to 3, as many as there are outputs, newest first.
+
+    Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
+    """
+    span = interval(schedule, step, step + 1, algorithm)
+    if len(outputs) == 1:
+        return span.first(x, outputs[0], noise)
+    if len(outputs) == 2:
+        (slope,) = differences(schedule, step, outputs)
+        return span.second(x, outputs[0], slope, noise, solver_type)
+    slope, slope_before = differences(schedule, step, outputs)
+    reach = log_snr_rise(schedule, step - 2, step) / log_snr_rise(schedule, step, step + 1)
+    share = log_snr_rise(schedule, step - 1, step) / log_snr_rise(schedule, step - 2, step)
+    bend = slope - slope_before
+    return span.third(x, outputs[0], slope + share * bend, bend / reach, noise)
+
+
 def solver_plan(
     config: ScheduleConfig,
     schedule: SigmaSchedule,
@@ -35,7 +55,7 @@ def solver_plan(
     input_scale: Float64s,
     initial_scale: float = 1.0,
 ) -> Plan:
-    """Plan the multistep solver on any schedule. Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
+    """The plan of the multistep solver on any schedule.
 
     State at order p: the latents and the p - 1 latest converted outputs. The stochastic forms draw on every step.
     """
@@ -44,19 +64,8 @@ def solver_plan(
     def advance(state: State, output: Value, noise: Value, step: int) -> State:
         x, *history = state
         outputs = (convert(x, output, step), *history)
-        span = interval(schedule, step, step + 1, algorithm)
         order = solver_order(config, step, first, count)
-        if order == 1:
-            moved = span.first(x, outputs[0], noise)
-        elif order == 2:
-            (slope,) = differences(schedule, step, outputs[:2])
-            moved = span.second(x, outputs[0], slope, noise, solver_type)
-        else:
-            slope, slope_before = differences(schedule, step, outputs)
-            reach = log_snr_rise(schedule, step - 2, step) / log_snr_rise(schedule, step, step + 1)
-            share = log_snr_rise(schedule, step - 1, step) / log_snr_rise(schedule, step - 2, step)
-            bend = slope - slope_before
-            moved = span.third(x, outputs[0], slope + share * bend, bend / reach, noise)
+        moved = dpmpp_multistep(x, outputs[:order], noise, schedule, step, algorithm, solver_type)
         return moved, *outputs[: config.solver_order - 1]
 
     return Plan(

@@ -15,12 +15,7 @@ from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value, no_draws
 from latentrt.runtime.samplers.schedules.edm import edm_initial_scale, edm_schedule
 from latentrt.runtime.samplers.solvers.dpmpp_multistep import solver_plan
 from latentrt.runtime.samplers.solvers.euler import euler
-from latentrt.runtime.samplers.solvers.solver_options import (
-    SOLVER_FIELDS,
-    algorithm_of,
-    check_order,
-    check_solver_type,
-)
+from latentrt.runtime.samplers.solvers.solver_options import SOLVER_FIELDS, algorithm_of, check_order, check_solver_type
 
 
 def c_in(sigmas: Float64s, config: ScheduleConfig) -> Float64s:

@@ -1,4 +1,4 @@
-"""What the samplers whose latents are x0 + sigma * noise share (Euler, Heun, KDPM2, LMS)."""
+"""Code shared by the samplers whose latents are x0 + sigma * noise: Euler, Heun, KDPM2, LMS."""
 
 import numpy as np
 

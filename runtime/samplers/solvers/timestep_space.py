@@ -1,4 +1,4 @@
-"""What the samplers on whole training timesteps share (DDIM, DDPM, PNDM, LCM, TCD); their latents preserve variance."""
+"""Code shared by the samplers on whole training timesteps (DDIM, DDPM, PNDM, LCM, TCD); latents preserve variance."""
 
 import numpy as np
 
