@@ -1,13 +1,13 @@
 """A small SDXL that really draws: coloured shapes on coloured backgrounds.
 
     shapes      six shapes as signed distances
-    scenes      what is in a picture, the held-out split, rendering, time ids
-    captions    many ways to say it
-    score       reads a picture back, without any network
-    evaluate    how many held-out captions are drawn as asked
-    train       trains everything and writes the checkpoint, stage by stage
+    scenes      the content of a picture, the held-out split, rendering, time ids
+    captions    many wordings for a scene
+    score       reads the content of a picture back, without any network
+    evaluate    measures how many held-out captions are drawn correctly
+    train       trains all networks and writes the checkpoint, stage by stage
 
-Only numpy and pillow are needed for the first four; training and evaluation need torch, diffusers and transformers.
+The first four need only numpy and pillow; training and evaluation need torch, diffusers and transformers.
 """
 
 from pathlib import Path
@@ -27,4 +27,4 @@ PROMPTS = (
     "black star, centre, yellow background",
     "a picture of a small pink square at the top, on a green background",
 )
-"""What `latentrt demo` draws when it is not told what to draw."""
+"""The prompts that `latentrt demo` draws if none are given."""

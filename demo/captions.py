@@ -1,4 +1,4 @@
-"""Captions of scenes: many ways to say the same thing, and one plain way for measuring."""
+"""Captions of scenes: many wordings for training, and a plain one for measuring."""
 
 from random import Random
 
@@ -34,7 +34,7 @@ def plain_caption(scene: Scene) -> str:
 
 
 def random_caption(scene: Scene, rng: Random) -> str:
-    """One of many captions; now and then it leaves out the background, the place or the size."""
+    """One of many captions of a scene; some leave out the background, the place or the size."""
     name_place = len(scene.items) > 1 or rng.random() < 0.9
     name_size = rng.random() < 0.7
     terse = rng.random() < 0.2
@@ -53,7 +53,7 @@ def random_caption(scene: Scene, rng: Random) -> str:
 
 
 def item_phrase(item: Item, rng: Random, name_place: bool, name_size: bool, terse: bool) -> str:
-    """One shape's words: "a small red circle on the left", or tersely "red circle, left"."""
+    """The words for one shape: "a small red circle on the left" or, if terse, "red circle, left"."""
     shape = f"{item.colour} {item.shape}"
     size = rng.choice(("large", "big")) if item.size == "large" else rng.choice(("small", "little", "small"))
     words = f"{size} {shape}" if name_size else shape
@@ -63,5 +63,5 @@ def item_phrase(item: Item, rng: Random, name_place: bool, name_size: bool, ters
 
 
 def article(text: str) -> str:
-    """Turn "a orange" into "an orange"."""
+    """Correct "a orange" and "a image"."""
     return text.replace("a orange", "an orange").replace("a image", "an image")

@@ -1,4 +1,4 @@
-"""What the U-Net is told in training: captions through both text encoders, and time ids."""
+"""The U-Net's conditioning in training: captions through both text encoders, and time ids."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +14,14 @@ from latentrt.demo.scenes import Scene, View
 __all__ = ["Conditioner", "draw_captions", "time_ids"]
 
 EMPTY_SHARE = 0.1
+"""Share of empty captions."""
 
 
 def draw_captions(scenes: Sequence[Scene], rng: Random) -> tuple[list[str], list[bool]]:
-    """A caption per scene and whether its embeddings become zeros.
+    """A caption for each scene, and whether its embeddings are replaced by zeros.
 
-    A tenth is empty; half of those are zeroed, as SDXL's pipeline does for an empty negative prompt, the others are
-    the encoded "".
+    A tenth of the captions is empty. Half of those are zeroed, as SDXL's pipeline does with an empty negative prompt;
+    the others are the encoded "".
     """
     captions, zeroed = [], []
     for scene in scenes:
@@ -43,7 +44,7 @@ class Conditioner:
         self.encoders = list(encoders)
 
     def __call__(self, captions: list[str], zeroed: list[bool], tokens: int = 77) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompt embeds (N, tokens, 160), the penultimate states side by side, and pooled (N, 96), the projection."""
+        """Prompt embeds (N, tokens, 160), both penultimate states joined, and pooled embeds (N, 96), the projection."""
         keep = torch.tensor([not zero for zero in zeroed], dtype=torch.float32)
         hidden = []
         for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True):

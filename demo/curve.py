@@ -12,9 +12,9 @@ WIDTH, HEIGHT, MARGIN = 720, 360, 44
 
 
 def draw_curve(source: Path, target: Path) -> None:
-    """Draw the CSV's loss over steps, logarithmic; grey is each row, blue their moving mean."""
+    """Draw the loss in a CSV over the steps on a logarithmic axis: rows in grey, their moving mean in blue."""
     with source.open(newline="", encoding="utf-8") as stream:
-        # A restart repeats the steps after its state file.
+        # After a restart, the steps since the last saved state appear twice.
         rows = sorted({int(row["step"]): float(row["loss"]) for row in csv.DictReader(stream)}.items())
     if len(rows) < 2:
         return

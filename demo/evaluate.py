@@ -1,7 +1,7 @@
-"""How many held-out captions are drawn as asked: `python -m latentrt.demo.evaluate [--bundle BUNDLE] ...`.
+"""Measures how many held-out captions are drawn correctly: `python -m latentrt.demo.evaluate [--bundle BUNDLE] ...`.
 
-`evaluate` judges any callable that draws. The command line draws with diffusers and, given a bundle, with latentrt, and
-then says how often both get the same marks.
+`evaluate` judges any callable that draws. The command draws with diffusers and, if a bundle is given, with latentrt,
+and then reports how often both get the same marks.
 """
 
 import argparse
@@ -30,20 +30,20 @@ __all__ = ["Draw", "diffusers_draw", "evaluate", "held_out_scenes", "latentrt_dr
 
 Pictures = list[npt.NDArray[np.uint8]]
 Draw = Callable[[Sequence[str], Sequence[int]], Pictures]
-"""Captions and one seed each → RGB pictures."""
+"""Draws RGB pictures from captions and a seed for each."""
 
 BATCH = 20
 
 
 def held_out_scenes(count: int, seed: int = 0) -> list[Scene]:
-    """The first `count` of all held-out scenes with one shape, in an order that the seed gives."""
+    """The first `count` held-out scenes with one shape, in an order determined by the seed."""
     scenes = [scene for scene in all_single_scenes() if scene.held_out]
     Random(seed).shuffle(scenes)
     return scenes[:count]
 
 
 def evaluate(draw: Draw, scenes: Sequence[Scene]) -> tuple[list[Marks], Pictures]:
-    """Draw every scene's plain caption, its number as the seed, and mark the pictures."""
+    """Draw each scene from its plain caption, with its index as the seed, and mark the pictures."""
     pictures: Pictures = []
     for start in track(range(0, len(scenes), BATCH), description="drawing"):
         chosen = scenes[start : start + BATCH]
@@ -53,7 +53,7 @@ def evaluate(draw: Draw, scenes: Sequence[Scene]) -> tuple[list[Marks], Pictures
 
 
 def shares(marks: Sequence[Marks]) -> dict[str, float]:
-    """The share of pictures that are right, per property."""
+    """The share of correct pictures for each property."""
     return {
         field.name: round(float(np.mean([getattr(one, field.name) for one in marks])), 4) for field in fields(Marks)
     }
@@ -62,7 +62,7 @@ def shares(marks: Sequence[Marks]) -> dict[str, float]:
 def diffusers_draw(
     checkpoint: Path, steps: int = 20, guidance: float = 5.0, size: tuple[int, int] = (96, 96), **more: Any
 ) -> Draw:
-    """A callable that draws with diffusers in float32 on the CPU; `more` goes to the pipeline."""
+    """A callable that draws with diffusers in float32 on the CPU; `more`: further arguments of the pipeline."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(
         checkpoint, torch_dtype=torch.float32, local_files_only=True, add_watermarker=False
     )
@@ -80,7 +80,7 @@ def diffusers_draw(
 def latentrt_draw(
     pipeline: Pipeline, steps: int = 20, guidance: float = 5.0, size: tuple[int, int] = (96, 96), **more: Any
 ) -> Draw:
-    """A callable that draws with a loaded pipeline, as many pictures at once as it serves; `more`: `generate`."""
+    """A callable that draws with latentrt in the largest batches it serves; `more`: further arguments of `generate`."""
     at_once = pipeline.limits.images.max
     settings = {"steps": steps, "guidance": guidance, "height": size[0], "width": size[1]} | more
 
@@ -96,7 +96,7 @@ def latentrt_draw(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the shares as one JSON line."""
+    """Evaluate and print the shares as one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, nargs="?", default=CHECKPOINT)
     parser.add_argument("--bundle", type=Path, help="draw with latentrt as well, from this bundle")

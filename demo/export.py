@@ -1,4 +1,4 @@
-"""Write the trained networks as a diffusers folder of StableDiffusionXLPipeline, weights in half precision."""
+"""Writes the trained networks in half precision as a diffusers folder of StableDiffusionXLPipeline."""
 
 import copy
 import shutil
@@ -15,11 +15,11 @@ __all__ = ["export"]
 
 
 def export(folder: Path, networks: Mapping[str, Any], tokenizers: Path) -> Path:
-    """Write the folder anew, beside and then in place of an older one.
+    """Write the folder anew; an older one is replaced only when the new one is complete.
 
     Args:
         folder: the checkpoint's folder.
-        networks: `text_encoder`, `text_encoder_2`, `unet` and `vae`; they stay as they are.
+        networks: `text_encoder`, `text_encoder_2`, `unet` and `vae`; they are not changed.
         tokenizers: holds the folders `tokenizer` and `tokenizer_2`.
     """
     draft = folder.with_name(folder.name + ".draft")
@@ -28,7 +28,7 @@ def export(folder: Path, networks: Mapping[str, Any], tokenizers: Path) -> Path:
         half = copy.deepcopy(network).to(torch.float16)
         half.save_pretrained(draft / name)
         for path in (draft / name).iterdir():
-            # Some versions write weights that only their owner may read.
+            # Some library versions write weights that only their owner can read.
             path.chmod(0o644)
     for name in ("tokenizer", "tokenizer_2"):
         shutil.copytree(tokenizers / name, draft / name)

@@ -23,7 +23,7 @@ VAE: Json = {
     "sample_size": 96,
     "force_upcast": False,
 }
-"""KL-f8; its scaling factor is measured after training."""
+"""KL-f8. Its scaling factor is measured after training."""
 
 UNET: Json = {
     "sample_size": 12,
@@ -32,7 +32,7 @@ UNET: Json = {
     "block_out_channels": [48, 64, 96],
     "layers_per_block": 1,
     "transformer_layers_per_block": [1, 1, 2],
-    # diffusers' name for the number of heads
+    # the number of heads, whatever diffusers calls it
     "attention_head_dim": [1, 2, 3],
     "use_linear_projection": True,
     "norm_num_groups": 16,
@@ -54,7 +54,7 @@ SCHEDULER: Json = {
     "timestep_spacing": "leading",
     "steps_offset": 1,
     "use_karras_sigmas": False,
-    # Unused by this class, yet in SDXL's published scheduler_config.json.
+    # This class does not use these; SDXL's published scheduler_config.json has them.
     "clip_sample": False,
     "sample_max_value": 1.0,
     "set_alpha_to_one": False,
@@ -63,7 +63,7 @@ SCHEDULER: Json = {
 
 
 def text_config(hidden: int, heads: int, layers: int, activation: str, pad: int) -> CLIPTextConfig:
-    """A small CLIP text encoder; hidden states and, in the second, the projection have the same width."""
+    """The config of a small CLIP text encoder, whose projection, if it has one, is as wide as its hidden states."""
     return CLIPTextConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=hidden,
@@ -80,7 +80,7 @@ def text_config(hidden: int, heads: int, layers: int, activation: str, pad: int)
 
 
 def build(name: str) -> Any:
-    """One of the four networks, by its folder's name, with fresh weights."""
+    """Make one of the four networks, named by its folder, with fresh weights."""
     if name == "text_encoder":
         return louder(CLIPTextModel(text_config(64, 2, 2, "quick_gelu", VOCAB_SIZE - 1)))
     if name == "text_encoder_2":
@@ -91,8 +91,10 @@ def build(name: str) -> Any:
 
 
 def louder(model: Any, gain: float = 25) -> Any:
-    """Scale the embeddings in place: CLIP draws them with standard deviation 0.02, which so few layers leave too quiet
-    for a U-Net that reads the penultimate hidden state without a norm.
+    """Scale the embeddings of a text encoder in place.
+
+    CLIP draws them with a standard deviation of 0.02. With so few layers, that is too small for a U-Net that reads the
+    penultimate hidden state without a norm.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -102,7 +104,7 @@ def louder(model: Any, gain: float = 25) -> Any:
 
 
 def model_index() -> Json:
-    """model_index.json of StableDiffusionXLPipeline."""
+    """The contents of StableDiffusionXLPipeline's model_index.json."""
     return {
         "_class_name": "StableDiffusionXLPipeline",
         "_diffusers_version": diffusers.__version__,

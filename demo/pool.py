@@ -1,4 +1,4 @@
-"""The training pool: scenes by number, and their VAE latents computed once."""
+"""The training pool: numbered scenes, and their VAE latents, which are computed once."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,36 +18,36 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """Scaled latents per picture size, (count, 4, height / 8, width / 8), float16; number n is `numbered_scene(n)`."""
+    """Scaled latents by picture size, (count, 4, height / 8, width / 8), float16; row n: `numbered_scene(n, size)`."""
 
     latents: dict[Size, torch.Tensor]
 
     def batch(self, rng: Random, count: int, size: Size) -> tuple[torch.Tensor, list[tuple[Scene, View]]]:
-        """Latents in float32 and scenes, drawn with replacement."""
+        """Latents in float32, and their scenes and views, drawn with replacement."""
         stored = self.latents[size]
         numbers = [rng.randrange(len(stored)) for _ in range(count)]
         return stored[numbers].float(), [numbered_scene(number, size) for number in numbers]
 
 
 def random_size(rng: Random) -> Size:
-    """One of the sizes in training, (height, width), as often as `BUCKETS` says."""
+    """A random size for training, (height, width), with the frequencies in `BUCKETS`."""
     return rng.choices(list(BUCKETS), list(BUCKETS.values()))[0]
 
 
 def numbered_scene(number: int, size: Size) -> tuple[Scene, View]:
-    """Scene and view of a pool's picture, from its number and size alone."""
+    """Scene and view of a picture in the pool, determined by its number and size."""
     rng = Random(f"pool {size} {number}")
     return random_scene(rng), random_view(rng, size)
 
 
 def bucket_counts(total: int) -> dict[Size, int]:
-    """How many scenes of each size make a pool of `total`."""
+    """The number of scenes of each size in a pool of `total`."""
     return {size: round(share * total) for size, share in BUCKETS.items()}
 
 
 @torch.no_grad()
 def encode_pool(vae: AutoencoderKL, total: int, folder: Path, part: int = 0, parts: int = 1) -> None:
-    """Write `folder/pool_HxW_PART.pt` per size; several processes may each encode one part."""
+    """Write `folder/pool_HxW_PART.pt` for each size; several processes may encode one part each."""
     for size, count in bucket_counts(total).items():
         path = folder / f"pool_{size[0]}x{size[1]}_{part}.pt"
         if path.is_file():
@@ -73,6 +73,6 @@ def load_pool(folder: Path, parts: int = 1) -> Pool:
 
 
 def read(folder: Path, size: Size, part: int) -> torch.Tensor:
-    """One part of one size."""
+    """The latents of one part of one size."""
     latents: torch.Tensor = torch.load(folder / f"pool_{size[0]}x{size[1]}_{part}.pt", weights_only=True)
     return latents

@@ -1,8 +1,8 @@
-"""Read a picture back by plain image processing: background, colours, shapes, places and sizes. No network takes part.
+"""Reads a picture back by plain image processing, without a network: background, colours, shapes, places and sizes.
 
-Pixels get the nearest of the ten colour names. The border's commonest name is the background; every other solid
-area, with those that touch it, is an item, called by its commonest name. Its outline is compared with the six shapes,
-drawn with the same centroid and area.
+Each pixel gets the nearest of the ten colour names. The commonest name along the border is the background. Every other
+solid area, together with those that touch it, is an item, which takes the commonest name in it. Its outline is compared
+with the six shapes, drawn with the same centroid and area.
 """
 
 from collections import Counter
@@ -20,13 +20,13 @@ Plane = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 REACH = 4
-"""Solid areas nearer to each other than this, in pixels, are one shape: drawn edges may have a tint of their own."""
+"""Solid areas within this distance in pixels are one shape: drawn edges may be tinted."""
 
 MIN_CORE = 0.002
-"""An item needs this share of the picture in pixels whose eight neighbours have the same colour name."""
+"""Smallest share of the picture that an item fills with pixels whose eight neighbours have the same colour name."""
 
 MIN_OVERLAP = 0.6
-"""Below this intersection over union with the best shape, the shape reads None."""
+"""Smallest intersection over union with the best shape; below it, the item has no shape."""
 
 PALETTE = np.array(list(COLOURS.values()), np.float32)
 NAMES = list(COLOURS)
@@ -34,7 +34,7 @@ NAMES = list(COLOURS)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One item as read: `overlap` is the intersection over union with the best shape."""
+    """An item that was found; `overlap`: intersection over union with the best shape."""
 
     shape: str | None
     colour: str
@@ -45,7 +45,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A picture as read: items from the largest solid area to the smallest."""
+    """The content of a picture, with items from the largest solid area to the smallest."""
 
     background: str
     items: tuple[Found, ...]
@@ -53,7 +53,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What is right about a picture of a scene with one shape."""
+    """Which properties of a picture of a scene with one shape are correct."""
 
     background: bool
     colour: bool
@@ -64,7 +64,7 @@ class Marks:
 
 
 def mark(pixels: npt.NDArray[np.uint8], scene: Scene) -> Marks:
-    """Compare the largest item with the scene's first; `alone` is True where nothing else was found."""
+    """Compare the largest item with the scene's first; `alone`: as many items were found as the scene has."""
     reading = read(pixels)
     wanted = scene.items[0]
     found = reading.items[0] if reading.items else Found(None, "", "", "", 0.0)
@@ -79,7 +79,7 @@ def mark(pixels: npt.NDArray[np.uint8], scene: Scene) -> Marks:
 
 
 def read(pixels: npt.NDArray[np.uint8]) -> Reading:
-    """What is in an RGB picture, (height, width, 3)."""
+    """Read an RGB picture, (height, width, 3)."""
     colours = pixels.astype(np.float32)
     names = np.square(colours[:, :, None] - PALETTE).sum(-1).argmin(-1)
     border = np.concatenate([names[:2].ravel(), names[-2:].ravel(), names[:, :2].ravel(), names[:, -2:].ravel()])
@@ -103,7 +103,7 @@ def read(pixels: npt.NDArray[np.uint8]) -> Reading:
 
 
 def touching(cores: list[Mask]) -> list[list[Mask]]:
-    """Solid areas in groups: one that lies within `REACH` pixels of a larger one is a part of the same shape."""
+    """Group solid areas: one within `REACH` pixels of a larger one is part of the same shape."""
     groups: list[list[Mask]] = []
     for core in cores:
         for group in groups:
@@ -116,7 +116,7 @@ def touching(cores: list[Mask]) -> list[list[Mask]]:
 
 
 def grown(mask: Mask) -> Mask:
-    """The mask and all pixels within `REACH` of it, along rows and columns."""
+    """The mask extended by `REACH` pixels along rows and columns."""
     height, width = mask.shape
     padded = np.pad(mask, REACH)
     result = np.zeros(mask.shape, np.bool_)
@@ -127,7 +127,7 @@ def grown(mask: Mask) -> Mask:
 
 
 def interior(names: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-    """Pixels whose eight neighbours (those inside the picture) have the same name."""
+    """Pixels whose eight neighbours, if inside the picture, have the same name."""
     padded = np.pad(names, 1, mode="edge")
     height, width = names.shape
     same = np.ones(names.shape, np.bool_)
@@ -169,9 +169,9 @@ def describe(share: Plane, colour: str) -> Found:
 
 
 def fit(shape: str, share: Plane, x: Plane, y: Plane, area: float) -> tuple[float, float, float]:
-    """Best overlap with one shape over a few radii, that radius, and the shape's centre below its centroid.
+    """The best overlap with a shape over a few radii, that radius, and how far the centre is below the centroid.
 
-    `x` and `y` are measured from the item's centroid.
+    `x` and `y` are relative to the item's centroid.
     """
     unit_area, unit_offset = UNITS[shape]
     best = (0.0, 0.0, 0.0)
@@ -184,7 +184,7 @@ def fit(shape: str, share: Plane, x: Plane, y: Plane, area: float) -> tuple[floa
 
 
 def units(shape: str, radius: float = 100.0) -> tuple[float, float]:
-    """Area of a shape of radius 1, and how far its centroid lies below its centre."""
+    """Area of a shape with radius 1, and how far its centroid is below its centre."""
     y, x = np.mgrid[-150:150, -150:150].astype(np.float32) + 0.5
     drawn = coverage(shape, x, y, radius)
     return float(drawn.sum()) / radius**2, float((drawn * y).sum() / drawn.sum()) / radius
@@ -194,5 +194,5 @@ UNITS = {shape: units(shape) for shape in SHAPES}
 
 
 def matches(found: Found, item: Item) -> bool:
-    """Whether shape, colour and place are those of `item`."""
+    """Whether shape, colour and place agree with `item`."""
     return (found.shape, found.colour, found.place) == (item.shape, item.colour, item.place)

@@ -1,4 +1,4 @@
-"""Six shapes as signed distances, so that one line of code draws each with smooth edges at any size."""
+"""Six shapes as signed distances, so that one line draws any of them with smooth edges at any size."""
 
 from collections.abc import Callable
 from typing import Any

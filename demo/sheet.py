@@ -1,4 +1,4 @@
-"""A contact sheet: pictures in a grid, each with its prompt below."""
+"""Contact sheets: pictures in a grid, each with its prompt below."""
 
 import math
 import textwrap
@@ -13,9 +13,9 @@ LEAST_WIDTH = 180
 
 
 def contact_sheet(pictures: Sequence[Image.Image], labels: Sequence[str], columns: int = 4) -> Image.Image:
-    """One RGB picture of all pictures with their labels, at most three lines each, on white.
+    """Draw all pictures on white, each with its label in at most three lines below.
 
-    Small pictures are enlarged by a whole factor, pixel by pixel.
+    Small pictures are enlarged by a whole factor without smoothing.
     """
     factor = max(1, round(LEAST_WIDTH / max(picture.width for picture in pictures)))
     shown = [picture.resize((picture.width * factor, picture.height * factor), 0) for picture in pictures]

@@ -1,7 +1,7 @@
 """The model card's tables and sheets: `python -m latentrt.demo.tables BUNDLE OUTPUT [--count 100]`.
 
-Scores for guidance off and on, few steps and many, and every sampler; a sheet of what crop, original size and an empty
-prompt do.
+Scores with and without guidance, with few and many steps, and for every sampler; and a sheet that shows the effect of
+crop, original size and an empty prompt.
 """
 
 import argparse
@@ -27,14 +27,14 @@ SETTINGS: tuple[Setting, ...] = (
     ("euler", 4, 5.0),
     *((name, 20, 5.0) for name in sorted(SAMPLERS) if name != "euler" and not name.startswith("edm_")),
 )
-"""Every sampler but those for models with EDM's preconditioning, which the demo's is not."""
+"""All samplers except those for models with EDM's preconditioning, which the demo does not have."""
 
 PROPERTIES = ("background", "colour", "shape", "place", "size")
 PROMPT = "a large red star in the centre, on a yellow background"
 
 
 def score_table(pipeline: Pipeline, count: int) -> str:
-    """Markdown: one row per setting, the shares of `count` held-out captions in percent."""
+    """A Markdown table with one row per setting: the percentage of `count` held-out captions that are correct."""
     scenes = held_out_scenes(count)
     rows = ["| sampler | steps | guidance | " + " | ".join(PROPERTIES) + " |", "|---" * (3 + len(PROPERTIES)) + "|"]
     for sampler, steps, guidance in track(SETTINGS, description="scores"):
@@ -46,7 +46,7 @@ def score_table(pipeline: Pipeline, count: int) -> str:
 
 
 def time_ids_sheet(pipeline: Pipeline) -> Image.Image:
-    """One prompt and seed under different time ids, and the empty prompt."""
+    """A sheet of one prompt and seed with different time ids, and of the empty prompt."""
     shown: dict[str, dict[str, Any]] = {
         "crop (0, 0)": {},
         "crop (24, 24)": {"crop": (24, 24)},

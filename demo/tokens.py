@@ -29,7 +29,7 @@ MORE_SENTENCES = (
     "blurry, low quality, distorted, watermark, text, two shapes, three shapes, empty, nothing else",
     "above, below, under, over, beside, next to, between, hexagon, rectangle, oval, heart, line",
 )
-"""Words outside the captions, so that all the merges are used."""
+"""Sentences with words that are not in captions, so that there are enough pairs for all merges."""
 
 
 def write_tokenizers(folder: Path) -> None:
@@ -42,7 +42,7 @@ def write_tokenizers(folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: tuple[str, ...], pad_token: str) -> None:
-    """One tokenizer folder: vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json."""
+    """Write one tokenizer's folder: vocab.json, merges.txt, tokenizer_config.json, special_tokens_map.json."""
     folder.mkdir(parents=True, exist_ok=True)
     special = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     specials = {
@@ -59,7 +59,7 @@ def write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: tuple[str,
 
 
 def vocabulary_of(sentences: Iterable[str]) -> tuple[dict[str, int], tuple[str, ...]]:
-    """CLIP's vocabulary layout with learned merges: token to id, and the merges ("left right").
+    """A vocabulary in CLIP's layout with learned merges: ids of the tokens, and the merges ("left right").
 
     Ids: 256 byte symbols from "!" on, the same with `</w>`, one token per merge, begin, end.
 
@@ -75,7 +75,7 @@ def vocabulary_of(sentences: Iterable[str]) -> tuple[dict[str, int], tuple[str, 
         ]
     )
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # Pairs that are equally frequent merge in the order of their symbols' ids, so these must not be left to chance.
+    # Equally frequent pairs merge in the order of their symbols' ids, so the ids are fixed here.
     ends = [symbol + "</w>" for symbol in symbols]
     size = VOCAB_SIZE + len(symbols)
     trainer = trainers.BpeTrainer(
@@ -90,5 +90,5 @@ def vocabulary_of(sentences: Iterable[str]) -> tuple[dict[str, int], tuple[str, 
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """One JSON file, indented as the libraries write it."""
+    """Write a JSON file, indented as the libraries do."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

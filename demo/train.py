@@ -1,7 +1,7 @@
 """Train the demo checkpoint: `python -m latentrt.demo.train --work DIR [--workers 2]`.
 
-Stages, in this order: tokenizer, vae, decoder, latents, unet, export. Each leaves its result in the work folder, is
-skipped when that is complete, and goes on where it was interrupted.
+The stages are tokenizer, vae, decoder, latents, unet, export. Each writes its result to the work folder, is skipped if
+that is complete, and resumes where it was interrupted.
 """
 
 import argparse
@@ -27,7 +27,7 @@ __all__ = ["main"]
 
 def main(arguments: list[str] | None = None) -> None:
     """Run every stage that is not complete."""
-    # Threads that wait actively starve each other on a shared machine: one thread per worker is faster.
+    # Threads that wait actively starve each other on a shared machine; one thread per worker is faster.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     options = parser().parse_args(arguments)
     torch.set_num_threads(1)
@@ -45,12 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_worker(worker: int, options: argparse.Namespace, port: int) -> None:
-    """Latents and U-Net, in one of `options.workers` processes."""
+    """Encode the latents and train the U-Net, in one of `options.workers` processes."""
     torch.set_num_threads(1)
     work, workers = options.work, options.workers
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=worker, world_size=workers)
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
-    # As many parts as at first, so that a restart with other workers finds them.
+    # The number of parts does not follow that of workers, so that a restart with other workers finds them.
     parts = options.parts
     for part in range(worker, parts, workers):
         encode_pool(vae, options.pictures, work, part, parts)

@@ -1,6 +1,5 @@
-"""Longer training of the VAE's decoder alone: the latents stay as they are, so the U-Net can be trained meanwhile."""
+"""Further training of the VAE's decoder alone: the latents do not change, so the U-Net can be trained meanwhile."""
 
-import time
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -8,20 +7,17 @@ from random import Random
 from typing import Any
 
 import torch
-from rich.progress import Progress
 
 from latentrt.demo.pool import random_size
 from latentrt.demo.train_vae import pictures
-from latentrt.demo.training import Average, LossLog, learning_rate, load_state, save_state
+from latentrt.demo.training import Average, learning_rate, load_state, run_steps, save_state, update_weights
 
 __all__ = ["DecoderRecipe", "train_decoder"]
-
-SAVE_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderRecipe:
-    """Length and pace; `noise` is added to the scaled latents, because the U-Net's are not exact either."""
+    """Hyperparameters. `noise`: added to the scaled latents, because those of the U-Net are not exact either."""
 
     steps: int = 1600
     batch: int = 8
@@ -31,7 +27,7 @@ class DecoderRecipe:
 
 
 def train_decoder(work: Path, vae: Any, recipe: DecoderRecipe | None = None) -> Any:
-    """Train the decoder of `vae`, or go on from `work/decoder.pt`; the same network with averaged weights."""
+    """Train the decoder of `vae`, from `work/decoder.pt` if there is one. Returns `vae` with averaged weights."""
     recipe = recipe or DecoderRecipe()
     vae.requires_grad_(False)
     parameters = list(chain(vae.decoder.parameters(), vae.post_quant_conv.parameters()))
@@ -43,26 +39,23 @@ def train_decoder(work: Path, vae: Any, recipe: DecoderRecipe | None = None) -> 
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         average.values, first = state["average"], state["step"]
-    log, saved = LossLog(work / "decoder_loss.csv"), time.monotonic()
-    with Progress() as progress:
-        task = progress.add_task("decoder", total=recipe.steps, completed=first)
-        for step in range(first, recipe.steps):
-            loss = decoder_step(vae, optimizer, parameters, recipe, step)
-            average.update(step + 1000)
-            log.add(step + 1, loss, optimizer.param_groups[0]["lr"])
-            progress.update(task, advance=1)
-            if time.monotonic() - saved > SAVE_SECONDS or step + 1 == recipe.steps:
-                values = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
-                save_state(work / "decoder.pt", values | {"average": average.values, "step": step + 1})
-                saved = time.monotonic()
+
+    def update(step: int) -> float:
+        loss = decoder_step(vae, optimizer, recipe, step)
+        average.update(step + 1000)
+        return loss
+
+    def save(step: int) -> None:
+        values = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict()}
+        save_state(work / "decoder.pt", values | {"average": average.values, "step": step})
+
+    run_steps(work, "decoder", first, recipe.steps, optimizer, update, save, save_seconds=60)
     average.swap()
     return vae
 
 
-def decoder_step(
-    vae: Any, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], recipe: DecoderRecipe, step: int
-) -> float:
-    """One update on pictures that depend on the seed and step alone; its loss, L1 + squared error."""
+def decoder_step(vae: Any, optimizer: torch.optim.Optimizer, recipe: DecoderRecipe, step: int) -> float:
+    """One update on pictures determined by seed and step. Returns its loss, L1 + squared error."""
     rng = Random(f"decoder {recipe.seed} {step}")
     torch.manual_seed(rng.randrange(2**40))
     target = pictures(rng, recipe.batch, random_size(rng))
@@ -71,10 +64,5 @@ def decoder_step(
     latents += torch.randn_like(latents) * recipe.noise / vae.config.scaling_factor
     error = vae.decode(latents).sample - target
     loss = error.abs().mean() + error.square().mean()
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, recipe.steps, recipe.peak_rate, warm_up=50)
-    optimizer.zero_grad()
-    torch.autograd.backward(loss)
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
+    update_weights(optimizer, loss, learning_rate(step, recipe.steps, recipe.peak_rate, warm_up=50))
     return float(loss.detach())

@@ -1,8 +1,8 @@
 """Joint training of the U-Net and both text encoders on precomputed latents: epsilon prediction, min-SNR weights."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from random import Random
@@ -10,26 +10,25 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.progress import Progress
 from torch import nn
 
 from latentrt.demo.conditioning import Conditioner, draw_captions, time_ids
 from latentrt.demo.networks import SCHEDULER, build
 from latentrt.demo.pool import Pool, load_pool, random_size
 from latentrt.demo.scenes import Scene, View
-from latentrt.demo.training import Average, LossLog, learning_rate, load_state, save_state
+from latentrt.demo.training import Average, learning_rate, load_state, run_steps, save_state, update_weights
 
 __all__ = ["NAMES", "UnetRecipe", "alphas_cumprod", "loss_weight", "train_unet"]
 
 NAMES = ("unet", "text_encoder", "text_encoder_2")
-SAVE_SECONDS = 180
 
 
 @dataclass(frozen=True, slots=True)
 class UnetRecipe:
-    """Length and pace; `batch` pictures per worker and step. `min_snr` is gamma of Hang et al. 2023 (2303.09556).
+    """Hyperparameters. `batch`: pictures per worker and step. `min_snr`: gamma of Hang et al. 2023 (arXiv:2303.09556).
 
-    The first `short_share` of the steps pads captions to `short_tokens`, which is a quarter faster, the others to 77.
+    In the first `short_share` of the steps, captions are padded to `short_tokens`, which is a quarter faster; in the
+    others to 77.
     """
 
     steps: int = 8000
@@ -44,7 +43,7 @@ class UnetRecipe:
 
 
 def alphas_cumprod() -> torch.Tensor:
-    """Share of signal variance per training timestep, (1000,): scaled-linear betas."""
+    """Share of the signal in the variance at each training timestep, (1000,), for scaled-linear betas."""
     start, end, steps = (SCHEDULER[key] for key in ("beta_start", "beta_end", "num_train_timesteps"))
     return (1 - torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64).square()).cumprod(0).float()
 
@@ -65,22 +64,16 @@ class Trainer:
         self.alphas, self.recipe, self.worker, self.workers = alphas_cumprod(), recipe, worker, workers
 
     def step(self, pool: Pool, step: int) -> float:
-        """One update, on data that depends on seed, step and worker alone; the loss."""
-        # One size for all workers, so that none waits for a larger picture.
+        """One update on data determined by seed, step and worker. Returns the loss."""
+        # One size for all workers, so that none waits for another with larger pictures.
         size = random_size(Random(f"size {self.recipe.seed} {step}"))
         rng = Random(f"unet {self.recipe.seed} {step} {self.worker}")
         torch.manual_seed(rng.randrange(2**40))
         tokens = self.recipe.short_tokens if step < self.recipe.short_share * self.recipe.steps else 77
         loss = self.loss(*pool.batch(rng, self.recipe.batch, size), rng, tokens)
         rate = learning_rate(step, self.recipe.steps, self.recipe.peak_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        torch.autograd.backward(loss)
-        if self.workers > 1:
-            share_gradients(self.parameters, self.workers)
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        share = partial(share_gradients, self.parameters, self.workers) if self.workers > 1 else None
+        update_weights(self.optimizer, loss, rate, share)
         self.average.update(step)
         return float(loss.detach())
 
@@ -98,12 +91,12 @@ class Trainer:
         return loss
 
     def state(self, step: int) -> dict[str, object]:
-        """Everything that a restart needs."""
+        """Everything that is needed to resume after `step` steps."""
         weights = {name: network.state_dict() for name, network in self.networks.items()}
         return weights | {"optimizer": self.optimizer.state_dict(), "average": self.average.values, "step": step}
 
     def restore(self, state: dict[str, Any]) -> int:
-        """Take over a state; the step to go on with."""
+        """Restore a state. Returns the step to resume with."""
         for name, network in self.networks.items():
             network.load_state_dict(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -115,8 +108,8 @@ class Trainer:
 def loss_weight(snr: torch.Tensor, min_snr: float) -> torch.Tensor:
     """Weight of the squared error in epsilon: min-SNR where noise is low, 1 / sqrt(snr) where it hides the picture.
 
-    The second part is not in the paper. Colour and place are decided while snr is far below 1, where a plain error in
-    epsilon hardly notices a wrong picture.
+    The second part is not in the paper. Colour and place are decided while snr is far below 1, where even a wrong
+    picture hardly changes the plain error in epsilon.
     """
     return snr.clamp(max=min_snr) / snr * snr.rsqrt().clamp(min=1.0)
 
@@ -139,22 +132,16 @@ def train_unet(
     parts: int = 1,
     snapshot: Callable[[Trainer, int], None] | None = None,
 ) -> Trainer:
-    """Train, or go on from `work/unet.pt`; worker 0 writes states, the loss curve and, if asked, snapshots."""
+    """Train, from `work/unet.pt` if there is one. Worker 0 saves states and losses, and calls `snapshot` at each."""
     trainer, pool = Trainer(work, recipe, worker, workers), load_pool(work, parts)
     state = load_state(work / "unet.pt")
     first = trainer.restore(state) if state else 0
-    log, saved = LossLog(work / "unet_loss.csv"), time.monotonic()
-    with Progress(disable=worker > 0) as progress:
-        task = progress.add_task("unet", total=recipe.steps, completed=first)
-        for step in range(first, recipe.steps):
-            loss = trainer.step(pool, step)
-            if worker:
-                continue
-            shown = log.add(step + 1, loss, trainer.optimizer.param_groups[0]["lr"])
-            progress.update(task, advance=1, description=f"unet {shown:.4f}" if shown else None)
-            if time.monotonic() - saved > SAVE_SECONDS or step + 1 == recipe.steps:
-                save_state(work / "unet.pt", trainer.state(step + 1))
-                saved = time.monotonic()
-                if snapshot:
-                    snapshot(trainer, step + 1)
+
+    def save(step: int) -> None:
+        save_state(work / "unet.pt", trainer.state(step))
+        if snapshot:
+            snapshot(trainer, step)
+
+    update = partial(trainer.step, pool)
+    run_steps(work, "unet", first, recipe.steps, trainer.optimizer, update, save, silent=worker > 0)
     return trainer
