@@ -11,13 +11,13 @@ from latentrt.engine.forms import Form, forms_of
 from latentrt.engine.trial import Trial
 from latentrt.runtime.backends.cuda import device_count
 from latentrt.runtime.backends.onnxruntime import NO_BF16
-from latentrt.runtime.backends.registry import load_module, runnable_targets
+from latentrt.runtime.backends.registry import CPU_PROVIDER, CUDA_PROVIDER, load_module, runnable_targets
 from latentrt.runtime.errors import BuildError
 
 EXTERNAL_BYTES = 1024
 """Weights of this size or larger go to the data file, so that no ONNX file comes near protobuf's limit of 2 GB."""
 
-PROVIDERS = {"cpu": ("CPUExecutionProvider",), "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider")}
+PROVIDERS = {"cpu": (CPU_PROVIDER,), "cuda": (CUDA_PROVIDER, CPU_PROVIDER)}
 """Execution providers for each device, the preferred one first."""
 
 EXTERNAL_INITIALIZERS = "session.optimized_model_external_initializers_"
