@@ -176,7 +176,7 @@ def load_pipeline(checkpoint: str, precision: str, sampler: str) -> Any:
 
 
 def compile_networks(pipeline: Any, device: str) -> str:
-    """Compile with the fastest settings of torch.compile (benchmarks/compile_settings.py). Returns them in words."""
+    """Compile with settings that no other beat in benchmarks/compile_settings.py. Returns them in words."""
     import torch
 
     decode = pipeline.vae.decode
