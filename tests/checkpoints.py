@@ -20,12 +20,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from latentrt.demo import tokens
 from latentrt.demo.tokens import EOS, MERGES, VOCAB_SIZE, write_json
+from latentrt.export.checkpoint import Checkpoint
 
 __all__ = [
     "EOS",
     "MERGES",
     "VOCAB_SIZE",
     "randomise",
+    "tensors",
     "tokenizer_vocabulary",
     "write_checkpoint",
     "write_sdxl",
@@ -173,3 +175,8 @@ def write_config(model: torch.nn.Module, folder: Path) -> None:
         model.config.architectures = [type(model).__name__]
         model.config.dtype = model.dtype
         model.config.save_pretrained(folder)
+
+
+def tensors(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, torch.Tensor]]:
+    """Every tensor of a checkpoint's networks, by folder and name."""
+    return {folder: dict(checkpoint.network(folder, dtype).state_dict()) for folder in checkpoint.folders}

@@ -1,12 +1,17 @@
-"""Fixtures shared by all tests: a tiny checkpoint and its exports, each made once per run and only read."""
+"""What all tests share: checkpoints, their exports, a stand-in GPU. README.md: what each costs, and when to use it."""
 
 import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if TYPE_CHECKING:
+    from cuda_stand_in import StandInCuda
+
+pytest_plugins = ["parallel"]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
@@ -17,51 +22,78 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
-def sdxl_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SDXL checkpoint, written once per run; read only."""
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This run's folder, the same one in every process of it; what lies in it is made with `exports.made_once`."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+
+
+@pytest.fixture(scope="session")
+def sdxl_checkpoint(shared_folder: Path) -> Path:
+    """A tiny SDXL checkpoint; read only."""
+    from checkpoints import write_sdxl
+    from exports import made_once
+
+    return made_once(shared_folder / "sdxl" / "checkpoint", write_sdxl)
+
+
+@pytest.fixture(scope="session")
+def sdxl_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The configs and tokenizers of that checkpoint, without weights; read only."""
     from checkpoints import write_sdxl
 
-    return write_sdxl(tmp_path_factory.mktemp("checkpoint") / "sdxl")
+    return write_sdxl(tmp_path_factory.mktemp("configs") / "sdxl", weights=False)
 
 
 @pytest.fixture(scope="session")
-def sdxl_bundle(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdxl_bundle(sdxl_checkpoint: Path, shared_folder: Path) -> Path:
     """The tiny checkpoint exported in fp32, compared with torch at every case; read only."""
-    return _export(sdxl_checkpoint, tmp_path_factory.mktemp("bundle") / "fp32", "fp32")
+    return _export(sdxl_checkpoint, shared_folder / "sdxl" / "fp32", precision="fp32")
 
 
 @pytest.fixture(scope="session")
-def sdxl_bundle_fp16(sdxl_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sdxl_bundle_fp16(sdxl_checkpoint: Path, shared_folder: Path) -> Path:
     """The tiny checkpoint exported in fp16, compared with torch at every case; read only."""
-    return _export(sdxl_checkpoint, tmp_path_factory.mktemp("bundle") / "fp16", "fp16")
+    return _export(sdxl_checkpoint, shared_folder / "sdxl" / "fp16", precision="fp16")
 
 
 @pytest.fixture(scope="session")
-def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+def family(shared_folder: Path) -> Callable[[str], tuple[Path, Path]]:
     """Family -> a tiny checkpoint of it and its fp32 bundle, made when first asked for; read only."""
 
     @cache
     def made(name: str) -> tuple[Path, Path]:
-        from family_bundles import make_family
+        from exports import export_family
 
-        return make_family(tmp_path_factory.mktemp(name), name)
+        return export_family(shared_folder / name, name)
 
     return made
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo_bundle(shared_folder: Path) -> Path:
     """The checkpoint that ships, exported in fp32; read only."""
     from latentrt.demo import CHECKPOINT
+
+    return _export(CHECKPOINT, shared_folder / "demo" / "fp32", precision="fp32", depth="quick")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> "StandInCuda":
+    """A stand-in for CUDA's bindings, whose device memory is host memory."""
+    from cuda_stand_in import StandInCuda
+
+    from latentrt.runtime.backends import cuda
+
+    stand_in = StandInCuda()
+    monkeypatch.setattr(cuda, "bindings", lambda: stand_in)
+    return stand_in
+
+
+def _export(checkpoint: Path, target: Path, **options: Any) -> Path:
+    from exports import made_once
+
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.exporter import export_bundle
 
-    folder = tmp_path_factory.mktemp("demo") / "bundle"
-    return export_bundle(Checkpoint.open(CHECKPOINT), folder, precision="fp32", depth="quick").path
-
-
-def _export(checkpoint: Path, target: Path, precision: str) -> Path:
-    from latentrt.export.checkpoint import Checkpoint
-    from latentrt.export.exporter import export_bundle
-
-    return export_bundle(Checkpoint.open(checkpoint), target, precision=precision).path
+    return made_once(target, lambda folder: export_bundle(Checkpoint.open(checkpoint), folder, **options))

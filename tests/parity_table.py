@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from family_bundles import make_family
+from exports import export_family
 from task_cases import DIFFERENT, ROWS, TASKS, Case, Models, cases, difference
 
 PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
@@ -34,7 +34,7 @@ def between_markers(page: str) -> str:
 
 
 def main(folder: Path) -> None:
-    models = Models(cache(lambda family: make_family(folder / family, family)))
+    models = Models(cache(lambda family: export_family(folder / family, family)))
 
     def measured(alike: list[Case]) -> str:
         """The largest difference over the cell's cases, and how many they are."""

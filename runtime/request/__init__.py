@@ -1,1 +1,1 @@
-"""A request: the settings a user gives, checked and normalised before anything runs."""
+"""A request: the user's settings, checked and completed before anything runs."""

@@ -1,4 +1,4 @@
-"""Ready-made text embeddings, in place of prompts."""
+"""Text embeddings, given in place of prompts."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,13 +13,13 @@ from latentrt.runtime.errors import RequestError
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Embeddings:
-    """What text encoders give, for n prompts: the hidden states of all encoders side by side, and pooled text.
+    """Outputs of the text encoders for n prompts: hidden states of all encoders side by side, and pooled texts.
 
-    hidden and negative_hidden (n, tokens, context width), with tokens a multiple of 77; pooled and negative_pooled
-    (n, pooled width), for models that take them. The negative ones are needed with guidance only.
+    hidden and negative_hidden: (n, tokens, context width), with tokens a multiple of 77. pooled and negative_pooled:
+    (n, pooled width), for models that take them. The negative ones are needed only with guidance.
 
     Raises:
-        RequestError: hidden has other axes, or other numbers of tokens.
+        RequestError: hidden has other axes, or a number of tokens that is no multiple of 77.
     """
 
     hidden: NDArray[Any]
@@ -40,14 +40,14 @@ class Embeddings:
 
     @property
     def tokens(self) -> int:
-        """Tokens of every prompt."""
+        """Tokens per prompt."""
         return int(self.hidden.shape[1])
 
     def check(self, model: Model, guided: bool) -> None:
-        """Compare with what the U-Net reads.
+        """Check that the U-Net can read these.
 
         Raises:
-            RequestError: one is missing, or of another shape than needed.
+            RequestError: an array is missing, or has another shape than needed.
         """
         hidden = np.shape(self.hidden)
         wanted: dict[str, tuple[int, ...]] = {"hidden": (*hidden[:2], model.context_width)}

@@ -1,4 +1,4 @@
-"""Pictures and masks that a request starts from, as arrays."""
+"""From the pictures and masks that a user gives to arrays."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,10 +14,8 @@ from latentrt.runtime.request.kinds import one_or_more
 ImageLike = Image.Image | NDArray[Any]
 """A PIL image, or an array (height, width, 3) of bytes or of floats from 0 to 1."""
 
-
 MaskLike = Image.Image | NDArray[Any]
-"""A PIL image, or an array (height, width) of bytes, of floats from 0 to 1, or of truth values; light is drawn anew."""
-
+"""A PIL image, or an array (height, width) of bytes, of floats from 0 to 1, or of booleans; light areas are redrawn."""
 
 CheckSize = Callable[[int, int], None]
 """Raises `RequestError` for a width and height that are not served."""
@@ -26,46 +24,50 @@ CheckSize = Callable[[int, int], None]
 def read_pictures(
     pictures: ImageLike | Sequence[ImageLike], width: int | None, height: int | None, check_size: CheckSize
 ) -> Float32s:
-    """(pictures, 3, height, width) in -1 … 1, as the VAE's encoder takes them; other sizes are resized (Lanczos).
+    """Pictures as the VAE's encoder takes them: (pictures, 3, height, width) in -1 … 1, resized (Lanczos) if need be.
 
-    Width and height that are not given are the first picture's own. They are checked before anything is resized.
+    Width and height default to the first picture's own. They are checked before anything is resized.
 
     Raises:
         RequestError: not a picture, one with transparency, or of a size that is not served or no multiple of 8.
     """
-    found = [_picture(one) for one in one_or_more(pictures)]
-    if not found:
+    images = [_picture(picture) for picture in one_or_more(pictures)]
+    if not images:
         raise RequestError("image: an empty list; give one picture, or one per picture to draw")
-    size = (_length("width", width, found[0].width), _length("height", height, found[0].height))
+    size = (_length("width", width, images[0].width), _length("height", height, images[0].height))
     check_size(*size)
-    resized = [one if one.size == size else one.resize(size, Image.Resampling.LANCZOS) for one in found]
-    pixels = np.stack([np.asarray(one, np.float32) for one in resized])
+    pixels = _stacked(images, size)
     return np.ascontiguousarray((pixels / np.float32(255) * 2 - 1).transpose(0, 3, 1, 2))
 
 
 def read_masks(
     masks: MaskLike | Sequence[MaskLike], pictures: ImageLike | Sequence[ImageLike], width: int, height: int
 ) -> Float32s:
-    """(masks, 1, height, width) of 0 and 1: 1 where the picture is drawn anew.
+    """Masks (masks, 1, height, width) of 0 and 1: 1 where the picture is redrawn.
 
     Raises:
         RequestError: not a mask, or one of another size than its picture.
     """
-    found = [_mask(one) for one in one_or_more(masks)]
+    images = [_mask(mask) for mask in one_or_more(masks)]
     wanted = _picture(one_or_more(pictures)[0]).size
-    for one in found:
-        if one.size != wanted:
+    for image in images:
+        if image.size != wanted:
             raise RequestError(
-                f"mask: {one.width} x {one.height} pixels, the image has {wanted[0]} x {wanted[1]}. Make them the same"
+                f"mask: {image.width} x {image.height} pixels, the image has {wanted[0]} x {wanted[1]}. Make them the "
+                "same"
             )
-    size = (width, height)
-    resized = [one if one.size == size else one.resize(size, Image.Resampling.LANCZOS) for one in found]
-    levels = np.stack([np.asarray(one, np.float32) for one in resized])
+    levels = _stacked(images, (width, height))
     return (levels[:, None] >= np.float32(127.5)).astype(np.float32)
 
 
+def _stacked(images: list[Image.Image], size: tuple[int, int]) -> Float32s:
+    """One array of all images, 0 to 255, resized to (width, height)."""
+    resized = [image if image.size == size else image.resize(size, Image.Resampling.LANCZOS) for image in images]
+    return np.stack([np.asarray(image, np.float32) for image in resized])
+
+
 def _length(name: str, wanted: int | None, own: int) -> int:
-    """The width or height that is asked for, or the picture's own."""
+    """The width or height asked for, or the picture's own."""
     if wanted is None and own % 8:
         nearest = [length for length in (own // 8 * 8, own // 8 * 8 + 8) if length]
         resized = " or ".join(f"{name}={length}" for length in nearest)
@@ -102,7 +104,7 @@ def _mask(mask: Any) -> Image.Image:
     if not isinstance(mask, Image.Image):
         raise RequestError(f"mask: a {type(mask).__name__}; it must be a PIL image or an array (height, width)")
     if "A" in mask.getbands():
-        raise RequestError("mask: it has an alpha channel; give the mask itself, light where the picture is drawn anew")
+        raise RequestError("mask: it has an alpha channel; give the mask itself, light where the picture is redrawn")
     return mask.convert("L")
 
 

@@ -1,4 +1,4 @@
-"""Kinds of values that a setting may have: how each is checked, and how it is written on a command line."""
+"""Kinds of values that settings have: how each is checked, and how it is written on a command line."""
 
 import json
 import math
@@ -14,41 +14,41 @@ from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers import ScheduleConfig
 
 
-def _same(value: Any) -> Any:
+def _unchanged(value: Any) -> Any:
     return value
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a value must be.
+    """A kind of value, and its check.
 
-    `expects` ends the sentence "must be …". `own` makes an accepted value Python's own, so that numpy's small integers
-    do not overflow later on. `text_type` is what a command line reads (int, float, bool or str), and `parse` makes the
-    value from that, or raises ValueError where it is not written as `metavar` says. `form`: how a program gives it,
-    where the type does not say it.
+    `expects` ends the sentence "must be …". `to_python` turns an accepted value into a Python one, so that numpy's
+    small integers do not overflow later on. `text_type` is the type that a command line reads (int, float, bool or
+    str); `parse` makes the value from that, or raises ValueError if it is not written as `metavar` says. `form` says
+    how a program gives the value, if the type does not.
     """
 
     expects: str
     accepts: Callable[[Any], bool]
-    own: Callable[[Any], Any] = _same
+    to_python: Callable[[Any], Any] = _unchanged
     text_type: type = str
     metavar: str | None = None
     form: str = ""
-    parse: Callable[[Any], Any] = _same
+    parse: Callable[[Any], Any] = _unchanged
 
     def read(self, name: str, value: Any) -> Any:
-        """The checked value; `name`: the setting, for the message.
+        """The checked value. `name` is the setting's, for the message.
 
         Raises:
             RequestError: the value is of another kind, or out of range.
         """
         if not self.accepts(value):
             raise RequestError(f"{name} {value!r}: must be {self.expects}")
-        return self.own(value)
+        return self.to_python(value)
 
 
 def is_whole(value: object, least: int, most: int | None = None) -> bool:
-    """Whether a value is a whole number, Python's or numpy's, in this range; True and False are not."""
+    """Whether a value is a whole number in this range, of Python or numpy; True and False are not."""
     return (
         isinstance(value, Integral)
         and not isinstance(value, bool)
@@ -58,7 +58,7 @@ def is_whole(value: object, least: int, most: int | None = None) -> bool:
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Whether a value is a finite number, Python's or numpy's, in this range; True and False are not."""
+    """Whether a value is a finite number in this range, of Python or numpy; True and False are not."""
     return (
         isinstance(value, Real)
         and not isinstance(value, bool)
@@ -68,12 +68,12 @@ def is_number(value: object, least: float = -math.inf, most: float = math.inf) -
 
 
 def one_or_more(value: object) -> tuple[Any, ...]:
-    """A tuple from one value or a list of them; a text is one value, and so is an array of pixels."""
+    """One value, or several, as a tuple; a text is one value, and so is an array of pixels."""
     is_one = isinstance(value, str) or (isinstance(value, np.ndarray) and value.ndim != 1)
     return tuple(value) if isinstance(value, Iterable) and not is_one else (value,)
 
 
-def own_number(value: Any) -> int | float:
+def python_number(value: Any) -> int | float:
     """A number as Python's int or float."""
     return int(value) if isinstance(value, Integral) else float(value)
 
@@ -86,7 +86,7 @@ def whole(least: int, most: int | None = None) -> Kind:
 
 def number(expects: str, least: float = -math.inf, most: float = math.inf) -> Kind:
     """A finite number in a range."""
-    return Kind(expects, lambda value: is_number(value, least, most), own_number, float, "NUMBER")
+    return Kind(expects, lambda value: is_number(value, least, most), python_number, float, "NUMBER")
 
 
 def share(note: str = "") -> Kind:
@@ -110,26 +110,26 @@ def _is_pair(value: Any, accepts: Callable[[Any], bool]) -> bool:
     return is_list and len(value) == 2 and all(map(accepts, value))
 
 
-def _two(text: str, pattern: str, words: str) -> tuple[str, str]:
-    found = re.fullmatch(pattern, text)
-    if found is None:
+def _match_two(text: str, pattern: str, words: str) -> tuple[str, str]:
+    match = re.fullmatch(pattern, text)
+    if match is None:
         raise ValueError(f"{text!r} is not {words}")
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def _parse_interval(text: str) -> tuple[float, float]:
-    low, high = _two(text, r"([\d.]+):([\d.]+)", "FROM:TO, such as 0.2:0.8")
+    low, high = _match_two(text, r"([\d.]+):([\d.]+)", "FROM:TO, such as 0.2:0.8")
     return float(low), float(high)
 
 
 def _parse_pair(text: str) -> tuple[int, int]:
-    """(down, across), SDXL's own order, from `ACROSSxDOWN`, as people write sizes."""
-    across, down = _two(text, r"(\d+)x(\d+)", "two whole numbers, across x down, such as 1024x768")
+    """`ACROSSxDOWN`, as people write sizes, turned into (down, across), SDXL's own order."""
+    across, down = _match_two(text, r"(\d+)x(\d+)", "two whole numbers, across x down, such as 1024x768")
     return int(down), int(across)
 
 
 def pair(form: str = "(height, width)", metavar: str = "WIDTHxHEIGHT") -> Kind:
-    """Two whole numbers: a size, or the corner of a crop. Programs give them down first, people across first."""
+    """Two whole numbers: a size or a crop's corner. Programs give height or top first, command lines width or left."""
     return Kind(
         "two whole numbers of at least 0, (height, width) or (top, left)",
         lambda value: _is_pair(value, lambda length: is_whole(length, 0)),
@@ -144,24 +144,24 @@ SCHEDULE_FIELDS = tuple(sorted(field.name for field in fields(ScheduleConfig)))
 _KNOWN_FIELDS = ", ".join(SCHEDULE_FIELDS)
 
 
-def _own_fields(value: Mapping[Any, Any]) -> dict[str, Any]:
+def _checked_fields(value: Mapping[Any, Any]) -> dict[str, Any]:
     if unknown := [str(field) for field in value if field not in SCHEDULE_FIELDS]:
         raise RequestError(f"schedule: {', '.join(unknown)}: no such field; the fields are {_KNOWN_FIELDS}")
     return dict(value)
 
 
 def _parse_fields(entries: Iterable[str]) -> dict[str, Any]:
-    """From several `FIELD=VALUE`; a value that is no JSON is text."""
-    found: dict[str, Any] = {}
+    """Parse several `FIELD=VALUE`; a value that is not JSON is text."""
+    values: dict[str, Any] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
         if not equals or name not in SCHEDULE_FIELDS:
             raise ValueError(f"{entry!r} is not FIELD=VALUE with one of the fields {_KNOWN_FIELDS}")
         try:
-            found[name] = json.loads(value)
+            values[name] = json.loads(value)
         except ValueError:
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 TEXT = Kind("text", lambda value: isinstance(value, str), metavar="TEXT")
@@ -170,14 +170,14 @@ FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool_), b
 INTERVAL = Kind(
     "two shares of the steps, from and to, such as (0.2, 0.8)",
     lambda value: _is_pair(value, lambda bound: is_number(bound, 0, 1)) and value[0] <= value[1],
-    lambda value: (own_number(value[0]), own_number(value[1])),
+    lambda value: (python_number(value[0]), python_number(value[1])),
     metavar="FROM:TO",
     parse=_parse_interval,
 )
 FIELDS = Kind(
     "a dict of fields, such as {'use_karras_sigmas': True}",
     lambda value: isinstance(value, Mapping),
-    _own_fields,
+    _checked_fields,
     metavar="FIELD=VALUE",
     parse=_parse_fields,
 )
@@ -191,8 +191,9 @@ MASK = Kind(
     "a mask",
     lambda value: True,
     metavar="FILE",
-    form="a PIL image, or an array (height, width) of bytes, of floats from 0 to 1, or of truth values",
+    form="a PIL image, or an array (height, width) of bytes, of floats from 0 to 1, or of booleans",
 )
-"""`latentrt.runtime.request.images` reads these two, together with the size that is asked for."""
+"""`latentrt.runtime.request.images` checks pictures and masks, with the size that is asked for."""
+
 LATENTS = Kind("latents", lambda value: True, form="an array (images, 4, height / 8, width / 8)")
-"""`latentrt.runtime.request.reading` compares these with the model."""
+"""`latentrt.runtime.request.reading` checks latents against the model."""

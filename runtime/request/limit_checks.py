@@ -1,4 +1,4 @@
-"""Is what a request asks for within what a build serves? The refusals name the command that would serve more."""
+"""Checks of a request against a build's limits. The errors name the command that would build for more."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import RequestError
 
 Rebuild = Callable[[Limits], str]
-"""The command that would build engines for other limits."""
+"""Gives the command that would build engines for other limits."""
 
 
 def _check_range(limits: Limits, rebuild: Rebuild, name: str, value: int) -> None:
@@ -24,18 +24,18 @@ def _check_range(limits: Limits, rebuild: Rebuild, name: str, value: int) -> Non
 
 
 def check_size(width: int, height: int, limits: Limits, rebuild: Rebuild) -> None:
-    """Raise `RequestError` where pictures of this size are not served."""
+    """Raise `RequestError` if pictures of this size are not served."""
     _check_range(limits, rebuild, "width", width)
     _check_range(limits, rebuild, "height", height)
 
 
 def check_images(count: int, limits: Limits, rebuild: Rebuild) -> None:
-    """Raise `RequestError` where one batch would have more pictures, or fewer, than are served."""
+    """Raise `RequestError` if a batch of so many pictures is not served."""
     _check_range(limits, rebuild, "images", count)
 
 
 def check_tokens(tokens: int, limits: Limits, rebuild: Rebuild, prompt: str) -> None:
-    """Raise `RequestError` where a prompt needs more tokens (77 per chunk) than are served."""
+    """Raise `RequestError` if a prompt needs more tokens (77 per chunk) than are served."""
     low, opt, high = limits.bounds("tokens")
     if tokens > high:
         wider = limits.replace(tokens=f"{low}:{opt}:{tokens}")

@@ -1,4 +1,4 @@
-"""From a prompt and the settings that a user gives to a checked request."""
+"""From a user's prompt and settings to a checked request."""
 
 import secrets
 from collections.abc import Mapping, Sequence
@@ -22,36 +22,38 @@ from latentrt.runtime.request.source import Source
 Value = TypeVar("Value")
 
 Prompt = str | Sequence[str] | Embeddings
-"""One text, one for each of several pictures, or what text encoders made of them."""
+"""One text, several, or embeddings of them."""
 
 
 def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_size: CheckSize) -> Request:
-    """A request with the bundle's defaults where the settings say nothing; `check_size`: before pictures are resized.
+    """Make a request; what the settings leave open has the bundle's default.
+
+    `check_size` is called before pictures are resized.
 
     Raises:
-        RequestError: a value that no build serves, or a setting that there is not.
+        RequestError: a value that no build serves, or an unknown setting.
     """
     prompts = ("",) * len(prompt) if isinstance(prompt, Embeddings) else read_prompts(prompt)
     values = read_settings(settings)
     per_prompt = {name: _spread(name, values, len(prompts)) for name in ("negative", "prompt_2", "negative_2")}
-    guidance = _or(_spread("guidance", values, len(prompts)), (manifest.defaults.guidance,) * len(prompts))
-    seeds = _or(values["seed"], (secrets.randbits(32),))
+    guidance = _or_default(_spread("guidance", values, len(prompts)), (manifest.defaults.guidance,) * len(prompts))
+    seeds = _or_default(values["seed"], (secrets.randbits(32),))
     count = len(prompts) * values["images"]
     check_count("seed", seeds, count, "picture")
-    source, width, height = _source(values, manifest.model, check_size)
+    source, width, height = _read_source(values, manifest.model, check_size)
     if source is not None:
         _check_source_count(source, count)
     positive, negative = _micro_conditioning(values)
     return Request(
         prompts=prompts,
-        negatives=_or(per_prompt["negative"], (None,) * len(prompts)),
-        prompts_2=_or(per_prompt["prompt_2"], (None,) * len(prompts)),
-        negatives_2=_or(per_prompt["negative_2"], (None,) * len(prompts)),
+        negatives=_or_default(per_prompt["negative"], (None,) * len(prompts)),
+        prompts_2=_or_default(per_prompt["prompt_2"], (None,) * len(prompts)),
+        negatives_2=_or_default(per_prompt["negative_2"], (None,) * len(prompts)),
         guidance=guidance,
         guided=_takes_negative_rows(guidance, values["guidance_interval"], manifest.model),
         seeds=seeds,
-        steps=_or(values["steps"], manifest.defaults.steps),
-        sampler=_or(values["sampler"], manifest.defaults.sampler),
+        steps=_or_default(values["steps"], manifest.defaults.steps),
+        sampler=_or_default(values["sampler"], manifest.defaults.sampler),
         schedule=tuple((values["schedule"] or {}).items()),
         width=width,
         height=height,
@@ -67,7 +69,7 @@ def read_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
     """The texts of a prompt.
 
     Raises:
-        RequestError: there is none, or one is no text.
+        RequestError: the list is empty, or an entry is not text.
     """
     prompts = tuple(TEXT.read("prompt", text) for text in one_or_more(prompt))
     if not prompts:
@@ -76,10 +78,10 @@ def read_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def read_settings(settings: Settings) -> dict[str, Any]:
-    """Every setting, checked; what was not given has its default, or None where the bundle or others decide.
+    """Every setting, checked. A setting that is not given has its default; None if the bundle or other settings decide.
 
     Raises:
-        RequestError: a name that is no setting, a value of another kind, or a setting without another that it needs.
+        RequestError: an unknown setting, a value of another kind, or a setting without another one that it needs.
     """
     check_names(settings, SETTINGS)
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
@@ -88,44 +90,44 @@ def read_settings(settings: Settings) -> dict[str, Any]:
     return defaults | {name: SETTINGS[name].read(name, value) for name, value in given.items()}
 
 
-def _or(value: Value | None, default: Value) -> Value:
+def _or_default(value: Value | None, default: Value) -> Value:
     return default if value is None else value
 
 
 def _spread(name: str, values: Mapping[str, Any], prompts: int) -> Any:
-    """The values of a setting, one per prompt; None where none was given."""
-    found = values[name]
-    if found is None:
+    """The values of a setting, one per prompt; None if it was not given."""
+    given = values[name]
+    if given is None:
         return None
-    check_count(name, found, prompts, "prompt")
-    return found * prompts if len(found) == 1 else found
+    check_count(name, given, prompts, "prompt")
+    return given * prompts if len(given) == 1 else given
 
 
 def _takes_negative_rows(guidance: Sequence[float], interval: tuple[float, float], model: Model) -> bool:
-    """Whether the U-Net runs negative rows; a model that is told the scale (`guidance_embedding`) needs none."""
+    """Whether the U-Net runs negative rows; one that takes the scale as an input (`guidance_embedding`) needs none."""
     return any(scale > 1 for scale in guidance) and interval[0] < interval[1] and not model.guidance_embedding
 
 
-def _source(values: Mapping[str, Any], model: Model, check_size: CheckSize) -> tuple[Source | None, int, int]:
-    """What the request begins with, and its width and height."""
+def _read_source(values: Mapping[str, Any], model: Model, check_size: CheckSize) -> tuple[Source | None, int, int]:
+    """The source that the request starts from, and its width and height."""
     image, latents, masks = values["image"], values["latents"], values["mask"]
     if image is None and latents is None:
-        return None, _or(values["width"], model.native_size), _or(values["height"], model.native_size)
+        return None, _or_default(values["width"], model.native_size), _or_default(values["height"], model.native_size)
     if image is not None and latents is not None:
         raise RequestError("image, latents: both given; a request starts from one of them")
-    strength = _or(values["strength"], STRENGTH if masks is None else STRENGTH_WITH_MASK)
+    strength = _or_default(values["strength"], STRENGTH if masks is None else STRENGTH_WITH_MASK)
     if latents is not None:
-        return _latents(values, model, strength)
+        return _read_latents(values, model, strength)
     if values["denoising_start"] is not None:
-        raise RequestError("denoising_start: goes on with the latents of another model; give latents, not an image")
+        raise RequestError("denoising_start: continues from another model's latents; give latents, not an image")
     pixels = read_pictures(image, values["width"], values["height"], check_size)
     height, width = pixels.shape[2:]
     mask = None if masks is None else read_masks(masks, image, width, height)
     return Source(strength, pixels, mask=mask, paste_back=values["paste_back"]), width, height
 
 
-def _latents(values: Mapping[str, Any], model: Model, strength: float) -> tuple[Source, int, int]:
-    """Latents to begin with, and the size in pixels that they are of."""
+def _read_latents(values: Mapping[str, Any], model: Model, strength: float) -> tuple[Source, int, int]:
+    """A source of latents, and the width and height in pixels that they stand for."""
     if values["mask"] is not None:
         raise RequestError("mask: given with latents; a mask belongs to an image")
     try:
@@ -137,7 +139,7 @@ def _latents(values: Mapping[str, Any], model: Model, strength: float) -> tuple[
             f"latents: shape {list(latents.shape)}; they must be (images, {model.latent_channels}, height, width)"
         )
     width, height = latents.shape[3] * model.latent_scale, latents.shape[2] * model.latent_scale
-    if (_or(values["width"], width), _or(values["height"], height)) != (width, height):
+    if (_or_default(values["width"], width), _or_default(values["height"], height)) != (width, height):
         raise RequestError(f"width, height: the latents are those of {width} x {height} pixels; leave both out")
     return Source(strength, latents=latents), width, height
 
@@ -149,7 +151,7 @@ def _check_source_count(source: Source, count: int) -> None:
 
 
 def _micro_conditioning(values: Mapping[str, Any]) -> tuple[MicroConditioning, MicroConditioning | None]:
-    """The time ids of the prompts, and those of the negative rows where they differ."""
+    """The micro-conditioning of the prompts, and that of the negative rows if it differs."""
     positive = MicroConditioning(
         values["original_size"], values["crop"], values["target_size"], values["aesthetic_score"]
     )

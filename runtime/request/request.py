@@ -1,4 +1,4 @@
-"""A request, checked: what the user asked for, with every value decided before anything runs."""
+"""A checked request: every value is decided before anything runs."""
 
 from dataclasses import dataclass, field
 
@@ -16,12 +16,12 @@ from latentrt.runtime.request.source import Source
 class Request:
     """One checked request: `prompts` * `settings["images"]` pictures of one size, drawn as one batch.
 
-    Fields are what several settings, the bundle or the model decide together; everything that one setting decides alone
-    is in `settings`, which holds every setting, checked, with its default.
+    The fields are decided by several settings, or together with the bundle or the model. `settings` holds every
+    setting, checked, with its default; a value that one setting decides alone is found only there.
 
     `negatives`, `prompts_2`, `negatives_2` and `guidance` have one entry per prompt; None stands for the first
-    encoder's text, or for a negative prompt that was not given. `seeds` has one entry for the whole batch, whose noise
-    then comes from one generator as in diffusers, or one per picture. `guided`: the U-Net runs a second, negative row
+    encoder's text, or for a negative prompt that was not given. `seeds` has one entry per picture, or one for the whole
+    batch, whose noise then comes from one generator, as in diffusers. `guided`: the U-Net runs a second, negative row
     for each picture (Ho & Salimans 2022, equation 6). `schedule` overrides fields of the scheduler config.
     """
 
@@ -55,17 +55,17 @@ class Request:
 
     @property
     def texts(self) -> set[str]:
-        """Every text that is to be encoded: without guidance a negative prompt is not."""
+        """Every text to encode; without guidance, no negative one."""
         if self.embeddings is not None:
             return set()
         negatives = (*self.negatives, *self.negatives_2) if self.guided else ()
         return {text for text in (*self.prompts, *self.prompts_2, *negatives) if text is not None}
 
     def check_model(self, model: Model) -> None:
-        """Compare with what the checkpoint is.
+        """Check that the model can do what the request asks.
 
         Raises:
-            RequestError: the request asks for what this kind of model does not do.
+            RequestError: names the setting, and says what this model can do.
         """
         if model.is_inpainting and (self.source is None or self.source.mask is None):
             raise RequestError(
@@ -91,16 +91,16 @@ class Request:
                 )
 
     def _check_micro_conditioning(self, model: Model) -> None:
-        given = [one for one in (self.conditioning, self.negative_conditioning) if one is not None]
-        if not model.time_ids and any(one != MicroConditioning() for one in given):
+        given = [ids for ids in (self.conditioning, self.negative_conditioning) if ids is not None]
+        if not model.time_ids and any(ids != MicroConditioning() for ids in given):
             raise RequestError(
                 "original size, crop, target size, aesthetic score: this model has no micro-conditioning"
             )
-        if "aesthetic_score" not in model.time_ids and any(one.aesthetic_score is not None for one in given):
-            raise RequestError("aesthetic score: this model has none, it is SDXL's refiner that does; leave it out")
+        if "aesthetic_score" not in model.time_ids and any(ids.aesthetic_score is not None for ids in given):
+            raise RequestError("aesthetic score: this model takes none, only SDXL's refiner does; leave it out")
 
     def check(self, limits: Limits, rebuild: Rebuild) -> None:
-        """Compare with what is served; `rebuild` gives the command that would serve more.
+        """Check that a build serves the request; `rebuild` gives the command to build for more.
 
         Raises:
             RequestError: names the dimension, the nearest valid values and the command.

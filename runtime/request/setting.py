@@ -1,4 +1,4 @@
-"""What one declaration of a setting holds, and what a name that is no setting is answered with."""
+"""The declaration of a setting, and checks of which settings are given."""
 
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from latentrt.runtime.request.kinds import Kind, one_or_more
 
 
 class Group(StrEnum):
-    """Groups of settings, in the order in which people meet them."""
+    """Groups of settings, in the order in which help and docs list them."""
 
     PROMPTS = "Prompts"
     STEPS = "Steps"
@@ -23,12 +23,12 @@ class Group(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting of a request: everything that signature, command line, docs and metadata say of it.
+    """The declaration of one setting: everything that signature, command line, docs and metadata say about it.
 
-    `help`: one sentence. `per`: given once for the request, or also as a list with one entry per prompt or per picture.
-    `default`: its value where none is given; None where that depends on the bundle or on other settings, and
-    `default_text` says how. `also`: its names elsewhere. `needs`: it means something only with one of these settings.
-    `option`: a command line can give it.
+    `help`: one sentence. `per`: "request" for a single value; "prompt" or "picture" for one value, or a list of one per
+    prompt or picture. `default`: the value when none is given; None if that depends on the bundle or on other settings,
+    and then `default_text` says how. `aliases`: its names in other programs. `needs`: it has a meaning only with one of
+    these settings. `option`: whether the command line has it.
     """
 
     help: str
@@ -37,15 +37,15 @@ class Setting:
     per: Literal["request", "prompt", "picture"] = "request"
     default: Any = None
     default_text: str = ""
-    also: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     option: bool = True
 
     def read(self, name: str, value: Any) -> Any:
-        """The checked value; a tuple where it may be given per prompt or per picture.
+        """The checked value; a tuple if it may be given per prompt or per picture.
 
         Raises:
-            RequestError: the value, or an entry of it, is not what it must be.
+            RequestError: the value, or an entry of it, is of another kind or out of range.
         """
         if self.per == "request":
             return self.kind.read(name, value)
@@ -53,24 +53,24 @@ class Setting:
 
     @property
     def default_words(self) -> str:
-        """The default as people read it; empty where nothing is the default."""
+        """The default in words; empty if there is none."""
         if self.default_text or self.default is None:
             return self.default_text
         return str(self.default)
 
     @property
     def repetition(self) -> str:
-        """How often it may be given, as people read it; empty for once."""
+        """How many values it takes, in words; empty for a single one."""
         return "" if self.per == "request" else f"once for all, or one per {self.per}"
 
 
 def check_count(name: str, values: Sized, wanted: int, what: str) -> None:
-    """Raise `RequestError` where neither one value is given nor one per prompt or picture (`what`)."""
+    """Raise `RequestError` unless there is one value, or one per prompt or picture (`what`)."""
     if len(values) not in (1, wanted):
         raise RequestError(f"{name}: {len(values)} given for {wanted} {what}s; give one, or one per {what}")
 
 
-ELSEWHERE: Mapping[str, str] = {
+DIFFUSERS_ARGUMENTS: Mapping[str, str] = {
     "callback_on_step_end": "give progress=, a function of (steps done, steps in all)",
     "cross_attention_kwargs": "LoRAs are added by the export: latentrt export CHECKPOINT -o BUNDLE --lora FILE:WEIGHT",
     "eta": "it is a field of the schedule here: schedule={'eta': 0.5}",
@@ -83,20 +83,20 @@ ELSEWHERE: Mapping[str, str] = {
     "return_dict": "a result is always a Result; leave it out",
     "scheduler": "give sampler=, and schedule= for fields of its config",
 }
-"""What diffusers' pipelines take and no setting is by another name, and what to do instead."""
+"""Arguments of diffusers' pipelines that no setting corresponds to, and what to do instead."""
 
 
 def check_names(given: Iterable[str], settings: Mapping[str, Setting]) -> None:
-    """Raise `RequestError` for names that are no settings; says the nearest, or ours for a name used elsewhere."""
+    """Raise `RequestError` for unknown settings; it names the nearest one, or ours for a name of another program."""
     if unknown := sorted(set(given) - settings.keys()):
         answers = "; ".join(f"{name}: {_answer(name, settings)}" for name in unknown)
         raise RequestError(f"{answers}. The settings are {', '.join(sorted(settings))}")
 
 
 def _answer(name: str, settings: Mapping[str, Setting]) -> str:
-    if name in ELSEWHERE:
-        return ELSEWHERE[name]
-    ours = next((own for own, setting in settings.items() if name in setting.also), None)
+    if name in DIFFUSERS_ARGUMENTS:
+        return DIFFUSERS_ARGUMENTS[name]
+    ours = next((own for own, setting in settings.items() if name in setting.aliases), None)
     if ours is not None:
         return f"its name here is {ours}"
     nearest = get_close_matches(name, settings, n=1, cutoff=0.7)
@@ -104,7 +104,7 @@ def _answer(name: str, settings: Mapping[str, Setting]) -> str:
 
 
 def check_needs(given: Iterable[str], settings: Mapping[str, Setting]) -> None:
-    """Raise `RequestError` for a setting that means nothing without another one, which is not given."""
+    """Raise `RequestError` for a setting that needs another one which is not given."""
     names = set(given)
     for name in settings.keys() & names:
         needs = settings[name].needs

@@ -1,7 +1,7 @@
-"""Everything that a request can say beside its prompt: one declaration per setting.
+"""The settings of a request: one declaration for each.
 
 The signatures and docstrings of `Pipeline.generate` and its kin, the options of `latentrt generate`, the table in
-docs/runtime.md, the checks and the metadata in PNGs all follow from `Settings`.
+docs/runtime.md, the checks and the metadata in PNGs are all derived from `Settings`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,21 @@ from latentrt.runtime.request.kinds import (
     share,
     whole,
 )
-from latentrt.runtime.request.micro_conditioning import CONDITIONING, SCORE, MicroConditioning, Size
+from latentrt.runtime.request.micro_conditioning import (
+    AESTHETIC_SCORE,
+    CONDITIONING,
+    NEGATIVE_AESTHETIC_SCORE,
+    SCORE,
+    MicroConditioning,
+    Size,
+)
 from latentrt.runtime.request.setting import Group, Setting
 from latentrt.runtime.samplers import SAMPLERS
 
 MAX_SEED = 2**64 - 1
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
-
-_AESTHETICS = "SDXL's refiner: "
+"""Default strengths of image to image and of inpainting."""
 
 
 class Settings(TypedDict, total=False):
@@ -41,12 +47,12 @@ class Settings(TypedDict, total=False):
     negative: Annotated[
         str | Sequence[str | None] | None,
         Setting(
-            "Text to keep away from; counts only with guidance.",
+            "What to avoid in the picture; used only with guidance.",
             OPTIONAL_TEXT,
             Group.PROMPTS,
             per="prompt",
-            default_text="what the checkpoint was trained with: zeros, or an empty text",
-            also=("negative_prompt",),
+            default_text="zeros or an empty text, as the checkpoint was trained",
+            aliases=("negative_prompt",),
         ),
     ]
     prompt_2: Annotated[
@@ -67,14 +73,14 @@ class Settings(TypedDict, total=False):
             Group.PROMPTS,
             per="prompt",
             default_text="the negative text",
-            also=("negative_prompt_2",),
+            aliases=("negative_prompt_2",),
         ),
     ]
     clip_skip: Annotated[
         int,
         Setting(
-            "Layers at the end of the text encoders that prompts skip beyond those that the model skips; negatives "
-            "skip none.",
+            "Layers to skip at the end of the text encoders, beyond those that the model itself skips; negatives skip "
+            "none.",
             whole(0),
             Group.PROMPTS,
             default=0,
@@ -88,7 +94,7 @@ class Settings(TypedDict, total=False):
             whole(1),
             Group.STEPS,
             default_text="the bundle's",
-            also=("num_inference_steps", "num_steps", "inference_steps"),
+            aliases=("num_inference_steps", "num_steps", "inference_steps"),
         ),
     ]
     sampler: Annotated[
@@ -98,16 +104,16 @@ class Settings(TypedDict, total=False):
             one_of(SAMPLERS),
             Group.STEPS,
             default_text="the checkpoint's",
-            also=("sampler_name", "sampler_index"),
+            aliases=("sampler_name", "sampler_index"),
         ),
     ]
     schedule: Annotated[
         Mapping[str, Any] | None,
         Setting(
-            "Fields of the scheduler config to override, such as use_karras_sigmas (docs/samplers.md).",
+            "Scheduler config fields to override, such as use_karras_sigmas (docs/samplers.md).",
             FIELDS,
             Group.STEPS,
-            also=("scheduler_config",),
+            aliases=("scheduler_config",),
         ),
     ]
     guidance: Annotated[
@@ -118,14 +124,14 @@ class Settings(TypedDict, total=False):
             Group.STEPS,
             per="prompt",
             default_text="the bundle's",
-            also=("guidance_scale", "cfg_scale", "cfg"),
+            aliases=("guidance_scale", "cfg_scale", "cfg"),
         ),
     ]
     guidance_rescale: Annotated[
         float,
         Setting(
-            "How far guided outputs get back the spread of unguided ones, 0 to 1; 0.7 is usual (Lin et al. 2024, "
-            "arXiv:2305.08891, section 3.4).",
+            "How far to bring the spread of guided outputs back to that of unguided ones, from 0 to 1; 0.7 is usual "
+            "(Lin et al. 2024, arXiv:2305.08891, section 3.4).",
             share(),
             Group.STEPS,
             default=0.0,
@@ -134,7 +140,7 @@ class Settings(TypedDict, total=False):
     guidance_interval: Annotated[
         tuple[float, float],
         Setting(
-            "Shares of the steps between which guidance acts; the other steps cost half (Kynkäänniemi et al. 2024, "
+            "Interval of the steps in which guidance acts; the other steps cost half (Kynkäänniemi et al. 2024, "
             "arXiv:2404.07724).",
             INTERVAL,
             Group.STEPS,
@@ -146,12 +152,12 @@ class Settings(TypedDict, total=False):
     seed: Annotated[
         int | Sequence[int] | None,
         Setting(
-            "Seed of the noise: the same seed gives the same picture, and diffusers' picture.",
+            "Seed of the noise; the same seed gives the same picture, which is also diffusers' picture.",
             whole(0, MAX_SEED),
             Group.PICTURES,
             per="picture",
-            default_text="a fresh one",
-            also=("seeds",),
+            default_text="random",
+            aliases=("seeds",),
         ),
     ]
     images: Annotated[
@@ -161,26 +167,36 @@ class Settings(TypedDict, total=False):
             whole(1),
             Group.PICTURES,
             default=1,
-            also=("num_images_per_prompt", "num_images", "batch_size", "n"),
+            aliases=("num_images_per_prompt", "num_images", "batch_size", "n"),
         ),
     ]
     width: Annotated[
         int | None,
-        Setting("Width in pixels, a multiple of 8.", whole(1), Group.PICTURES, default_text="the image's, or native"),
+        Setting(
+            "Width in pixels, a multiple of 8.",
+            whole(1),
+            Group.PICTURES,
+            default_text="the image's, or native",
+        ),
     ]
     height: Annotated[
         int | None,
-        Setting("Height in pixels, a multiple of 8.", whole(1), Group.PICTURES, default_text="the image's, or native"),
+        Setting(
+            "Height in pixels, a multiple of 8.",
+            whole(1),
+            Group.PICTURES,
+            default_text="the image's, or native",
+        ),
     ]
     # Starting from a picture
     image: Annotated[
         ImageLike | Sequence[ImageLike] | None,
         Setting(
-            "Picture to start from, resized to width and height where these are given.",
+            "Picture to start from, resized to width and height if these are given.",
             PICTURE,
             Group.SOURCE,
             per="picture",
-            also=("init_image", "init_images"),
+            aliases=("init_image", "init_images"),
         ),
     ]
     latents: Annotated[
@@ -195,29 +211,29 @@ class Settings(TypedDict, total=False):
     mask: Annotated[
         MaskLike | Sequence[MaskLike] | None,
         Setting(
-            "Mask as large as the image, light where it is drawn anew.",
+            "Mask of the same size as the image; light areas are redrawn.",
             MASK,
             Group.SOURCE,
             per="picture",
-            also=("mask_image", "inpainting_mask"),
+            aliases=("mask_image", "inpainting_mask"),
             needs=("image",),
         ),
     ]
     strength: Annotated[
         float | None,
         Setting(
-            "How much of the image is forgotten: 0 keeps it, 1 draws from noise.",
+            "How much of the image to replace: 0 keeps it, 1 starts from pure noise.",
             number("a number from 0 (keep) to 1 (draw anew)", 0, 1),
             Group.SOURCE,
             default_text=f"{STRENGTH}, with a mask {STRENGTH_WITH_MASK:.0f}",
-            also=("denoising_strength", "denoise"),
+            aliases=("denoising_strength", "denoise"),
             needs=("image", "latents"),
         ),
     ]
     paste_back: Annotated[
         bool,
         Setting(
-            "Give the result the image's own pixels outside the mask, untouched by the VAE.",
+            "Copy the image's own pixels, untouched by the VAE, back into the result outside the mask.",
             FLAG,
             Group.SOURCE,
             default=False,
@@ -228,7 +244,7 @@ class Settings(TypedDict, total=False):
     denoising_start: Annotated[
         float | None,
         Setting(
-            "Go on with latents that another model left at this share of the denoising.",
+            "Continue from latents that another model left at this share of the denoising.",
             share(", a share of the denoising"),
             Group.HAND_OVER,
             needs=("latents",),
@@ -238,7 +254,7 @@ class Settings(TypedDict, total=False):
     denoising_end: Annotated[
         float | None,
         Setting(
-            "Stop at this share of the denoising, for another model to go on with the result's latents.",
+            "Stop at this share of the denoising, so that another model can continue from the result's latents.",
             share(", a share of the denoising"),
             Group.HAND_OVER,
             option=False,
@@ -246,13 +262,19 @@ class Settings(TypedDict, total=False):
     ]
     decode: Annotated[
         bool,
-        Setting("False draws the latents alone, without pictures.", FLAG, Group.HAND_OVER, default=True, option=False),
+        Setting(
+            "Whether to decode pictures; False gives the latents alone.",
+            FLAG,
+            Group.HAND_OVER,
+            default=True,
+            option=False,
+        ),
     ]
     # SDXL's micro-conditioning
     original_size: Annotated[
         Size | None,
         Setting(
-            "Size that the picture is said to have had.",
+            "Original size to tell the model.",
             pair(),
             Group.MICRO_CONDITIONING,
             default_text="the request's size",
@@ -261,18 +283,18 @@ class Settings(TypedDict, total=False):
     crop: Annotated[
         Size,
         Setting(
-            "Corner at which the picture is said to have been cropped.",
+            "Corner of the crop to tell the model.",
             pair("(top, left)", "LEFTxTOP"),
             Group.MICRO_CONDITIONING,
             default=(0, 0),
             default_text="the upper left one",
-            also=("crops_coords_top_left",),
+            aliases=("crops_coords_top_left",),
         ),
     ]
     target_size: Annotated[
         Size | None,
         Setting(
-            "Size that the picture is said to be for.",
+            "Target size to tell the model.",
             pair(),
             Group.MICRO_CONDITIONING,
             default_text="the request's size",
@@ -280,20 +302,30 @@ class Settings(TypedDict, total=False):
     ]
     aesthetic_score: Annotated[
         float | None,
-        Setting(f"{_AESTHETICS}beauty asked for.", SCORE, Group.MICRO_CONDITIONING, default_text="6"),
+        Setting(
+            "SDXL's refiner: aesthetic score to aim for.",
+            SCORE,
+            Group.MICRO_CONDITIONING,
+            default_text=f"{AESTHETIC_SCORE:g}",
+        ),
     ]
     negative_aesthetic_score: Annotated[
         float | None,
-        Setting(f"{_AESTHETICS}beauty to keep away from.", SCORE, Group.MICRO_CONDITIONING, default_text="2.5"),
+        Setting(
+            "SDXL's refiner: aesthetic score to avoid.",
+            SCORE,
+            Group.MICRO_CONDITIONING,
+            default_text=f"{NEGATIVE_AESTHETIC_SCORE:g}",
+        ),
     ]
     negative_conditioning: Annotated[
         MicroConditioning | None,
         Setting(
-            "Time ids of the negative rows, as a MicroConditioning.",
+            "Micro-conditioning of the negative prompts, as a MicroConditioning.",
             CONDITIONING,
             Group.MICRO_CONDITIONING,
             default_text="those of the prompts",
-            also=("negative_original_size", "negative_target_size", "negative_crops_coords_top_left"),
+            aliases=("negative_original_size", "negative_target_size", "negative_crops_coords_top_left"),
             option=False,
         ),
     ]
@@ -302,7 +334,7 @@ class Settings(TypedDict, total=False):
 _HINTS = get_type_hints(Settings, include_extras=True)
 
 SETTINGS: Mapping[str, Setting] = {name: hint.__metadata__[0] for name, hint in _HINTS.items()}
-"""Every setting's declaration by its name."""
+"""Every setting's declaration, by name."""
 
 TYPES: Mapping[str, Any] = {name: get_args(hint)[0] for name, hint in _HINTS.items()}
-"""Every setting's type by its name."""
+"""Every setting's type, by name."""

@@ -1,4 +1,4 @@
-"""Signatures and docstrings that follow from the declarations of the settings."""
+"""Signatures and docstrings, derived from the declarations of the settings."""
 
 import inspect
 import re
@@ -14,21 +14,21 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def takes_settings(without: Collection[str] = ()) -> Callable[[Function], Function]:
-    """Give a function that ends in `**settings: Unpack[Settings]` the signature that this means, setting by setting.
+    """Spell out `**settings: Unpack[Settings]` in a function's signature and docstring, setting by setting.
 
-    `help()` and editors then show each setting with its type, its default and a sentence. `without`: settings that the
-    function refuses.
+    `help()` and editors then show each setting with its type, its default and a sentence. `without` names settings that
+    the function refuses.
     """
     shown = {name: setting for name, setting in SETTINGS.items() if name not in without}
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         own = [
-            one.replace(annotation=_shown(one.annotation))
-            for one in signature.parameters.values()
-            if one.kind is not one.VAR_KEYWORD
+            parameter.replace(annotation=_shown(parameter.annotation))
+            for parameter in signature.parameters.values()
+            if parameter.kind is not parameter.VAR_KEYWORD
         ]
-        names = {one.name for one in own}
+        names = {parameter.name for parameter in own}
         given = [
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, default=setting.default, annotation=_shown(TYPES[name])
@@ -55,7 +55,7 @@ class _Shown:
 
 
 def _shown(annotation: Any) -> Any:
-    """A type as `help()` shows it: its own name, without its module's."""
+    """A type as `help()` shows it, without the names of modules."""
     if annotation is inspect.Parameter.empty:
         return annotation
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
@@ -75,7 +75,7 @@ def _paragraphs(settings: dict[str, Setting]) -> Iterator[str]:
 
 
 def describe(setting: Setting) -> str:
-    """A setting's sentence, how often it may be given, and its default."""
+    """A setting's sentence, how many values it takes, and its default."""
     notes = [setting.repetition, f"default: {setting.default_words}" if setting.default_words else ""]
     joined = "; ".join(note for note in notes if note)
     return setting.help + (f" {joined[0].upper()}{joined[1:]}." if joined else "")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_bundles import GRAPHS, write_bundle
+from graph_bundles import GRAPHS, write_graph_bundle
 
 from latentrt.engine.build import build_engines
 from latentrt.runtime.backends import identity
@@ -28,7 +28,7 @@ def test_engines_compute_what_onnxruntime_computes(tmp_path: Path, name: str) ->
     targets = runnable_targets(name, DEVICE)
     if not targets:
         pytest.skip(f"{name} does not serve this GPU")
-    bundle = write_bundle(tmp_path)
+    bundle = write_graph_bundle(tmp_path)
     record = build_engines(bundle, name, target=targets[0])
     bundle.check_build(record, **identity(name, targets[0]))
     selection = select(bundle, name, DEVICE)

@@ -111,9 +111,9 @@ def test_doctor_needs_no_extra(tmp_path):
     ],
 )
 def test_what_is_not_installed_is_named(tmp_path, blocked, arguments, message):
-    from bundles import write_bundle
+    from hollow_bundles import write_hollow_bundle
 
-    bundle = write_bundle(tmp_path / "bundle").path
+    bundle = write_hollow_bundle(tmp_path / "bundle").path
     done = run_blocked(blocked, command_line(*(word.format(bundle=bundle) for word in arguments)), cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert message in " ".join(done.stderr.split())

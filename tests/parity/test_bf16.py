@@ -6,8 +6,8 @@ import onnx
 import onnxruntime
 import pytest
 from checkpoints import write_sdxl
-from component_bundles import component_bundle
-from engine_bundles import write_bundle
+from exports import export_components
+from graph_bundles import write_graph_bundle
 from networks import SMALL_UNET
 from typer.testing import CliRunner
 
@@ -28,7 +28,7 @@ HEAVY = ("ATTENTION_INPUT", "CONVOLUTION", "MATRIX_MULTIPLY")
 
 def export(folder: Path, *names: str) -> Bundle:
     checkpoint = Checkpoint.open(write_sdxl(folder / "checkpoint", unet=SMALL_UNET))
-    return component_bundle(folder / "bundle", checkpoint, names, "bf16")
+    return export_components(folder / "bundle", checkpoint, names, "bf16")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_layers_follows_a_bf16_graph(bundle):
 
 def test_onnx_runtime_on_a_cpu_refuses_it(tmp_path):
     precision: Precision = "bf16"
-    bundle = write_bundle(tmp_path, precision=precision)
+    bundle = write_graph_bundle(tmp_path, precision=precision)
     message = r"^text_encoder: it is bf16, and ONNX Runtime has no .* for CPUs\. Export with --precision fp32 or"
     with pytest.raises(BuildError, match=message):
         build_engines(bundle, "onnxruntime")

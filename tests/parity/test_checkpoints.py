@@ -25,14 +25,9 @@ def image(pipe, prompt="a red circle", steps=4, **request):
 
 
 @pytest.fixture(scope="module")
-def pipe(sdxl_checkpoint):
-    return load(sdxl_checkpoint)
-
-
-@pytest.fixture(scope="module")
-def unet(pipe):
+def unet(sdxl_peer):
     """The U-Net as a function of changed inputs, and its output for unchanged ones."""
-    context, _, pooled, _ = pipe.encode_prompt("a red circle", do_classifier_free_guidance=False)
+    context, _, pooled, _ = sdxl_peer.encode_prompt("a red circle", do_classifier_free_guidance=False)
     inputs = {
         "sample": torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)),
         "timestep": torch.tensor(500.0),
@@ -45,7 +40,7 @@ def unet(pipe):
     def run(**changes):
         sample, timestep, context, pooled, time_ids = (inputs | changes).values()
         conditions = {"text_embeds": pooled, "time_ids": time_ids}
-        return pipe.unet(sample, timestep, encoder_hidden_states=context, added_cond_kwargs=conditions).sample
+        return sdxl_peer.unet(sample, timestep, encoder_hidden_states=context, added_cond_kwargs=conditions).sample
 
     return run
 
@@ -56,8 +51,8 @@ def test_noise_pred_has_unit_size(unet):
 
 
 @pytest.mark.parametrize("name", ["timestep", "context", "pooled", "size", "crop"])
-def test_noise_pred_depends_on(pipe, unet, name):
-    context, _, pooled, _ = pipe.encode_prompt("a cat on a table", do_classifier_free_guidance=False)
+def test_noise_pred_depends_on(sdxl_peer, unet, name):
+    context, _, pooled, _ = sdxl_peer.encode_prompt("a cat on a table", do_classifier_free_guidance=False)
     change = {
         "timestep": {"timestep": torch.tensor(480.0)},
         "context": {"context": context},
@@ -76,8 +71,8 @@ def test_small_errors_stay_small(unet):
     assert (unet(sample=sample + noise) - unet()).std() < 20 * 1e-4
 
 
-def test_images_use_the_range(pipe):
-    result = image(pipe)
+def test_images_use_the_range(sdxl_peer):
+    result = image(sdxl_peer)
     assert result.std() > 0.1
     assert np.mean((result == 0) | (result == 1)) < 0.1
     counts, _ = np.histogram(result, 8, (0, 1))
@@ -87,8 +82,8 @@ def test_images_use_the_range(pipe):
 @pytest.mark.parametrize(
     "request_", [{"prompt": "a cat"}, {"negative_prompt": "blurry"}, {"guidance_scale": 2.0}, {"steps": 5}]
 )
-def test_images_depend_on_the_request(pipe, request_):
-    assert np.abs(image(pipe, **request_) - image(pipe)).mean() > 2 / 255
+def test_images_depend_on_the_request(sdxl_peer, request_):
+    assert np.abs(image(sdxl_peer, **request_) - image(sdxl_peer)).mean() > 2 / 255
 
 
 @pytest.mark.parametrize(
@@ -102,10 +97,10 @@ def test_images_depend_on_the_request(pipe, request_):
     ],
     ids=["sharded", "tokenizer.json", "legacy eos", "variant", "half, variant, sharded"],
 )
-def test_other_forms_give_the_same_image(pipe, tmp_path, options):
+def test_other_forms_give_the_same_image(sdxl_peer, tmp_path, options):
     other = load(write_sdxl(tmp_path / "other", **options), variant=options.get("variant"))
     tolerance = 4 / 255 if "dtype" in options else 1e-5  # weights rounded to 11 bits
-    np.testing.assert_allclose(image(other), image(pipe), atol=tolerance)
+    np.testing.assert_allclose(image(other), image(sdxl_peer), atol=tolerance)
 
 
 def test_seed_decides_every_byte(sdxl_checkpoint, tmp_path):

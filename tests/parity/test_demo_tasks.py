@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +19,6 @@ from latentrt.runtime.request.images import read_pictures
 SIDES = [place for place in PLACES if place != "centre"]
 SAME = {"steps": 12, "guidance": 5.0, "width": 96, "height": 96, "sampler": "euler"}
 PALETTE = np.array(list(COLOURS.values()), np.float32)
-
-
-@pytest.fixture(scope="module")
-def pipeline(demo_bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline.load(demo_bundle, "onnxruntime", "cpu") as pipe:
-        yield pipe
 
 
 def another(*taken: str) -> str:
@@ -73,9 +66,9 @@ def recoloured(pipeline: Pipeline, strength: float, count: int = 12) -> dict[str
 
 
 def test_image_to_image_keeps_the_layout_until_the_strength_forgets_it(
-    pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+    demo_pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weak, full = recoloured(pipeline, 0.4), recoloured(pipeline, 1.0)
+    weak, full = recoloured(demo_pipeline, 0.4), recoloured(demo_pipeline, 1.0)
     with capsys.disabled():
         print(f" strength 0.4: {weak}; 1.0: {full}")
     assert weak["place"] >= 0.75
@@ -133,8 +126,10 @@ def inpainted(pipeline: Pipeline, count: int = 8) -> dict[str, float]:
     return dict(zip(names, np.round([*np.mean(right, 0), *np.mean(changes, 0)], 2).tolist(), strict=True))
 
 
-def test_inpainting_changes_the_mask_and_nothing_else(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    found = inpainted(pipeline)
+def test_inpainting_changes_the_mask_and_nothing_else(
+    demo_pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = inpainted(demo_pipeline)
     with capsys.disabled():
         print(f" {found}")
     assert found["kept"] >= 0.75
@@ -144,10 +139,10 @@ def test_inpainting_changes_the_mask_and_nothing_else(pipeline: Pipeline, capsys
     assert found["inside"] > 4 * found["outside"]
 
 
-def test_paste_back_changes_nothing_outside_at_all(pipeline: Pipeline) -> None:
+def test_paste_back_changes_nothing_outside_at_all(demo_pipeline: Pipeline) -> None:
     source, wanted = next(second_shapes(1))
     pixels = render(source)
-    drawn = pipeline.generate(plain_caption(wanted), image=pixels, mask=MASK, seed=0, paste_back=True, **SAME)
+    drawn = demo_pipeline.generate(plain_caption(wanted), image=pixels, mask=MASK, seed=0, paste_back=True, **SAME)
     found = np.asarray(drawn.images[0])
     np.testing.assert_array_equal(found[MASK == 0], pixels[MASK == 0])
     assert area(found, wanted.items[1].colour) > 0.02
@@ -169,8 +164,8 @@ def competing(pipeline: Pipeline, weight: float) -> tuple[float, float]:
     return weighted, plain
 
 
-def test_weights_strengthen_and_weaken_a_word(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    found = {weight: competing(pipeline, weight) for weight in (0.5, 1.0, 1.5)}
+def test_weights_strengthen_and_weaken_a_word(demo_pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {weight: competing(demo_pipeline, weight) for weight in (0.5, 1.0, 1.5)}
     with capsys.disabled():
         print(f" areas of the weighted colour and of the other by weight: {found}")
     assert found[0.5][0] < 0.5 * found[0.5][1]
@@ -179,10 +174,11 @@ def test_weights_strengthen_and_weaken_a_word(pipeline: Pipeline, capsys: pytest
     assert found[0.5][0] < found[1.0][0] < found[1.5][0]
 
 
-def test_a_mask_as_an_image_and_as_an_array(pipeline: Pipeline) -> None:
+def test_a_mask_as_an_image_and_as_an_array(demo_pipeline: Pipeline) -> None:
     pixels = render(next(second_shapes(1))[0])
     same = SAME | {"steps": 2, "seed": 1}
     one, other = (
-        pipeline.generate("a star", image=pixels, mask=mask, **same).latents for mask in (MASK, Image.fromarray(MASK))
+        demo_pipeline.generate("a star", image=pixels, mask=mask, **same).latents
+        for mask in (MASK, Image.fromarray(MASK))
     )
     np.testing.assert_array_equal(one, other)

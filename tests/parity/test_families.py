@@ -1,6 +1,5 @@
 """Every family from checkpoint to picture, against diffusers' pipeline of that family; and their U-Nets as engines."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
-from bundles import edit_json
 from checkpoints import write_checkpoint
 from command_line import run_main
 from families import FAMILIES
+from json_files import edit_json
 
 from latentrt.engine.base import Job
 from latentrt.engine.tensorrt import TensorRTBuilder
@@ -128,9 +127,9 @@ def test_aesthetic_scores(family: Callable[[str], tuple[Path, Path]]) -> None:
 
 
 @pytest.fixture
-def sdxl(sdxl_checkpoint: Path, sdxl_bundle: Path, tmp_path: Path) -> tuple[Path, Any]:
-    """A copy of the bundle that may be changed, and diffusers' pipeline."""
-    return shutil.copytree(sdxl_bundle, tmp_path / "bundle"), diffusers_pipeline(Checkpoint.open(sdxl_checkpoint))
+def sdxl(sdxl_checkpoint: Path, sdxl_copy: Path) -> tuple[Path, Any]:
+    """A copy of the bundle and a pipeline of diffusers, both of which may be changed."""
+    return sdxl_copy, diffusers_pipeline(Checkpoint.open(sdxl_checkpoint))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,11 @@ from command_line import run_main
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from latentrt.cli.request_options import SettingOptions
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.request.settings import SETTINGS
 from latentrt.runtime.upscale import generate_large
 
 OF_PROGRAMS = {"latents", "denoising_start", "denoising_end", "decode", "negative_conditioning"}
@@ -92,7 +90,7 @@ def pixels(file):
 
 
 def test_there_is_an_option_for_every_setting():
-    assert {field.name for field in fields(SettingOptions)} == set(Settings.__annotations__) - OF_PROGRAMS
+    assert {name for name, setting in SETTINGS.items() if not setting.option} == OF_PROGRAMS
 
 
 def test_every_setting_is_reached(draw, pipe):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import write_sdxl
-from component_bundles import component_bundle
+from exports import export_components
 from networks import (
     BLOCK,
     MLP,
@@ -68,14 +68,6 @@ CASES = {
     "text branch": (small_text_encoder, large_text_branch, MLP, {f"{MLP}.fc1", f"{MLP}.fc2"}),
 }
 """Network, what is wrong with it, the island that it needs, and the layers of it that must be float32."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -189,7 +181,7 @@ def spoilt_bundle(folder: Path) -> Bundle:
         large_text_branch(encoder)
     unet.save_pretrained(folder / "checkpoint" / "unet")
     encoder.save_pretrained(folder / "checkpoint" / "text_encoder_2")
-    return component_bundle(folder / "bundle", checkpoint, ("text_encoder_2", "unet"))
+    return export_components(folder / "bundle", checkpoint, ("text_encoder_2", "unet"))
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import edit_json
 from cuda_stand_in import StandInBackend, StandInCuda
+from json_files import edit_json
 
 from latentrt.runtime import NumericsError, Pipeline, RequestError
-from latentrt.runtime.backends import cuda
 from latentrt.runtime.drawing.loop import KEPT_STEPS
 from latentrt.runtime.text.encoder import KEPT_TEXTS
 
@@ -155,13 +154,6 @@ def test_a_prompt_is_encoded_once(bundle: Path, monkeypatch: pytest.MonkeyPatch)
         for number in range(KEPT_TEXTS):
             pipe.begin(pipe.request(f"number {number}", **(request | {"guidance": 1})))
         assert len(pipe._prompts._encoded) == KEPT_TEXTS
-
-
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> StandInCuda:
-    stand_in = StandInCuda()
-    monkeypatch.setattr(cuda, "bindings", lambda: stand_in)
-    return stand_in
 
 
 def test_captured_steps_draw_the_same_pictures(

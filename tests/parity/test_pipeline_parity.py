@@ -1,7 +1,6 @@
 """Pictures against diffusers: same checkpoint, prompt, seed and sampler, fp32 on the CPU."""
 
 import itertools
-from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -34,19 +33,6 @@ SAMPLE = CASES[::13]
 """13 shares no factor with any axis, so every value of every axis meets every sampler."""
 
 Case = tuple[str, int, float, tuple[int, int], int, str | None]
-
-
-@pytest.fixture(scope="module")
-def peer(sdxl_checkpoint: Path) -> StableDiffusionXLPipeline:
-    pipe = StableDiffusionXLPipeline.from_pretrained(sdxl_checkpoint, dtype=torch.float32, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def pipeline(sdxl_bundle: Path) -> Pipeline:
-    with Pipeline.load(sdxl_bundle, "onnxruntime", "cpu") as pipe:
-        yield pipe
 
 
 def peer_images(peer: StableDiffusionXLPipeline, sampler: str, seed: int | list[int], **request: object) -> np.ndarray:
@@ -104,34 +90,37 @@ def test_the_sample_meets_every_value_of_every_axis() -> None:
 
 
 @pytest.mark.parametrize("case", SAMPLE, ids=str)
-def test_pictures_equal_diffusers(pipeline: Pipeline, peer: StableDiffusionXLPipeline, case: Case) -> None:
-    assert largest_difference(pipeline, peer, case) <= TOLERANCE
+def test_pictures_equal_diffusers(sdxl_pipeline: Pipeline, sdxl_peer: StableDiffusionXLPipeline, case: Case) -> None:
+    assert largest_difference(sdxl_pipeline, sdxl_peer, case) <= TOLERANCE
 
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in GRID_SAMPLERS])
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers hands torch tensors to numpy
-def test_one_picture_of_each_other_sampler(pipeline: Pipeline, peer: StableDiffusionXLPipeline, sampler: str) -> None:
+def test_one_picture_of_each_other_sampler(
+    sdxl_pipeline: Pipeline, sdxl_peer: StableDiffusionXLPipeline, sampler: str
+) -> None:
     if sampler == "lms":
         pytest.importorskip("scipy", reason="diffusers needs scipy here")
-    assert largest_difference(pipeline, peer, (sampler, 4, 5.0, (144, 96), 1, "blurry, low quality")) <= TOLERANCE
+    case = (sampler, 4, 5.0, (144, 96), 1, "blurry, low quality")
+    assert largest_difference(sdxl_pipeline, sdxl_peer, case) <= TOLERANCE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", GRID_SAMPLERS)
 def test_pictures_equal_diffusers_over_the_whole_grid(
-    pipeline: Pipeline, peer: StableDiffusionXLPipeline, sampler: str, capsys: pytest.CaptureFixture[str]
+    sdxl_pipeline: Pipeline, sdxl_peer: StableDiffusionXLPipeline, sampler: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = {case: largest_difference(pipeline, peer, case) for case in CASES if case[0] == sampler}
+    found = {case: largest_difference(sdxl_pipeline, sdxl_peer, case) for case in CASES if case[0] == sampler}
     with capsys.disabled():
         print(f"\n{sampler}: largest difference {max(found.values())}/255 over {len(found)} requests")
     assert {case: value for case, value in found.items() if value > TOLERANCE} == {}
 
 
-def test_several_prompts_with_a_seed_each(pipeline: Pipeline, peer: StableDiffusionXLPipeline) -> None:
+def test_several_prompts_with_a_seed_each(sdxl_pipeline: Pipeline, sdxl_peer: StableDiffusionXLPipeline) -> None:
     prompts, seeds = ["a red circle", "a small house beside a lake"], [3, 5]
-    ours = pipeline.generate(prompts, negative=["blue", "rain"], seed=seeds, steps=6, sampler="euler_a")
+    ours = sdxl_pipeline.generate(prompts, negative=["blue", "rain"], seed=seeds, steps=6, sampler="euler_a")
     theirs = peer_images(
-        peer,
+        sdxl_peer,
         "euler_a",
         seeds,
         prompt=prompts,
@@ -143,12 +132,12 @@ def test_several_prompts_with_a_seed_each(pipeline: Pipeline, peer: StableDiffus
     assert np.abs(found - theirs).max() <= TOLERANCE
 
 
-def test_micro_conditioning(pipeline: Pipeline, peer: StableDiffusionXLPipeline) -> None:
-    ours = pipeline.generate(
+def test_micro_conditioning(sdxl_pipeline: Pipeline, sdxl_peer: StableDiffusionXLPipeline) -> None:
+    ours = sdxl_pipeline.generate(
         PROMPT, seed=2, steps=6, sampler="euler", original_size=(64, 80), crop=(16, 24), target_size=(120, 112)
     )
     theirs = peer_images(
-        peer,
+        sdxl_peer,
         "euler",
         2,
         prompt=PROMPT,
@@ -158,21 +147,21 @@ def test_micro_conditioning(pipeline: Pipeline, peer: StableDiffusionXLPipeline)
         crops_coords_top_left=(16, 24),
         target_size=(120, 112),
     )
-    plain = pipeline.generate(PROMPT, seed=2, steps=6, sampler="euler")
+    plain = sdxl_pipeline.generate(PROMPT, seed=2, steps=6, sampler="euler")
     found = np.asarray(ours.images[0]).astype(int)
     assert np.abs(found - theirs[0]).max() <= TOLERANCE
     assert np.abs(found - np.asarray(plain.images[0])).max() > 10 * TOLERANCE
 
 
 def test_a_prompt_of_two_chunks_equals_its_embeddings_in_diffusers(
-    pipeline: Pipeline, peer: StableDiffusionXLPipeline
+    sdxl_pipeline: Pipeline, sdxl_peer: StableDiffusionXLPipeline
 ) -> None:
     """diffusers cuts long prompts, but takes embeddings: the two chunks side by side, pooled text of the first."""
     long = " ".join(["a red circle on a blue background"] * 11)
-    tokens = {"tokenizer": peer.text_encoder, "tokenizer_2": peer.text_encoder_2}
+    tokens = {"tokenizer": sdxl_peer.text_encoder, "tokenizer_2": sdxl_peer.text_encoder_2}
     hidden, pooled = [], None
     for name, encoder in tokens.items():
-        rows = torch.from_numpy(pipeline._prompts.tokenizers[name].chunks(long))
+        rows = torch.from_numpy(sdxl_pipeline._prompts.tokenizers[name].chunks(long))
         assert rows.shape == (2, 77)
         with torch.no_grad():
             output = encoder(rows, output_hidden_states=True)
@@ -181,7 +170,7 @@ def test_a_prompt_of_two_chunks_equals_its_embeddings_in_diffusers(
     embeds = torch.cat(hidden, -1)
     assert pooled is not None
     theirs = peer_images(
-        peer,
+        sdxl_peer,
         "euler",
         4,
         prompt_embeds=embeds,
@@ -191,5 +180,5 @@ def test_a_prompt_of_two_chunks_equals_its_embeddings_in_diffusers(
         num_inference_steps=6,
         guidance_scale=5.0,
     )
-    ours = pipeline.generate(long, seed=4, steps=6, sampler="euler")
+    ours = sdxl_pipeline.generate(long, seed=4, steps=6, sampler="euler")
     assert np.abs(np.asarray(ours.images[0]).astype(int) - theirs[0]).max() <= TOLERANCE

@@ -7,9 +7,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundles import write_bundle
 from command_line import Run, run_main
 from diffusers import StableDiffusionXLPipeline
+from hollow_bundles import write_hollow_bundle
 from loras import CONVOLUTIONS, LAYERS, TEXTS, expected, write_lora
 from originals import write_single_file
 from typer.testing import CliRunner
@@ -143,7 +143,7 @@ def test_taesd_in_onnx_equals_diffusers(sdxl_checkpoint: Path, files: Path, tmp_
 def test_a_bundle_s_loras_are_chosen_already(
     tmp_path: Path, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bundle = write_bundle(tmp_path / "bundle").path
+    bundle = write_hollow_bundle(tmp_path / "bundle").path
     done: Run = run_main(capsys, bundle, "--backend", "onnxruntime", options[-1], entry=build_engine)
     assert done.exit == 1
     assert f"{bundle} is a bundle already: its VAE and LoRAs were chosen by the export." in done.error

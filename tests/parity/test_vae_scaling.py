@@ -11,8 +11,8 @@ import onnxruntime
 import pytest
 import torch
 from checkpoints import write_sdxl
-from component_bundles import component_bundle
 from diffusers import AutoencoderKL
+from exports import export_components
 from typer.testing import CliRunner
 from vaes import HALVES, SPIKES, blow_up, fit, half, inputs, run, spike, tiny_vae
 
@@ -45,15 +45,6 @@ LEVELS = {
 """Exponents by resolution level, in the order in which a half runs."""
 
 INNER = (12, 20, 15, 0, 18)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Networks this small run a hundred times slower on more threads than the machine has free."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def blown(component: str, levels: str) -> AutoencoderKL:
@@ -171,7 +162,7 @@ def vae_specs(checkpoint: Checkpoint, precision: str):
 
 def vae_bundle(folder: Path, vae: AutoencoderKL, names: tuple[str, ...]) -> Bundle:
     """A bundle with nothing but halves of a VAE in fp16."""
-    return component_bundle(folder / "bundle", write_checkpoint(folder / "checkpoint", vae), names)
+    return export_components(folder / "bundle", write_checkpoint(folder / "checkpoint", vae), names)
 
 
 @pytest.fixture(scope="module")

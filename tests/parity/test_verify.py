@@ -1,7 +1,6 @@
 """`latentrt verify` passes a sound bundle and catches planted faults."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,13 +51,8 @@ def swap_tokenizers(bundle: Path) -> None:
     edit_manifest(bundle, describe)
 
 
-@pytest.fixture
-def bundle(sdxl_bundle: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(sdxl_bundle, tmp_path / "bundle")
-
-
-def test_a_sound_bundle_passes(bundle: Path, sdxl_checkpoint: Path) -> None:
-    code, result = verify(bundle, sdxl_checkpoint)
+def test_a_sound_bundle_passes(sdxl_copy: Path, sdxl_checkpoint: Path) -> None:
+    code, result = verify(sdxl_copy, sdxl_checkpoint)
     assert (code, result["passed"], result["differences"]) == (0, True, [])
     assert {figure["component"] for figure in result["figures"]} == {
         "text_encoder",
@@ -75,42 +69,42 @@ def test_a_sound_bundle_passes(bundle: Path, sdxl_checkpoint: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_build_is_verified_by_its_name(bundle: Path, sdxl_checkpoint: Path) -> None:
-    name = build_engines(Bundle.open(bundle), "onnxruntime").name
-    code, result = verify(bundle, sdxl_checkpoint, "--build", name)
+def test_a_build_is_verified_by_its_name(sdxl_copy: Path, sdxl_checkpoint: Path) -> None:
+    name = build_engines(Bundle.open(sdxl_copy), "onnxruntime").name
+    code, result = verify(sdxl_copy, sdxl_checkpoint, "--build", name)
     assert (code, result["passed"]) == (0, True)
 
 
-def test_a_build_that_is_not_there(bundle: Path, sdxl_checkpoint: Path) -> None:
+def test_a_build_that_is_not_there(sdxl_copy: Path, sdxl_checkpoint: Path) -> None:
     with pytest.raises(BundleError, match="no build is called 'mine'; it has none"):
-        verify(bundle, sdxl_checkpoint, "--build", "mine")
+        verify(sdxl_copy, sdxl_checkpoint, "--build", "mine")
 
 
-def test_a_build_in_two_parts_is_compared_as_a_whole(bundle: Path, sdxl_checkpoint: Path) -> None:
-    build_engines(Bundle.open(bundle), "onnxruntime")
-    code, result = verify(bundle, sdxl_checkpoint)
+def test_a_build_in_two_parts_is_compared_as_a_whole(sdxl_copy: Path, sdxl_checkpoint: Path) -> None:
+    build_engines(Bundle.open(sdxl_copy), "onnxruntime")
+    code, result = verify(sdxl_copy, sdxl_checkpoint)
     assert (code, result["passed"]) == (0, True)
     figures = [figure for figure in result["figures"] if figure["component"].startswith("unet")]
     assert {(figure["component"], figure["output"]) for figure in figures} == {("unet", "noise_pred")}
     assert len(figures) > 1
 
 
-def test_one_changed_weight_is_found_in_its_component(bundle: Path, sdxl_checkpoint: Path) -> None:
-    scale_weight(bundle, "unet", "network.conv_in.weight", 1.05)
-    code, result = verify(bundle, sdxl_checkpoint)
+def test_one_changed_weight_is_found_in_its_component(sdxl_copy: Path, sdxl_checkpoint: Path) -> None:
+    scale_weight(sdxl_copy, "unet", "network.conv_in.weight", 1.05)
+    code, result = verify(sdxl_copy, sdxl_checkpoint)
     assert code == 1
     assert {figure["component"] for figure in result["figures"] if not figure["passed"]} >= {"unet"}
     sound = [figure for figure in result["figures"] if figure["component"] not in ("unet", "picture")]
     assert all(figure["passed"] for figure in sound)
 
 
-def test_layers_names_the_first_tensor_that_departs(bundle: Path, sdxl_checkpoint: Path) -> None:
-    scale_weight(bundle, "vae_encoder", "network.encoder.down_blocks.1.resnets.0.conv1.weight", 1.05)
-    code, result = verify(bundle, sdxl_checkpoint, "--layers")
+def test_layers_names_the_first_tensor_that_departs(sdxl_copy: Path, sdxl_checkpoint: Path) -> None:
+    scale_weight(sdxl_copy, "vae_encoder", "network.encoder.down_blocks.1.resnets.0.conv1.weight", 1.05)
+    code, result = verify(sdxl_copy, sdxl_checkpoint, "--layers")
     assert code == 1
     (departure,) = result["departures"]
     assert (departure["component"], departure["operator"]) == ("vae_encoder", "Conv")
-    graph = onnx.load(bundle / "onnx" / "fp32" / "vae_encoder.onnx").graph
+    graph = onnx.load(sdxl_copy / "onnx" / "fp32" / "vae_encoder.onnx").graph
     (node,) = (node for node in graph.node if departure["tensor"] in node.output)
     assert node.input[1] == "network.encoder.down_blocks.1.resnets.0.conv1.weight"
     assert departure["compared"] > 10
@@ -134,16 +128,16 @@ def test_layers_names_the_first_tensor_that_departs(bundle: Path, sdxl_checkpoin
     ids=["tokenizers swapped", "scaling factor of another family", "a sampler constant off by 1 %"],
 )
 def test_a_fact_that_differs_is_named(
-    bundle: Path, sdxl_checkpoint: Path, plant: Callable[[Path], None], difference: str
+    sdxl_copy: Path, sdxl_checkpoint: Path, plant: Callable[[Path], None], difference: str
 ) -> None:
-    plant(bundle)
-    code, result = verify(bundle, sdxl_checkpoint)
+    plant(sdxl_copy)
+    code, result = verify(sdxl_copy, sdxl_checkpoint)
     assert code == 1
     assert any(found.startswith(difference) for found in result["differences"]), result["differences"]
 
 
-def test_a_sampler_graph_that_computes_something_else_is_found(bundle: Path, sdxl_checkpoint: Path) -> None:
-    file = bundle / "onnx" / "fp32" / "sampler.onnx"
+def test_a_sampler_graph_that_computes_something_else_is_found(sdxl_copy: Path, sdxl_checkpoint: Path) -> None:
+    file = sdxl_copy / "onnx" / "fp32" / "sampler.onnx"
     model = onnx.load(file)
     (node,) = (node for node in model.graph.node if "guided" in node.output)
     half = onnx.helper.make_tensor("nearly_one", onnx.TensorProto.FLOAT, [], [1.01])
@@ -153,9 +147,9 @@ def test_a_sampler_graph_that_computes_something_else_is_found(bundle: Path, sdx
     model.graph.node.insert(index + 1, onnx.helper.make_node("Mul", ["unscaled", "nearly_one"], ["guided"]))
     onnx.save(model, file)
     edit_manifest(
-        bundle,
+        sdxl_copy,
         lambda manifest: manifest["files"].update({"onnx/fp32/sampler.onnx": describe_file(file).model_dump()}),
     )
-    code, result = verify(bundle, sdxl_checkpoint)
+    code, result = verify(sdxl_copy, sdxl_checkpoint)
     assert code == 1
     assert "sampler" in {figure["component"] for figure in result["figures"] if not figure["passed"]}

@@ -1,17 +1,12 @@
-"""`latentrt bench` as people type it: lists, refusals, failures, kept runs; one short race from end to end."""
-
-import json
-import shutil
-from dataclasses import replace
+"""`latentrt bench` as people type it: lists, refusals, failures, kept runs."""
 
 import pytest
 from bench_results import finished, records, row, write_run
 from command_line import run_main
 
-from latentrt.benchmarks.models import bundle_folder, request_limits
 from latentrt.benchmarks.report.markdown import BEGIN, END
-from latentrt.benchmarks.results import BuildRow, Failure, Finished, HostRow, Row, StageWork, read
-from latentrt.benchmarks.scenarios import SUITES, named
+from latentrt.benchmarks.results import Failure, read
+from latentrt.benchmarks.scenarios import SUITES
 
 
 def test_the_list_names_every_scenario(capsys):
@@ -86,60 +81,3 @@ def test_a_scenario_that_fails_is_a_failed_run(capsys, tmp_path):
     (failure,) = read(tmp_path / "out").of(Failure)
     assert failure.scenario == "demo-quick"
     assert "Failed scenarios" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_a_race_of_two_from_end_to_end(capsys, monkeypatch, tmp_path, sdxl_checkpoint, sdxl_bundle):
-    """Ours and diffusers, real workers, the tiny checkpoint; its export is taken from the other tests."""
-    monkeypatch.setenv("LATENTRT_HOME", str(tmp_path / "home"))
-    (scenario,) = named(("demo-quick",), ())
-    limits = request_limits(replace(scenario, model=str(sdxl_checkpoint)))
-    target = bundle_folder(str(sdxl_checkpoint), "fp32", limits)
-    shutil.copytree(sdxl_bundle, target)
-    out = tmp_path / "out"
-    run = run_main(
-        capsys,
-        *("bench", "--scenario", "demo-quick", "--model", sdxl_checkpoint, "--peers", "diffusers"),
-        *("--threads", 1, "--rounds", 2, "-o", out),
-    )
-    assert run.exit == 0, run.stderr
-    assert run.result["failed"] == []
-    results = read(out)
-    ours, other = results.of(Row)
-    assert (ours.contender, other.contender) == ("latentrt", "diffusers")
-    for row_ in (ours, other):
-        assert len(row_.samples) == 2
-        assert all(0 < sum(sample.stages.values()) <= sample.wall * 1.05 for sample in row_.samples)
-        assert all(set(sample.stages) == {"text", "denoise", "decode"} for sample in row_.samples)
-        assert row_.memory_run > 10**7
-        assert row_.difference.max <= 2
-    assert other.difference.max == 0
-    works = results.of(StageWork)
-    assert {work.stage for work in works} == {"text", "denoise", "decode"}
-    assert sum(work.floor for work in works) < min(sample.wall for sample in ours.samples)
-    assert "data:image/png" in (out / "report.html").read_text()
-    assert json.loads(run.stdout.splitlines()[-1])["median_seconds"]["demo-quick: 96×96, 10 steps"].keys() == {
-        "latentrt",
-        "diffusers",
-    }
-
-
-@pytest.mark.slow
-def test_the_gpu_suite_in_small_on_the_cpu(capsys, monkeypatch, tmp_path):
-    """Every kind of scenario of the GPU suite by the same code, on the demo checkpoint."""
-    monkeypatch.setenv("LATENTRT_HOME", str(tmp_path / "home"))
-    names = ("sdxl-base", "sdxl-base-images", "sdxl-base-build", "sdxl-vae", "sdxl-refiner-unet", "sd15", "host-gpu")
-    chosen = [word for name in names for word in ("--scenario", name)]
-    run = run_main(capsys, "bench", "--gpu", "--rehearse", *chosen, "--peers", "diffusers", "-o", tmp_path / "out")
-    assert run.exit == 0, run.stderr
-    results = read(tmp_path / "out")
-    assert [found.scenario for found in results.of(Finished)] == list(names)
-    assert all("--rehearse" in found.command for found in results.of(Finished))
-    for name in names:
-        if name not in ("sdxl-base-build", "host-gpu"):
-            assert {found.contender for found in results.of(Row, name)} == {"latentrt", "diffusers"}
-    relative = [found.difference.mean for found in results.of(Row, "sdxl-refiner-unet")]
-    assert max(relative) < 1e-4
-    assert {found.contender for found in results.of(BuildRow)} >= {"latentrt", "latentrt-tensorrt-rtx"}
-    ours, theirs = (sorted(found.per_step)[0] for found in results.of(HostRow))
-    assert ours < 100e-6
-    assert ours < theirs

@@ -1,4 +1,4 @@
-"""Work counted from ONNX graphs: each operator by hand, shapes that the graph computes, whole models against torch."""
+"""Work counted from ONNX graphs: each operator by hand, shapes that the graph computes, published figures."""
 
 import os
 from pathlib import Path
@@ -6,21 +6,13 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from latentrt.benchmarks import CONFIGS
 from latentrt.benchmarks.flops import count
 from latentrt.benchmarks.results import Peaks
-from latentrt.benchmarks.roofline import component_sizes, floor_seconds, stage_work
-from latentrt.benchmarks.scenarios import Point, Scenario
-from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.modules import MODULES, wrap
-from latentrt.export.sample_inputs import sample_inputs
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.benchmarks.roofline import floor_seconds
 from latentrt.runtime.errors import BenchmarkError
-
-SIZES = {"rows": 2, "tokens": 154, "latent_height": 9, "latent_width": 16, "texts": 2, "vae_images": 1}
 
 
 def write(folder: Path, text: str) -> Path:
@@ -111,21 +103,6 @@ def test_a_product_whose_shape_nobody_knows(tmp_path):
         count(file, {})
 
 
-@pytest.mark.parametrize("component", ["text_encoder_2", "unet", "vae_decoder", "vae_encoder"])
-def test_a_whole_component_counts_as_torch_does(sdxl_bundle, sdxl_checkpoint, component):
-    """Exactly; torch counts attention's products where it computes them one by one.
-
-    `text_encoder` differs by design: its last layer, which nobody reads, is not exported.
-    """
-    bundle = Bundle.open(sdxl_bundle)
-    spec = bundle.manifest.specs(bundle.manifest.limits)[component]
-    checkpoint = Checkpoint.open(sdxl_checkpoint)
-    module = wrap(component, checkpoint.network(MODULES[component][0], torch.float32), checkpoint.model)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        module(**sample_inputs(spec, SIZES, 100))
-    assert count(bundle.onnx(component), SIZES).total_flops == counter.get_total_flops()
-
-
 @pytest.mark.parametrize(
     ("folder", "shapes", "teraflops"),
     [
@@ -167,22 +144,3 @@ def test_the_floor_is_the_larger_of_arithmetic_and_traffic(tmp_path):
     flops, least = 2 * 64**3, 3 * 4 * 64**2
     assert floor_seconds(work, "fp32", Peaks("cpu", {"fp32": 1e-6}, 1e9, "")) == pytest.approx(flops / 1e6)
     assert floor_seconds(work, "fp32", Peaks("cpu", {"fp32": 1e9}, 1e-6, "")) == pytest.approx(least / 1e3)
-
-
-def test_the_stages_of_a_request(sdxl_bundle):
-    point = Point(64, 48, steps=3, images=2, guidance=5.0)
-    scenario = Scenario("s", "?", "demo", (point,), ("latentrt",))
-    bundle = Bundle.open(sdxl_bundle)
-    stages = {work.stage: work for work in stage_work(sdxl_bundle, scenario, point, Peaks("cpu", {"fp32": 1}, 1, ""))}
-    sizes = component_sizes(bundle, point)
-    scale = bundle.manifest.model.latent_scale
-    assert (sizes["rows"], sizes["latent_height"], sizes["latent_width"]) == (4, 48 // scale, 64 // scale)
-    once = {
-        name: count(bundle.onnx(name), sizes).total_flops for name in bundle.manifest.components if name != "sampler"
-    }
-    assert {stage: work.flops for stage, work in stages.items()} == {
-        "text": once["text_encoder"] + once["text_encoder_2"],
-        "denoise": 3 * once["unet"],
-        "decode": 2 * once["vae_decoder"],
-    }
-    assert [work.evaluations for work in stages.values()] == [1, 3, 2]

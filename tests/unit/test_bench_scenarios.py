@@ -97,9 +97,9 @@ def test_engines_for_one_size():
 
 
 def test_a_copy_for_other_ranges_shares_the_files(tmp_path):
-    from bundles import write_bundle
+    from hollow_bundles import write_hollow_bundle
 
-    bundle = write_bundle(tmp_path / "bundle").path
+    bundle = write_hollow_bundle(tmp_path / "bundle").path
     (bundle / "builds").mkdir()
     copy = static_copy(bundle, {"width": "64"})
     assert copy == static_copy(bundle, {"width": "64"}) != static_copy(bundle, {"width": "128"})

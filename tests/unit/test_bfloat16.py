@@ -39,9 +39,7 @@ def test_every_bfloat16_survives_the_way_there_and_back() -> None:
 
 
 @pytest.fixture
-def device_buffer(monkeypatch: pytest.MonkeyPatch) -> cuda.DeviceBuffer:
-    stand_in = StandInCuda()
-    monkeypatch.setattr(cuda, "bindings", lambda: stand_in)
+def device_buffer(gpu: StandInCuda) -> cuda.DeviceBuffer:
     return cuda.DeviceBuffer((2, 3), "uint16", cuda.Stream(0))
 
 

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from bundles import edit_json, write_build, write_bundle
+from hollow_bundles import write_hollow_build
+from json_files import edit_json
 
 from latentrt.cli.inspect import check_hashes
 from latentrt.runtime.backends.targets import cpu_target
@@ -17,11 +18,6 @@ from latentrt.runtime.bundle.files import BUILD, MANIFEST, read_record, replacin
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.manifest import Manifest
 from latentrt.runtime.errors import BundleError
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return write_bundle(tmp_path / "my-bundle")
 
 
 def refused(path):
@@ -144,7 +140,7 @@ def test_a_component_whose_file_is_not_listed(bundle):
 
 
 def test_a_bundle_can_be_moved(bundle, tmp_path):
-    write_build(bundle, "onnxruntime", cpu_target())
+    write_hollow_build(bundle, "onnxruntime", cpu_target())
     moved = bundle.path.rename(tmp_path / "elsewhere")
     opened = Bundle.open(moved)
     check_hashes(opened)
@@ -152,13 +148,13 @@ def test_a_bundle_can_be_moved(bundle, tmp_path):
 
 
 def test_builds_are_read_by_folder(bundle):
-    here = write_build(bundle, "onnxruntime", cpu_target())
-    there = write_build(bundle, "onnxruntime", "cpu-riscv64-base")
+    here = write_hollow_build(bundle, "onnxruntime", cpu_target())
+    there = write_hollow_build(bundle, "onnxruntime", "cpu-riscv64-base")
     assert bundle.builds() == {here.name: here, there.name: there}
 
 
 def test_a_damaged_build_names_its_file(bundle):
-    build = write_build(bundle, "onnxruntime", cpu_target())
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target())
     file = bundle.path / "builds" / build.name / BUILD
     file.write_text("{")
     with pytest.raises(
@@ -324,13 +320,13 @@ def test_a_key_keeps_to_its_component(bundle):
 
 
 def test_check_hashes_accepts_a_whole_bundle(bundle):
-    write_build(bundle, "onnxruntime", cpu_target())
+    write_hollow_build(bundle, "onnxruntime", cpu_target())
     check_hashes(bundle)
 
 
 @pytest.mark.parametrize("name", ["onnx/fp16/unet.onnx", "tokenizer/vocab.json", "builds/{build}/unet.engine"])
 def test_check_hashes_finds_one_changed_byte(bundle, name):
-    build = write_build(bundle, "onnxruntime", cpu_target())
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target())
     file = bundle.path / name.format(build=build.name)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -341,7 +337,7 @@ def test_check_hashes_finds_one_changed_byte(bundle, name):
 
 
 def test_check_hashes_names_an_engine_file_that_is_gone(bundle):
-    build = write_build(bundle, "onnxruntime", cpu_target())
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target())
     file = bundle.path / "builds" / build.name / "unet.engine"
     file.unlink()
     with pytest.raises(BundleError, match=f"^{re.escape(str(file))}: missing"):

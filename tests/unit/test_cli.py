@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import engine_bundles
+import graph_bundles
 import pytest
-from bundles import write_bundle
 from command_line import run_main
+from hollow_bundles import write_hollow_bundle
 
 from latentrt.cli.home import bundle_path
 from latentrt.cli.main import build_engine
@@ -22,11 +22,6 @@ from latentrt.runtime.errors import LatentRTError
 
 COMMANDS = ("export", "build-engine", "generate", "inspect", "doctor", "bench", "demo")
 SCRIPTS = Path(sys.executable).parent
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return write_bundle(tmp_path / "my-bundle")
 
 
 @pytest.fixture
@@ -181,12 +176,12 @@ def test_demo_is_the_bundle_in_home(own_home, capsys):
     Path("demo").mkdir()  # as in this project's own folder; not a bundle
     assert bundle_path(Path("demo")) == own_home / "demo"
     assert f"BundleError: {own_home / 'demo'}: not a bundle" in failed(run_main(capsys, "inspect", "demo"))
-    write_bundle(own_home / "demo")
+    write_hollow_bundle(own_home / "demo")
     assert run_main(capsys, "inspect", "demo").exit == 0
 
 
 def test_demo_is_a_bundle_that_lies_here(own_home):
-    write_bundle(Path("demo"))
+    write_hollow_bundle(Path("demo"))
     assert bundle_path(Path("demo")) == Path("demo")
 
 
@@ -213,7 +208,7 @@ def test_inspect_tells_what_is_in_a_bundle(bundle, capsys):
 
 
 def test_a_unet_is_built_in_two_parts_or_whole(tmp_path, capsys):
-    engine_bundles.write_bundle(tmp_path / "b", ("unet",), "fp32")
+    graph_bundles.write_graph_bundle(tmp_path / "b", ("unet",), "fp32")
     arguments = (tmp_path / "b", "--backend", "onnxruntime")
     for options, engines in (((), ["unet_prologue", "unet_body"]), (("--no-hoist",), ["unet"])):
         built = run_main(capsys, *arguments, *options, entry=build_engine)
@@ -224,7 +219,7 @@ def test_a_unet_is_built_in_two_parts_or_whole(tmp_path, capsys):
 
 
 def test_inspect_shows_builds(tmp_path, capsys):
-    engine_bundles.write_bundle(tmp_path / "b", ("vae_decoder",))
+    graph_bundles.write_graph_bundle(tmp_path / "b", ("vae_decoder",))
     built = run_main(capsys, tmp_path / "b", "--backend", "onnxruntime", entry=build_engine)
     assert built.exit == 0
     assert built.result["bundle"] == str(tmp_path / "b")
@@ -272,7 +267,7 @@ def test_build_engine_does_not_write_a_bundle_elsewhere(bundle, tmp_path, capsys
 
 
 def test_build_engine_may_name_the_bundle_itself(tmp_path, capsys):
-    engine_bundles.write_bundle(tmp_path / "b", ("vae_decoder",))
+    graph_bundles.write_graph_bundle(tmp_path / "b", ("vae_decoder",))
     options = ("--backend", "onnxruntime", "--width", "64:64:128", "-o", tmp_path / "b")
     run = run_main(capsys, "build-engine", tmp_path / "b", *options)
     assert run.exit == 0

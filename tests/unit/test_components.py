@@ -1,7 +1,7 @@
 """The table of components: the standard interface of a full-size SDXL model, and the dims behind it."""
 
 import pytest
-from bundles import LIMITS, PRECISIONS, SDXL
+from hollow_bundles import LIMITS, PRECISIONS, SDXL
 
 from latentrt.runtime.bundle.components import MAX_HISTORY, MAX_NOISES, MAX_STEPS, component_specs, request_dims
 from latentrt.runtime.bundle.limits import Limits

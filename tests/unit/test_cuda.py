@@ -13,13 +13,6 @@ from latentrt.runtime.backends.registry import runnable_targets
 from latentrt.runtime.errors import BackendError
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> StandInCuda:
-    stand_in = StandInCuda()
-    monkeypatch.setattr(cuda, "bindings", lambda: stand_in)
-    return stand_in
-
-
 def test_values_go_in_and_out(gpu: StandInCuda) -> None:
     stream = cuda.Stream(0)
     values = np.arange(12.0).reshape(3, 4)

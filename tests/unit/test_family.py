@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import SDXL as FULL_SDXL
-from bundles import edit_json
 from checkpoints import write_checkpoint
 from diffusers import UNet2DConditionModel
 from families import FAMILIES
+from hollow_bundles import SDXL as FULL_SDXL
+from json_files import edit_json
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import TIME_IDS

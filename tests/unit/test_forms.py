@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from engine_bundles import write_bundle
+from graph_bundles import write_graph_bundle
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import ShapeInferencePass
 
@@ -59,7 +59,7 @@ def build_in_forms(
 ) -> tuple[str, Bundle]:
     """The note of a U-Net's build that had these forms, and the bundle."""
     monkeypatch.setitem(FORMS, "cpu", (AS_EXPORTED, *others))
-    bundle = write_bundle(tmp_path, precision="fp32")
+    bundle = write_graph_bundle(tmp_path, precision="fp32")
     record = build_engines(bundle, BACKEND, hoist=not whole)
     bundle.check_build(record, **identity(BACKEND, record.target))
     (note,) = record.engines["unet" if whole else "unet_body"].notes or ("",)
@@ -125,13 +125,13 @@ def test_graphs_without_a_form_are_not_tried(tmp_path: Path, monkeypatch: pytest
     """The prologue has no group norm and no convolution."""
     monkeypatch.setattr(trial, "Trial", None)
     monkeypatch.setitem(FORMS, "cpu", FORMS["cuda"])
-    bundle = write_bundle(tmp_path, precision="fp32")
+    bundle = write_graph_bundle(tmp_path, precision="fp32")
     (only,) = forms.forms_of("cpu", bundle.onnx("text_encoder"), tmp_path / "forms")
     assert only == (AS_EXPORTED, bundle.onnx("text_encoder"))
 
 
 def test_options_alone_are_a_form_of_what_convolves(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, precision="fp32")
+    bundle = write_graph_bundle(tmp_path, precision="fp32")
     form = Form("channels last", (), CHANNELS_LAST)
     assert form.write(bundle.onnx("text_encoder"), tmp_path / "a") is None
     file = form.write(bundle.onnx("unet"), tmp_path / "b")

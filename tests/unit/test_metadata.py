@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bundles import write_bundle
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -58,11 +57,6 @@ ELSEWHERE = {"image", "mask", "latents", "denoising_start"}
 
 def any_size(width: int, height: int) -> None:
     """Pictures of every size are taken."""
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return write_bundle(tmp_path / "my-bundle")
 
 
 def described(bundle, prompt, settings):

@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from bundles import SDXL
+from hollow_bundles import SDXL
 from pydantic import ValidationError
 
 from latentrt.runtime.bundle.limits import Limits, parse_range

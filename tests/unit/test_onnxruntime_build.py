@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 from cuda_stand_in import StandInCuda
-from engine_bundles import GRAPHS, LIMITS, write_bundle
+from graph_bundles import GRAPHS, LIMITS, write_graph_bundle
 
 from latentrt.engine.build import build_engines
 from latentrt.engine.graph import count_nodes, read_graph
@@ -43,7 +43,7 @@ def draw(spec: ComponentSpec) -> dict[str, Any]:
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_built_files_give_the_same_numbers(tmp_path: Path, precision: Precision) -> None:
-    bundle = write_bundle(tmp_path, precision=precision)
+    bundle = write_graph_bundle(tmp_path, precision=precision)
     record = build_engines(bundle, BACKEND, hoist=False)
     bundle.check_build(record, **identity(BACKEND, record.target))
     for name, spec in bundle.manifest.specs().items():
@@ -61,7 +61,7 @@ def test_built_files_give_the_same_numbers(tmp_path: Path, precision: Precision)
 
 
 def test_weights_stand_in_one_data_file(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path)
+    bundle = write_graph_bundle(tmp_path)
     record = build_engines(bundle, BACKEND)
     model, data = record.engines["vae_decoder"].files
     assert (bundle.path / data).stat().st_size >= 192 * 4 * 3 * 3 * 2
@@ -71,7 +71,7 @@ def test_weights_stand_in_one_data_file(tmp_path: Path) -> None:
 
 
 def test_building_again_does_nothing_and_other_bounds_only_what_they_concern(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path)
+    bundle = write_graph_bundle(tmp_path)
     record = build_engines(bundle, BACKEND)
     events: list[Any] = []
     assert build_engines(bundle, BACKEND, progress=events.append) == record
@@ -85,12 +85,12 @@ def test_the_target_names_the_processor(tmp_path: Path, monkeypatch: pytest.Monk
     for found, width in (("X86_V4", "avx512"), ("AVX512F", "avx512"), ("AVX2", "avx2"), ("SSE42", "base")):
         monkeypatch.setattr(np, "show_config", lambda mode, found=found: {"SIMD Extensions": {"found": [found]}})
         assert targets.cpu_target() == f"cpu-amd64-{width}"
-    record = build_engines(write_bundle(tmp_path, ("text_encoder",)), BACKEND)
+    record = build_engines(write_graph_bundle(tmp_path, ("text_encoder",)), BACKEND)
     assert record.name == "onnxruntime-fp16-cpu-amd64-base"
 
 
 def rewritten(tmp_path: Path, text: str) -> Bundle:
-    return write_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": text})
+    return write_graph_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": text})
 
 
 def test_a_float32_convolution_fails_an_fp16_build(tmp_path: Path) -> None:
@@ -112,14 +112,14 @@ def test_ports_that_are_not_the_bundles(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, ("vae_encoder",))
+    bundle = write_graph_bundle(tmp_path, ("vae_encoder",))
     bundle.onnx("vae_encoder").write_bytes(b"hello")
     with pytest.raises(BuildError, match=r"vae_encoder: .*vae_encoder.onnx cannot be read: "):
         build_engines(bundle, BACKEND)
 
 
 def test_what_onnxruntime_refuses(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, ("vae_encoder",))
+    bundle = write_graph_bundle(tmp_path, ("vae_encoder",))
     file = bundle.onnx("vae_encoder")
     file.write_bytes(file.read_bytes().replace(b"SpaceToDepth", b"SpaceToSpace"))
     with pytest.raises(BuildError, match=r"vae_encoder: .*SpaceToSpace"):
@@ -127,7 +127,7 @@ def test_what_onnxruntime_refuses(tmp_path: Path) -> None:
 
 
 def test_a_provider_that_is_not_there(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, ("vae_encoder",))
+    bundle = write_graph_bundle(tmp_path, ("vae_encoder",))
     for target in ("cuda-sm89", "tpu-1"):
         with pytest.raises(BuildError, match=rf"target {target}: needs .*, this onnxruntime has .*CPUExec"):
             build_engines(bundle, BACKEND, target=target)
@@ -144,7 +144,7 @@ def test_engines_are_built_on_the_card_that_they_are_for(monkeypatch: pytest.Mon
 
 
 def test_nodes_are_counted_with_their_dtypes(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, ("unet",))
+    bundle = write_graph_bundle(tmp_path, ("unet",))
     counts = count_nodes(read_graph(bundle.onnx("unet")))
     assert counts["Conv float16"] == 2
     assert counts["Shape int64"] == 1

@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from bundles import edit_json
 from checkpoints import randomise
 from diffusers import AutoencoderKL, AutoencoderTiny
 from families import family_configs
+from json_files import edit_json
 from originals import original_state
 from safetensors.torch import load_file, save_file
 from vaes import tiny_taesd

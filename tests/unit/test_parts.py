@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from engine_bundles import ENGINES, GRAPHS, LIMITS, write_bundle
+from graph_bundles import ENGINES, GRAPHS, LIMITS, write_graph_bundle
 
 from latentrt.engine import build as building
 from latentrt.engine import split as parts
@@ -26,7 +26,7 @@ WHOLE = list(GRAPHS)
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    return write_bundle(tmp_path / "bundle", precision="fp32")
+    return write_graph_bundle(tmp_path / "bundle", precision="fp32")
 
 
 def build(bundle: Bundle, **named: Any) -> tuple[list[str], list[str]]:
@@ -109,7 +109,7 @@ def test_nothing_to_move_although_there_is_a_prompt(tmp_path: Path) -> None:
             "\n all = Unsqueeze(line, ax) \n encoder = Add(encoder_hidden_states, all) \n c = Conv",
         )
     )
-    bundle = write_bundle(tmp_path, ("unet",), graphs={"unet": graph})
+    bundle = write_graph_bundle(tmp_path, ("unet",), graphs={"unet": graph})
     message = "unet: nothing could be moved out of the loop, although encoder_hidden_states does not change in it. "
     with pytest.raises(BuildError, match=message + "Build it whole with --no-hoist"):
         build_engines(bundle, BACKEND)

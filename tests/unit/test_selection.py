@@ -6,7 +6,8 @@ import sys
 
 import onnxruntime
 import pytest
-from bundles import edit_json, write_build, write_bundle
+from hollow_bundles import write_hollow_build, write_hollow_bundle
+from json_files import edit_json
 
 from latentrt.runtime.backends.targets import cpu_target
 from latentrt.runtime.bundle.files import BUILD
@@ -18,11 +19,6 @@ from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.selection import select
 
 OTHER_TARGET = "cpu-riscv64-base"
-
-
-@pytest.fixture
-def bundle(tmp_path):
-    return write_bundle(tmp_path / "my-bundle")
 
 
 def hide(monkeypatch, *modules):
@@ -41,7 +37,7 @@ def edit_key(bundle, build, engine, field, change):
 
 
 def test_a_build_for_this_machine_is_chosen_without_a_word(bundle, caplog):
-    build = write_build(bundle, "onnxruntime", cpu_target())
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target())
     for names in ((), ("onnxruntime",), ("onnxruntime", "cpu"), (None, "cpu")):
         selection = select(bundle, *names)
         assert (selection.backend, selection.device) == ("onnxruntime", "cpu")
@@ -52,7 +48,7 @@ def test_a_build_for_this_machine_is_chosen_without_a_word(bundle, caplog):
 
 def test_a_build_brings_its_own_limits(bundle):
     narrow = bundle.manifest.limits.replace(width="512:768:1024")
-    write_build(bundle, "onnxruntime", cpu_target(), narrow)
+    write_hollow_build(bundle, "onnxruntime", cpu_target(), narrow)
     assert select(bundle).limits == narrow
 
 
@@ -69,13 +65,13 @@ def test_onnx_files_run_without_a_build_and_say_so_once(bundle, caplog):
 
 
 def test_a_build_for_another_machine_is_not_used(bundle, caplog):
-    write_build(bundle, "onnxruntime", OTHER_TARGET)
+    write_hollow_build(bundle, "onnxruntime", OTHER_TARGET)
     assert select(bundle).files["unet"].suffix == ".onnx"
     assert "no build for this machine" in caplog.text
 
 
 def test_no_backend_installed(bundle, monkeypatch):
-    write_build(bundle, "onnxruntime", cpu_target())
+    write_hollow_build(bundle, "onnxruntime", cpu_target())
     hide(monkeypatch, "onnxruntime", "tensorrt", "tensorrt_rtx")
     with pytest.raises(BackendError, match=r"no backend is installed .* pip install 'latentrt\[cpu\]'"):
         select(bundle)
@@ -108,7 +104,7 @@ def test_an_unknown_backend_names_the_known_ones(bundle):
 
 def test_a_named_backend_without_a_build(bundle):
     pytest.importorskip("tensorrt_rtx")
-    write_build(bundle, "onnxruntime", cpu_target())
+    write_hollow_build(bundle, "onnxruntime", cpu_target())
     message = (
         f"{bundle.path}: no tensorrt-rtx build for this machine; it has onnxruntime-fp16-{cpu_target()}. "
         f"Build one with: build-engine {bundle.path} --backend tensorrt-rtx"
@@ -167,7 +163,7 @@ def test_device_cuda_without_the_cuda_provider(bundle):
     ],
 )
 def test_a_stale_build_names_the_field_and_the_command(bundle, field, change, difference):
-    build = write_build(bundle, "onnxruntime", cpu_target())
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target())
     edit_key(bundle, build, "unet", field, change)
     with pytest.raises(StaleBuildError) as caught:
         select(bundle)
@@ -178,7 +174,7 @@ def test_a_stale_build_names_the_field_and_the_command(bundle, field, change, di
 
 def test_the_command_of_a_stale_build_keeps_its_ranges(bundle):
     limits = bundle.manifest.limits.replace(width="512:1024:1600", vae_images="1:2:2")
-    build = write_build(bundle, "onnxruntime", cpu_target(), limits)
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target(), limits)
     edit_key(bundle, build, "unet", "latentrt", lambda value: "0.0.1")
     command = f"build-engine {bundle.path} --backend onnxruntime --width 512:1024:1600 --vae-images 1:2:2"
     with pytest.raises(StaleBuildError, match=re.escape(f"Rebuild with: {command}") + "$"):
@@ -187,7 +183,7 @@ def test_the_command_of_a_stale_build_keeps_its_ranges(bundle):
 
 def test_a_build_with_the_unet_in_two_parts(bundle):
     limits = bundle.manifest.limits.replace(width="512:768:1024")
-    build = write_build(bundle, "onnxruntime", cpu_target(), limits, hoisted=True)
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target(), limits, hoisted=True)
     selection = select(bundle)
     assert list(selection.specs) == list(build.engines) == list(selection.files)
     assert "unet" not in selection.specs
@@ -226,7 +222,7 @@ def test_a_build_with_the_unet_in_two_parts(bundle):
     ],
 )
 def test_parts_that_do_not_fit(bundle, engine, field, change, difference):
-    build = write_build(bundle, "onnxruntime", cpu_target(), hoisted=True)
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target(), hoisted=True)
     edit_key(bundle, build, engine, field, change)
     with pytest.raises(StaleBuildError) as caught:
         select(bundle)
@@ -236,21 +232,21 @@ def test_parts_that_do_not_fit(bundle, engine, field, change, difference):
 
 
 def test_a_build_that_lacks_one_part(bundle):
-    build = write_build(bundle, "onnxruntime", cpu_target(), hoisted=True)
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target(), hoisted=True)
     edit_json(bundle.path / "builds" / build.name / BUILD, lambda content: content["engines"].pop("unet_prologue"))
     with pytest.raises(StaleBuildError, match=r"unet is missing\. Rebuild with: build-engine"):
         select(bundle)
 
 
 def test_a_build_that_lacks_a_component(bundle):
-    build = write_build(bundle, "onnxruntime", cpu_target())
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target())
     edit_json(bundle.path / "builds" / build.name / BUILD, lambda content: content["engines"].pop("vae_decoder"))
     with pytest.raises(StaleBuildError, match=r"vae_decoder is missing\. Rebuild with: build-engine"):
         select(bundle)
 
 
 def test_an_exported_file_that_changed_makes_a_build_stale(bundle):
-    write_build(bundle, "onnxruntime", cpu_target())
+    write_hollow_build(bundle, "onnxruntime", cpu_target())
     name = "onnx/fp16/vae_decoder.onnx"
     edit_json(bundle.path / "manifest.json", lambda content: content["files"][name].update(sha256="2" * 64))
     with pytest.raises(StaleBuildError, match=rf"vae_decoder content [0-9a-f]{{16}}…, needed {'2' * 16}…\. Rebuild"):
@@ -259,7 +255,7 @@ def test_an_exported_file_that_changed_makes_a_build_stale(bundle):
 
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_an_engine_file_that_is_not_whole(bundle, damage):
-    build = write_build(bundle, "onnxruntime", cpu_target())
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target())
     file = bundle.path / "builds" / build.name / "unet.engine"
     size = file.stat().st_size
     if damage == "missing":
@@ -274,7 +270,7 @@ def test_an_engine_file_that_is_not_whole(bundle, damage):
 
 def test_a_build_for_another_backend_is_no_reason_to_fail(bundle, monkeypatch, caplog):
     pytest.importorskip("tensorrt_rtx")
-    write_build(bundle, "tensorrt-rtx", "sm80+")
+    write_hollow_build(bundle, "tensorrt-rtx", "sm80+")
     hide(monkeypatch, "tensorrt_rtx")
     with caplog.at_level(logging.INFO, logger="latentrt"):
         assert select(bundle).backend == "onnxruntime"
@@ -288,12 +284,12 @@ def test_limits_that_are_the_bundles_own_are_not_repeated_in_the_command(bundle)
 
 
 def test_a_path_with_spaces_is_quoted_in_the_command(tmp_path):
-    bundle = write_bundle(tmp_path / "my bundle", Limits.around(512))
+    bundle = write_hollow_bundle(tmp_path / "my bundle", Limits.around(512))
     assert bundle.build_command("tensorrt", bundle.manifest.limits).startswith(f"build-engine '{bundle.path}' ")
 
 
 def test_a_build_can_be_named(bundle):
-    build = write_build(bundle, "onnxruntime", cpu_target())
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target())
     selection = select(bundle, build=build.name)
     assert selection == select(bundle, "onnxruntime", build=build.name) == select(bundle)
     assert selection.files["unet"].parent.name == build.name
@@ -317,6 +313,6 @@ def test_a_build_can_be_named(bundle):
 )
 def test_a_named_build_that_is_not_there_or_not_for_this(bundle, monkeypatch, name, backend, message):
     monkeypatch.setattr("latentrt.runtime.selection.load_module", lambda backend: onnxruntime)
-    write_build(bundle, "onnxruntime", OTHER_TARGET)
+    write_hollow_build(bundle, "onnxruntime", OTHER_TARGET)
     with pytest.raises(BundleError, match=message):
         select(bundle, backend, build=name)

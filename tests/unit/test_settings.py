@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import SDXL, edit_json, write_bundle
+from hollow_bundles import SDXL, without_engines, write_hollow_bundle
+from json_files import edit_json
 from PIL import Image
 from settings_table import PAGE, between_markers, table
 from typer.main import get_command
@@ -18,28 +19,21 @@ from typer.main import get_command
 from latentrt.cli.main import application
 from latentrt.export.family import TIME_IDS
 from latentrt.runtime import Embeddings, Ensemble, generate_large
-from latentrt.runtime.backends import open_backend
 from latentrt.runtime.bundle.files import MANIFEST
 from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline, Result
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import SETTINGS, Settings
-from latentrt.runtime.selection import Selection
 
 IMAGE = Image.new("RGB", (1024, 768), "red")
 MASK = Image.new("L", (1024, 768), 255)
 LATENTS = np.zeros((1, 4, 96, 128), np.float32)
 
 
-def without_engines(bundle: Bundle) -> Pipeline:
-    selection = Selection("onnxruntime", "cpu", bundle.manifest.limits, {}, {})
-    return Pipeline(bundle, selection, open_backend("onnxruntime", "cpu"), {})
-
-
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    with without_engines(write_bundle(tmp_path_factory.mktemp("settings") / "my-bundle")) as pipe:
+    with without_engines(write_hollow_bundle(tmp_path_factory.mktemp("settings") / "my-bundle")) as pipe:
         yield pipe
 
 
@@ -253,7 +247,7 @@ def test_a_large_picture_is_refused_before_the_small_one_is_drawn(
 
 
 def refiner(folder: Path, **facts: Any) -> Pipeline:
-    bundle = write_bundle(folder / "refiner")
+    bundle = write_hollow_bundle(folder / "refiner")
     vae, defaults = facts.pop("vae_sha256", ""), facts.pop("defaults", {})
 
     def change(manifest: dict[str, Any]) -> None:

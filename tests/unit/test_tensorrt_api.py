@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_stand_in import StandInCuda
-from engine_bundles import GRAPHS, LIMITS, MODEL
+from graph_bundles import GRAPHS, LIMITS, MODEL
 from tensorrt_stand_ins import StandInModule, check_call, import_tensorrt_bindings
 
 from latentrt.engine import tensorrt as builder_module
@@ -43,12 +43,9 @@ def module(request: pytest.FixtureRequest) -> ModuleType:
     return pytest.importorskip(request.param)
 
 
-@pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> StandInCuda:
-    stand_in = StandInCuda()
-    monkeypatch.setattr(cuda, "bindings", lambda: stand_in)
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LATENTRT_HOME", str(tmp_path / "cache" / "latentrt"))
-    return stand_in
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from bundles import edit_json
-from checkpoints import tokenizer_vocabulary, write_checkpoint, write_sdxl, write_tokenizer
+from checkpoints import tensors, tokenizer_vocabulary, write_checkpoint, write_tokenizer
+from json_files import edit_json
 from originals import family_state, write_single_file
 from safetensors.torch import load_file, save_file
 from tokenizers.pre_tokenizers import ByteLevel
@@ -32,12 +32,6 @@ def single(sdxl_checkpoint, tmp_path_factory):
     return write_single_file(sdxl_checkpoint, tmp_path_factory.mktemp("single") / "tiny.safetensors")
 
 
-@pytest.fixture(scope="module")
-def configs(tmp_path_factory):
-    """Configs and tokenizers alone, for --config."""
-    return write_sdxl(tmp_path_factory.mktemp("configs") / "sdxl", weights=False)
-
-
 def changed(single, target, change, **header):
     """A copy with other tensors."""
     state = load_file(single)
@@ -52,15 +46,11 @@ def refused(path, error=CheckpointError, **options):
     return str(caught.value)
 
 
-def tensors(checkpoint, dtype=torch.float32):
-    return {folder: dict(checkpoint.network(folder, dtype).state_dict()) for folder in checkpoint.folders}
-
-
 # The same as the folder
 
 
-def test_networks_equal_those_of_the_folder_to_the_bit(single, configs, sdxl_checkpoint):
-    file, folder = Checkpoint.open(single, config=configs), Checkpoint.open(sdxl_checkpoint)
+def test_networks_equal_those_of_the_folder_to_the_bit(single, sdxl_configs, sdxl_checkpoint):
+    file, folder = Checkpoint.open(single, config=sdxl_configs), Checkpoint.open(sdxl_checkpoint)
     assert file.model == folder.model
     torch.testing.assert_close(tensors(file), tensors(folder), rtol=0, atol=0)
     assert file.source.tokenizer("tokenizer_2") == folder.source.tokenizer("tokenizer_2")
@@ -68,22 +58,22 @@ def test_networks_equal_those_of_the_folder_to_the_bit(single, configs, sdxl_che
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_weights_are_read_as_float32(sdxl_checkpoint, configs, tmp_path, dtype):
+def test_half_weights_are_read_as_float32(sdxl_checkpoint, sdxl_configs, tmp_path, dtype):
     file = write_single_file(sdxl_checkpoint, tmp_path / "half.safetensors", dtype)
-    found = Checkpoint.open(file, config=configs).network("unet", torch.float32).state_dict()
+    found = Checkpoint.open(file, config=sdxl_configs).network("unet", torch.float32).state_dict()
     wanted = Checkpoint.open(sdxl_checkpoint).network("unet", torch.float32).state_dict()
     assert {value.dtype for value in found.values()} == {torch.float32}
     rounded = {name: value.to(dtype).float() for name, value in wanted.items()}
     torch.testing.assert_close(dict(found), rounded, rtol=0, atol=0)
 
 
-def test_the_hash_follows_the_file(single, configs, tmp_path):
+def test_the_hash_follows_the_file(single, sdxl_configs, tmp_path):
     def one_bit(state):
         state[f"{UNET}out.2.bias"][0] += 1
 
-    first = Checkpoint.open(single, config=configs)
-    other = Checkpoint.open(changed(single, tmp_path / "other.safetensors", one_bit), config=configs)
-    assert first.weights_sha256() == Checkpoint.open(single, config=configs).weights_sha256()
+    first = Checkpoint.open(single, config=sdxl_configs)
+    other = Checkpoint.open(changed(single, tmp_path / "other.safetensors", one_bit), config=sdxl_configs)
+    assert first.weights_sha256() == Checkpoint.open(single, config=sdxl_configs).weights_sha256()
     assert first.weights_sha256() != other.weights_sha256()
     assert first.provenance()["checkpoint"] == "tiny.safetensors"
 
@@ -178,15 +168,15 @@ def test_sd2_that_does_not_say_what_it_predicts():
         SingleFile(full_size("sd2")).config("unet")
 
 
-def test_markers_of_the_schedule(single, configs, tmp_path):
-    plain = Checkpoint.open(single, config=configs).model.scheduler
+def test_markers_of_the_schedule(single, sdxl_configs, tmp_path):
+    plain = Checkpoint.open(single, config=sdxl_configs).model.scheduler
     file = changed(single, tmp_path / "v.safetensors", lambda state: state.update(v_pred=torch.tensor(1.0)))
-    assert Checkpoint.open(file, config=configs).model.scheduler == plain | {"prediction_type": "v_prediction"}
+    assert Checkpoint.open(file, config=sdxl_configs).model.scheduler == plain | {"prediction_type": "v_prediction"}
     file = changed(single, tmp_path / "zero.safetensors", lambda state: state.update(ztsnr=torch.tensor(1.0)))
     zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    assert Checkpoint.open(file, config=configs).model.scheduler == plain | zero
+    assert Checkpoint.open(file, config=sdxl_configs).model.scheduler == plain | zero
     wanted = plain | zero | {"prediction_type": "sample"}
-    found = Checkpoint.open(file, config=configs, prediction_type="sample").model.scheduler
+    found = Checkpoint.open(file, config=sdxl_configs, prediction_type="sample").model.scheduler
     assert found == wanted
 
 
@@ -214,9 +204,9 @@ def test_an_installed_vocabulary_gives_the_tokens_of_its_merges(tmp_path):
 
 @pytest.mark.parametrize("name", ["tokenizer", "tokenizer_2"])
 @pytest.mark.parametrize("form", ["checkpoint", "files", "json"])
-def test_a_tokenizer_that_the_user_names(single, sdxl_checkpoint, configs, tmp_path, form, name):
+def test_a_tokenizer_that_the_user_names(single, sdxl_checkpoint, sdxl_configs, tmp_path, form, name):
     given = sdxl_checkpoint if form == "checkpoint" else write_tokenizer(tmp_path / "given", tokenizer_format=form)
-    source = Checkpoint.open(single, config=configs, tokenizer=given)
+    source = Checkpoint.open(single, config=sdxl_configs, tokenizer=given)
     source.write_tokenizer(name, tmp_path / "written")
     text = "a red circle on a blue background"
     found, wanted = (Tokenizer.load(path).chunks(text) for path in (tmp_path / "written", sdxl_checkpoint / name))
@@ -232,45 +222,45 @@ def test_no_tokenizer_anywhere(monkeypatch):
         SingleFile(full_size("sdxl")).tokenizer("tokenizer")
 
 
-def test_a_folder_without_a_tokenizer(single, configs, tmp_path):
-    message = refused(single, config=configs, tokenizer=tmp_path)
+def test_a_folder_without_a_tokenizer(single, sdxl_configs, tmp_path):
+    message = refused(single, config=sdxl_configs, tokenizer=tmp_path)
     assert message.startswith(
         f"--tokenizer {tmp_path}: holds no tokenizer. Name a folder with vocab.json and merges.txt"
     )
 
 
-def test_a_tokenizer_of_another_model(single, configs, tmp_path):
+def test_a_tokenizer_of_another_model(single, sdxl_configs, tmp_path):
     given = write_tokenizer(tmp_path / "other")
     edit_json(given / "vocab.json", lambda tokens: tokens.update({"more</w>": len(tokens)}))
     message = (
         "tokenizer has 769 tokens, but its text encoder knows 768. Name the tokenizer of this model with --tokenizer"
     )
-    assert message in refused(single, config=configs, tokenizer=given)
+    assert message in refused(single, config=sdxl_configs, tokenizer=given)
     (given / "merges.txt").write_text("half a merge\n")
-    assert refused(single, config=configs, tokenizer=given).startswith(f"{single}: tokenizer: ")
+    assert refused(single, config=sdxl_configs, tokenizer=given).startswith(f"{single}: tokenizer: ")
 
 
 # What is refused
 
 
-def test_keys_that_are_missing(single, configs, tmp_path):
+def test_keys_that_are_missing(single, sdxl_configs, tmp_path):
     file = changed(single, tmp_path / "a.safetensors", lambda state: state.pop(f"{UNET}out.0.weight"))
-    assert refused(file, config=configs) == (
+    assert refused(file, config=sdxl_configs) == (
         f"{file}: 1 missing keys in the weights, first {UNET}out.0.weight. The weights belong to another config"
     )
 
 
-def test_keys_of_another_shape(single, configs, tmp_path):
+def test_keys_of_another_shape(single, sdxl_configs, tmp_path):
     file = changed(
         single, tmp_path / "a.safetensors", lambda state: state.update({f"{UNET}out.2.bias": torch.zeros(5)})
     )
-    assert f"1 mismatched keys in the weights, first {UNET}out.2.bias (5,) (4,)." in refused(file, config=configs)
+    assert f"1 mismatched keys in the weights, first {UNET}out.2.bias (5,) (4,)." in refused(file, config=sdxl_configs)
 
 
-def test_keys_that_are_left_over(single, configs, tmp_path):
+def test_keys_that_are_left_over(single, sdxl_configs, tmp_path):
     more = {f"{UNET}control.{number:02}.weight": torch.zeros(1) for number in range(14)} | {"edm_mean": torch.zeros(4)}
     file = changed(single, tmp_path / "a.safetensors", lambda state: state.update(more))
-    message = refused(file, config=configs)
+    message = refused(file, config=sdxl_configs)
     assert message.startswith(
         f"{file}: 15 keys belong to no part of a Stable Diffusion checkpoint: edm_mean, {UNET}control.00"
     )
@@ -280,14 +270,14 @@ def test_keys_that_are_left_over(single, configs, tmp_path):
 @pytest.mark.parametrize(
     ("prefix", "part"), [("first_stage_model.", "vae"), ("conditioner.embedders.1.", "text_encoder_2")]
 )
-def test_a_part_that_is_missing(single, configs, tmp_path, prefix, part):
+def test_a_part_that_is_missing(single, sdxl_configs, tmp_path, prefix, part):
     def drop(state):
         for key in [key for key in state if key.startswith(prefix)]:
             del state[key]
 
     file = changed(single, tmp_path / "a.safetensors", drop)
     remedy = "Name one with --vae PATH" if part == "vae" else "Take the complete checkpoint"
-    assert re.match(rf"{file}: holds no {part} \(keys {prefix}.*\)\. {remedy}$", refused(file, config=configs))
+    assert re.match(rf"{file}: holds no {part} \(keys {prefix}.*\)\. {remedy}$", refused(file, config=sdxl_configs))
 
 
 @pytest.mark.parametrize(
@@ -332,9 +322,9 @@ def test_a_file_that_is_cut_off(single, tmp_path):
     assert refused(file).startswith(f"{file}: not a readable safetensors file (")
 
 
-def test_options_of_the_other_form(single, sdxl_checkpoint, configs):
+def test_options_of_the_other_form(single, sdxl_checkpoint, sdxl_configs):
     message = "--random-weights and --variant are for folders in diffusers format, not files"
     assert refused(single, RequestError, random_seed=1) == f"{single}: {message}"
     assert refused(single, RequestError, variant="fp16") == f"{single}: {message}"
     message = f"{sdxl_checkpoint}: --config and --prediction-type: for single files; this folder has its own configs"
-    assert refused(sdxl_checkpoint, RequestError, config=configs, prediction_type="epsilon") == message
+    assert refused(sdxl_checkpoint, RequestError, config=sdxl_configs, prediction_type="epsilon") == message

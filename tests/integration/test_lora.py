@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from checkpoints import write_checkpoint, write_sdxl
+from checkpoints import tensors, write_checkpoint, write_sdxl
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key, _maybe_map_sgm_blocks_to_diffusers
 from loras import CONVOLUTIONS, LAYERS, LINEAR, TEXTS, Change, expected, write_lora
@@ -24,10 +24,6 @@ ATTENTION_TEXTS = tuple(change for change in TEXTS if "self_attn" in change.laye
 @pytest.fixture(scope="module")
 def plain(sdxl_checkpoint):
     return tensors(Checkpoint.open(sdxl_checkpoint))
-
-
-def tensors(checkpoint, dtype=torch.float32):
-    return {folder: dict(checkpoint.network(folder, dtype).state_dict()) for folder in checkpoint.folders}
 
 
 def merged(folder, *loras):

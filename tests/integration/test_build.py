@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_bundles import ENGINES, GRAPHS, LIMITS, write_bundle
+from graph_bundles import ENGINES, GRAPHS, LIMITS, write_graph_bundle
 
 from latentrt.engine import tensorrt as tensorrt_builder
 from latentrt.engine.base import BuildProgress
@@ -34,7 +35,22 @@ VAE = ["vae_decoder", "vae_encoder"]
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    return write_bundle(tmp_path / "bundle")
+    """Of small graphs, in place of the hollow one."""
+    return write_graph_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, BuildRecord]:
+    """A bundle that was built once; only copied."""
+    bundle = write_graph_bundle(tmp_path_factory.mktemp("original") / "bundle")
+    return bundle.path, build(bundle)[0]
+
+
+@pytest.fixture
+def built(original: tuple[Path, BuildRecord], tmp_path: Path) -> tuple[Bundle, BuildRecord]:
+    """This test's own copy of the bundle that was built, and the record of that build."""
+    folder, record = original
+    return Bundle.open(shutil.copytree(folder, tmp_path / "bundle")), record
 
 
 def build(bundle: Bundle, *arguments: Any, **named: Any) -> tuple[BuildRecord, list[str]]:
@@ -69,8 +85,8 @@ def test_a_build_has_every_engine_and_nothing_else(bundle: Bundle) -> None:
     assert unet.seconds > 0
 
 
-def test_building_again_does_nothing(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    first, _ = build(bundle)
+def test_building_again_does_nothing(built: tuple[Bundle, BuildRecord], caplog: pytest.LogCaptureFixture) -> None:
+    bundle, first = built
     before = {path: path.stat().st_mtime_ns for path in (bundle.path / FOLDER).iterdir()}
     caplog.set_level(logging.INFO)
     assert build(bundle) == (first, [])
@@ -78,8 +94,8 @@ def test_building_again_does_nothing(bundle: Bundle, caplog: pytest.LogCaptureFi
     assert "up to date" in caplog.text
 
 
-def test_other_bounds_rebuild_only_what_they_concern(bundle: Bundle) -> None:
-    first, _ = build(bundle)
+def test_other_bounds_rebuild_only_what_they_concern(built: tuple[Bundle, BuildRecord]) -> None:
+    bundle, first = built
     second, built = build(bundle, SMALLER_VAE)
     assert built == VAE
     assert second.engines["unet_body"] == first.engines["unet_body"]
@@ -89,8 +105,8 @@ def test_other_bounds_rebuild_only_what_they_concern(bundle: Bundle) -> None:
     assert build(bundle)[1] == VAE
 
 
-def test_force_builds_everything_anew(bundle: Bundle) -> None:
-    first, _ = build(bundle)
+def test_force_builds_everything_anew(built: tuple[Bundle, BuildRecord]) -> None:
+    bundle, first = built
     second, built = build(bundle, force=True)
     assert built == ENGINES
     assert not set(names(first)) & set(names(second))
@@ -100,8 +116,8 @@ def test_force_builds_everything_anew(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"short"), Path.unlink])
-def test_a_damaged_engine_is_built_anew(bundle: Bundle, damage: Any) -> None:
-    record, _ = build(bundle)
+def test_a_damaged_engine_is_built_anew(built: tuple[Bundle, BuildRecord], damage: Any) -> None:
+    bundle, record = built
     (file,) = record.engines["unet_body"].files
     damage(bundle.path / file)
     record, built = build(bundle)
@@ -109,8 +125,8 @@ def test_a_damaged_engine_is_built_anew(bundle: Bundle, damage: Any) -> None:
     check(bundle, record)
 
 
-def test_a_damaged_record_is_replaced(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
-    build(bundle)
+def test_a_damaged_record_is_replaced(built: tuple[Bundle, BuildRecord], caplog: pytest.LogCaptureFixture) -> None:
+    bundle, _ = built
     (bundle.path / FOLDER / "build.json").write_text("{")
     record, built = build(bundle)
     assert built == ENGINES
@@ -118,8 +134,8 @@ def test_a_damaged_record_is_replaced(bundle: Bundle, caplog: pytest.LogCaptureF
     assert contents(bundle) == sorted([LOCK, "build.json", *names(record)])
 
 
-def test_a_build_that_fails_keeps_the_build_before_and_what_it_finished(bundle: Bundle) -> None:
-    first, _ = build(bundle)
+def test_a_build_that_fails_keeps_the_build_before_and_what_it_finished(built: tuple[Bundle, BuildRecord]) -> None:
+    bundle, first = built
 
     def interrupt(event: BuildProgress) -> None:
         if event.component == "vae_encoder" and event.phase not in ("starting", "parsing"):
@@ -143,7 +159,7 @@ KILLS = {
 }
 SCRIPT = """
 import os, signal, sys
-from engine_bundles import LIMITS
+from graph_bundles import LIMITS
 from latentrt.engine.build import build_engines
 from latentrt.engine.folder import BuildFolder
 from latentrt.runtime.bundle import Bundle
@@ -160,8 +176,8 @@ build_engines(Bundle.open(sys.argv[1]), "tensorrt-rtx", LIMITS.replace(vae_image
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 @pytest.mark.parametrize("moment", KILLS)
-def test_a_kill_at_any_moment_leaves_a_whole_bundle(bundle: Bundle, moment: str) -> None:
-    build(bundle)
+def test_a_kill_at_any_moment_leaves_a_whole_bundle(built: tuple[Bundle, BuildRecord], moment: str) -> None:
+    bundle, _ = built
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     script = SCRIPT.format(kill=KILLS[moment])
     killed = subprocess.run([sys.executable, "-c", script, str(bundle.path)], env=environment, check=False)
@@ -197,7 +213,7 @@ def test_a_float32_convolution_fails_an_fp16_build(tmp_path: Path) -> None:
           sum = Conv(wide, MEAN)
           mean = Cast<to=TYPE>(sum)
           logvar = Identity(mean) }"""
-    bundle = write_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": graph})
+    bundle = write_graph_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": graph})
     message = r"vae_encoder: CONVOLUTION \S* runs in float32, fp16 needs float16; 1 of 1 such layers differ\. Export"
     with pytest.raises(PrecisionError, match=message):
         build(bundle)
@@ -222,17 +238,17 @@ def test_ports_that_are_not_the_bundles(tmp_path: Path, message: str) -> None:
     graph = graph.replace(f"{old}]", f"{new}]") if old in "3" else graph.replace(old, new)
     graph = graph.replace("images,3,", f"images,{new},") if old == "3" else graph
     with pytest.raises(BuildError, match=message):
-        build(write_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": graph}))
+        build(write_graph_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": graph}))
 
 
 def test_a_network_in_another_dtype(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, ("vae_encoder",), written="fp32")
+    bundle = write_graph_bundle(tmp_path, ("vae_encoder",), written="fp32")
     with pytest.raises(BuildError, match=r"image is float32\[\?, 3, \?, \?\] in the network, the bundle says float16"):
         build(bundle)
 
 
 def test_parse_errors_name_the_node(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, ("vae_encoder",))
+    bundle = write_graph_bundle(tmp_path, ("vae_encoder",))
     file = bundle.onnx("vae_encoder")
     file.write_bytes(file.read_bytes().replace(b"SpaceToDepth", b"SpaceToSpace"))
     with pytest.raises(BuildError, match=r"vae_encoder: .*onnx cannot be parsed: node .* \(SpaceToSpace\): .*lugin"):
@@ -240,7 +256,7 @@ def test_parse_errors_name_the_node(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_network(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, ("vae_encoder",))
+    bundle = write_graph_bundle(tmp_path, ("vae_encoder",))
     bundle.onnx("vae_encoder").write_bytes(b"hello")
     with pytest.raises(BuildError, match="the network's inputs are none, the bundle says image"):
         build(bundle)
@@ -255,13 +271,13 @@ def test_a_build_that_tensorrt_refuses_names_the_first_cause(bundle: Bundle, mon
 
 
 def test_float32(tmp_path: Path) -> None:
-    record, _ = build(write_bundle(tmp_path, precision="fp32"))
+    record, _ = build(write_graph_bundle(tmp_path, precision="fp32"))
     assert record.name == "tensorrt-rtx-fp32-sm80+"
     assert record.engines["unet_prologue"].layers["MATRIX_MULTIPLY float32"] == 1
 
 
 def test_targets(tmp_path: Path) -> None:
-    bundle = write_bundle(tmp_path, ("text_encoder",))
+    bundle = write_graph_bundle(tmp_path, ("text_encoder",))
     record, _ = build(bundle, target="sm75")
     assert record.name == "tensorrt-rtx-fp16-sm75"
     assert build(bundle)[1] == ["text_encoder"]
@@ -322,8 +338,8 @@ def test_the_time_left_follows_what_was_measured() -> None:
     assert [event.seconds_left for event in events] == [40, 60, 60, 55]
 
 
-def test_leftovers_of_other_files_are_removed(bundle: Bundle) -> None:
-    record, _ = build(bundle)
+def test_leftovers_of_other_files_are_removed(built: tuple[Bundle, BuildRecord]) -> None:
+    bundle, record = built
     (bundle.path / FOLDER / "unet-0.engine").write_bytes(b"old")
     (bundle.path / FOLDER / ".new").mkdir()
     (bundle.path / FOLDER / ".new" / "half.engine").write_bytes(b"half")
@@ -334,8 +350,8 @@ def test_leftovers_of_other_files_are_removed(bundle: Bundle) -> None:
 def test_attention_is_counted_by_whether_it_has_a_kernel(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     wide = GRAPHS["unet"].replace("num_heads=2", "num_heads=1").replace(",8]", ",64]").replace("[8", "[64")
     wide = wide.replace("F[4,8,", "F[4,64,").replace("[0,8,-1]", "[0,64,-1]")
-    record, _ = build(write_bundle(tmp_path, ("unet",), graphs={"unet": wide}))
+    record, _ = build(write_graph_bundle(tmp_path, ("unet",), graphs={"unet": wide}))
     assert "attention layers: 1, decomposed for want of a dedicated kernel: 0" in record.engines["unet_body"].notes
-    record, _ = build(write_bundle(tmp_path / "fp32", ("unet",), "fp32", graphs={"unet": wide}))
+    record, _ = build(write_graph_bundle(tmp_path / "fp32", ("unet",), "fp32", graphs={"unet": wide}))
     assert "attention layers: 1, decomposed for want of a dedicated kernel: 1" in record.engines["unet_body"].notes
     assert "Internal Error" not in capfd.readouterr().err

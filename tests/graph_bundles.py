@@ -104,7 +104,7 @@ def write_onnx(file: Path, text: str, precision: Precision) -> None:
     onnx.save(model, file)
 
 
-def write_bundle(
+def write_graph_bundle(
     folder: Path,
     names: tuple[str, ...] = tuple(GRAPHS),
     precision: Precision = "fp16",

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from latentrt.demo import CHECKPOINT
 from latentrt.export.family import TIME_IDS
-from latentrt.runtime.backends import identity
+from latentrt.runtime.backends import identity, open_backend
 from latentrt.runtime.bundle.builds import BuildRecord, EngineRecord
 from latentrt.runtime.bundle.components import component_specs
 from latentrt.runtime.bundle.files import BUILD, MANIFEST, describe_file, write_record
@@ -18,6 +16,8 @@ from latentrt.runtime.bundle.manifest import ComponentRecord, Defaults, Manifest
 from latentrt.runtime.bundle.model import Model, TextEncoder
 from latentrt.runtime.bundle.specs import ComponentSpec, port
 from latentrt.runtime.bundle.unet_parts import BODY, LOOP_INPUTS, PROLOGUE, replace_whole
+from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.selection import Selection
 
 SDXL = Model(
     family="sdxl",
@@ -48,7 +48,7 @@ LIMITS = Limits.around(1024)
 PRECISIONS = dict.fromkeys(("text_encoder", "text_encoder_2", "unet", "vae_decoder", "vae_encoder"), "fp16")
 
 
-def write_bundle(folder: Path, limits: Limits = LIMITS) -> Bundle:
+def write_hollow_bundle(folder: Path, limits: Limits = LIMITS) -> Bundle:
     """A bundle of full-size SDXL with the demo's tokenizers."""
     specs = component_specs(SDXL, limits, PRECISIONS)
     components = {}
@@ -81,7 +81,7 @@ def write_bundle(folder: Path, limits: Limits = LIMITS) -> Bundle:
     return Bundle.open(folder)
 
 
-def write_build(
+def write_hollow_build(
     bundle: Bundle, backend: str, target: str, limits: Limits = LIMITS, hoisted: bool = False
 ) -> BuildRecord:
     """Add a build of every component with the keys that this installation gives; `hoisted`: the U-Net in two parts."""
@@ -110,8 +110,7 @@ def unet_parts(whole: ComponentSpec) -> dict[str, ComponentSpec]:
     }
 
 
-def edit_json(file: Path, change: Callable[[Any], object]) -> None:
-    """Change a JSON file in place."""
-    content = json.loads(file.read_text(encoding="utf-8"))
-    change(content)
-    file.write_text(json.dumps(content), encoding="utf-8")
+def without_engines(bundle: Bundle) -> Pipeline:
+    """A pipeline that takes requests and has nothing to run them with."""
+    selection = Selection("onnxruntime", "cpu", bundle.manifest.limits, {}, {})
+    return Pipeline(bundle, selection, open_backend("onnxruntime", "cpu"), {})

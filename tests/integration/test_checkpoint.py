@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-from bundles import edit_json
 from checkpoints import write_sdxl
+from json_files import edit_json
 from safetensors.torch import load_file, save_file
 
 from latentrt.export.checkpoint import Checkpoint
@@ -397,35 +397,30 @@ def test_weights_of_another_network(folder, name, key, kind):
 
 
 @pytest.fixture(scope="module")
-def configs(tmp_path_factory):
-    return write_sdxl(tmp_path_factory.mktemp("configs") / "sdxl", weights=False)
+def seeded(sdxl_configs):
+    return tensors(Checkpoint.open(sdxl_configs, 7))
 
 
-@pytest.fixture(scope="module")
-def seeded(configs):
-    return tensors(Checkpoint.open(configs, 7))
+def test_configs_alone_need_a_seed(sdxl_configs):
+    assert "model.safetensors or model.fp16.safetensors is missing" in refused(sdxl_configs)
 
 
-def test_configs_alone_need_a_seed(configs):
-    assert "model.safetensors or model.fp16.safetensors is missing" in refused(configs)
-
-
-def test_same_seed_same_weights(configs, seeded):
-    assert_equal(tensors(Checkpoint.open(configs, 7)), seeded)
+def test_same_seed_same_weights(sdxl_configs, seeded):
+    assert_equal(tensors(Checkpoint.open(sdxl_configs, 7)), seeded)
 
 
 def test_weights_in_the_folder_do_not_matter(sdxl_checkpoint, seeded):
     assert_equal(tensors(Checkpoint.open(sdxl_checkpoint, 7)), seeded)
 
 
-def test_same_seed_same_weights_in_half_precision(configs, seeded):
-    half = tensors(Checkpoint.open(configs, 7), torch.float16)
+def test_same_seed_same_weights_in_half_precision(sdxl_configs, seeded):
+    half = tensors(Checkpoint.open(sdxl_configs, 7), torch.float16)
     assert {value.dtype for value in half.values() if value.is_floating_point()} == {torch.float16}
     assert_equal(half, {name: value.half() if value.is_floating_point() else value for name, value in seeded.items()})
 
 
-def test_another_seed_other_weights(configs, seeded):
-    other = tensors(Checkpoint.open(configs, 8))
+def test_another_seed_other_weights(sdxl_configs, seeded):
+    other = tensors(Checkpoint.open(sdxl_configs, 8))
     assert other.keys() == seeded.keys()
     same = [name for name, value in seeded.items() if torch.equal(value, other[name])]
     assert not [name for name in same if not name.endswith("position_ids")]
@@ -450,11 +445,11 @@ def test_hash_of_weights(folder, sdxl_checkpoint):
     assert Checkpoint.open(folder).weights_sha256() != first
 
 
-def test_hash_of_random_weights(configs, tmp_path):
-    folder = shutil.copytree(configs, tmp_path / "sdxl")
+def test_hash_of_random_weights(sdxl_configs, tmp_path):
+    folder = shutil.copytree(sdxl_configs, tmp_path / "sdxl")
     first = Checkpoint.open(folder, 7).weights_sha256()
-    assert Checkpoint.open(configs, 7).weights_sha256() == first
-    assert Checkpoint.open(configs, 8).weights_sha256() != first
+    assert Checkpoint.open(sdxl_configs, 7).weights_sha256() == first
+    assert Checkpoint.open(sdxl_configs, 8).weights_sha256() != first
     edit_json(folder / "unet" / "config.json", lambda config: config.update(norm_eps=1e-6))
     assert Checkpoint.open(folder, 7).weights_sha256() != first
 

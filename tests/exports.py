@@ -1,0 +1,63 @@
+"""Bundles that really were exported, which takes seconds; where processes share a run, one of them makes each."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from checkpoints import write_checkpoint
+from filelock import FileLock
+
+from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.component import ComponentExporter
+from latentrt.export.exporter import component_precisions, export_bundle
+from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.files import MANIFEST, describe_file, write_record
+from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.manifest import Defaults, Manifest, Provenance
+from latentrt.runtime.bundle.specs import Precision
+
+
+def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Give the folder, made by the first process that asks for it; the others wait until it is whole.
+
+    `make` may leave half a folder when it fails: the next process that asks begins anew, in another one.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not folder.exists():
+            attempts = len(list(folder.parent.glob(f"{folder.name}.attempt-*")))
+            attempt = folder.with_name(f"{folder.name}.attempt-{attempts}")
+            make(attempt)
+            attempt.rename(folder)
+    return folder
+
+
+def export_family(folder: Path, family: str) -> tuple[Path, Path]:
+    """The tiny checkpoint of a family and its fp32 bundle, side by side; made where the folder lacks them."""
+    checkpoint = made_once(folder / "checkpoint", lambda target: write_checkpoint(target, family))
+    bundle = made_once(
+        folder / "bundle",
+        lambda target: export_bundle(Checkpoint.open(checkpoint), target, precision="fp32", depth="quick"),
+    )
+    return checkpoint, bundle
+
+
+def export_components(
+    target: Path, checkpoint: Checkpoint, names: tuple[str, ...], precision: Precision = "fp16"
+) -> Bundle:
+    """Export these components alone into the bundle `target`, compared with torch at small sizes."""
+    specs = component_specs(checkpoint.model, Limits.around(128), component_precisions(precision, "auto"), names)
+    exporter = ComponentExporter(checkpoint, target, precision, "quick")
+    records = {name: exporter.export(specs[name], precision) for name in names}
+    manifest = Manifest(
+        latentrt="0",
+        precision=precision,
+        model=checkpoint.model,
+        limits=Limits.around(128),
+        defaults=Defaults(sampler="euler", steps=4, guidance=1.0),
+        components=records,
+        provenance=Provenance(checkpoint="none", weights="random", weights_sha256="0" * 64, created="", versions={}),
+        files={file: describe_file(target / file) for record in records.values() for file in record.files},
+    )
+    write_record(target / MANIFEST, manifest)
+    return Bundle.open(target)
