@@ -29,7 +29,7 @@ from latentrt.runtime.request.reading import Prompt, make_request
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.request.signature import takes_settings
-from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_sampler, kept_rows
+from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_part
 from latentrt.runtime.selection import Selection, select
 from latentrt.runtime.text.encoder import PromptEncoder
 from latentrt.runtime.text.tokenizer import Tokenizer
@@ -174,16 +174,19 @@ class Pipeline:
             schedule = ScheduleConfig.from_diffusers(self.bundle.manifest.model.scheduler | dict(request.schedule))
         except CheckpointError as error:  # the checkpoint's own config was read at load
             raise RequestError(f"schedule: {error}") from error
-        first, last = kept_rows(
-            request.sampler,
-            schedule,
-            request.steps,
-            strength=request.source.strength if request.source else 1.0,
-            denoising_start=request.settings["denoising_start"],
-            denoising_end=request.settings["denoising_end"],
+        strength = request.source.strength if request.source else 1.0
+        start, end = request.settings["denoising_start"], request.settings["denoising_end"]
+        table = self._tables.get(
+            (request.sampler, schedule, request.steps, strength, start, end),
+            lambda: compile_part(
+                request.sampler,
+                schedule,
+                request.steps,
+                strength=strength,
+                denoising_start=start,
+                denoising_end=end,
+            ),
         )
-        key = (request.sampler, request.schedule, request.steps, first, last)
-        table = self._tables.get(key, lambda: compile_sampler(request.sampler, schedule, request.steps, first, last))
         check_table(table)
         return table
 

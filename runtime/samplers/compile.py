@@ -25,7 +25,13 @@ def compile_sampler(
         RequestError: the sampler is unknown, cannot take that many steps, does not follow the config, or has no such
             rows.
     """
-    plan = plan_sampler(name, config, steps, first)
+    return compile_plan(name, config, steps, plan_sampler(name, config, steps, first), first, last)
+
+
+def compile_plan(
+    name: str, config: ScheduleConfig, steps: int, plan: Plan, first: int = 0, last: int | None = None
+) -> SamplerTable:
+    """The table of a plan that was made with the warm-up at `first`; see `compile_sampler`."""
     rows = range(first, plan.row_count if last is None else last)
     if not 0 <= rows.start < rows.stop <= plan.row_count:
         raise RequestError(f"rows {first} to {rows.stop}: {name} with {steps} steps has rows 0 to {plan.row_count}")

@@ -6,9 +6,10 @@ from typing import NoReturn
 import numpy as np
 
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.samplers.compile import plan_sampler
+from latentrt.runtime.samplers.compile import compile_plan, plan_sampler
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan
+from latentrt.runtime.samplers.table import SamplerTable
 
 
 def kept_rows(
@@ -31,8 +32,40 @@ def kept_rows(
         RequestError: a share lies outside 0 to 1, the start is not before the end, nothing is left to run, or
             shares of the training timesteps are asked of a schedule without any (`edm_`, continuous Euler).
     """
-    _check_shares(strength, denoising_start, denoising_end)
+    return _kept_rows(name, config, steps, plan_sampler(name, config, steps), strength, denoising_start, denoising_end)
+
+
+def compile_part(
+    name: str,
+    config: ScheduleConfig,
+    steps: int,
+    *,
+    strength: float = 1.0,
+    denoising_start: float | None = None,
+    denoising_end: float | None = None,
+) -> SamplerTable:
+    """The table of the rows that `kept_rows` finds.
+
+    Raises:
+        RequestError: as `kept_rows` and `compile_sampler`.
+    """
     plan = plan_sampler(name, config, steps)
+    first, last = _kept_rows(name, config, steps, plan, strength, denoising_start, denoising_end)
+    if first:  # where multistep solvers warm up
+        plan = plan_sampler(name, config, steps, first)
+    return compile_plan(name, config, steps, plan, first, last)
+
+
+def _kept_rows(
+    name: str,
+    config: ScheduleConfig,
+    steps: int,
+    plan: Plan,
+    strength: float,
+    denoising_start: float | None,
+    denoising_end: float | None,
+) -> tuple[int, int]:
+    _check_shares(strength, denoising_start, denoising_end)
     starts = denoising_start is not None and denoising_start > 0
     shared = starts or (denoising_end is not None and denoising_end < 1)
     if shared and plan.timesteps.min() < 0:

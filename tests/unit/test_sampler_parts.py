@@ -7,7 +7,7 @@ import pytest
 from schedules import SDXL
 
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.samplers import SAMPLERS, compile_sampler, kept_rows
+from latentrt.runtime.samplers import SAMPLERS, compile_part, compile_sampler, kept_rows
 from latentrt.runtime.samplers.schedules.beta_sigmas import inverse_beta, lower_share
 from latentrt.runtime.samplers.solvers.lagrange import interpolation_weights
 
@@ -77,6 +77,10 @@ def test_a_late_start_moves_a_constant_output_by_the_whole_step(name: str) -> No
 )
 def test_kept_rows(name: str, options: dict[str, float], expected: tuple[int, int]) -> None:
     assert kept_rows(name, SDXL, 30, **options) == expected
+    part, rows = compile_part(name, SDXL, 30, **options), compile_sampler(name, SDXL, 30, *expected)
+    assert (part.first, part.step_count) == (rows.first, rows.step_count)
+    np.testing.assert_array_equal(part.weights, rows.weights)
+    np.testing.assert_array_equal(part.timesteps, rows.timesteps)
 
 
 @pytest.mark.parametrize(
