@@ -33,7 +33,7 @@ from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.engine.passes.hoist import hoist
 from latentrt.engine.passes.rewriting import MICROSOFT, add_constant, replace_uses
 from latentrt.runtime.backends.onnxruntime import LOG_ERRORS_ONLY, STOP_SPINNING
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.specs import DTYPES
 from latentrt.runtime.bundle.unet_parts import LOOP_INPUTS, WHOLE
 

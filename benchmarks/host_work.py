@@ -22,10 +22,10 @@ from latentrt.benchmarks.workers.measure import restrict_threads
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends import Buffer
 from latentrt.runtime.backends.host import HostBuffer
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.build_selection import select
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.specs import ComponentSpec, Port
 from latentrt.runtime.errors import BenchmarkError
-from latentrt.runtime.selection import select
 
 REPEATS = 5
 """Requests per figure."""

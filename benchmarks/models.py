@@ -14,7 +14,7 @@ from latentrt import engine, export, runtime
 from latentrt.benchmarks import CONFIGS
 from latentrt.benchmarks.scenarios import SIZES, SUITES, Scenario
 from latentrt.demo import CHECKPOINT
-from latentrt.runtime.bundle.files import MANIFEST, replacing_folder
+from latentrt.runtime.bundle.atomic_files import MANIFEST, replacing_folder
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.cache import cache_folder, locked

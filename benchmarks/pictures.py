@@ -13,7 +13,7 @@ from latentrt.benchmarks.peers import peer_python
 from latentrt.benchmarks.process import Worker
 from latentrt.benchmarks.roofline import component_sizes, stage_work
 from latentrt.benchmarks.scenarios import Point, Scenario
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BenchmarkError
 
 REFERENCE = "reference"

@@ -7,7 +7,7 @@ from pathlib import Path
 from latentrt.benchmarks.flops import Work, count
 from latentrt.benchmarks.results import Peaks, StageWork
 from latentrt.benchmarks.scenarios import Point, Scenario
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.samplers import ScheduleConfig, compile_sampler
 

@@ -10,9 +10,9 @@ from latentrt.cli.groups import option_groups
 from latentrt.cli.home import bundle_path
 from latentrt.cli.options import BackendName, CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
-from latentrt.runtime.bundle.builds import BuildRecord
-from latentrt.runtime.bundle.files import MANIFEST
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import MANIFEST
+from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.errors import RequestError
 
 

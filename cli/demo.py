@@ -24,7 +24,7 @@ from latentrt.cli.options import (
 from latentrt.cli.output import configure_logging, console, finish, progress_bar
 from latentrt.demo import CHECKPOINT, PROMPTS
 from latentrt.demo.sheet import contact_sheet
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.pipeline import Pipeline
 
 RANGES = RangeOptions(width="48:96:160", height="48:96:160")

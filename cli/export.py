@@ -10,7 +10,7 @@ import typer
 from latentrt.cli.groups import option_groups
 from latentrt.cli.options import CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import BackendError
 

@@ -12,7 +12,7 @@ from latentrt.cli.options import BackendOption, BuildOption, BundleArgument, Opt
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.cli.repeat import open_picture, repeated
 from latentrt.cli.request_options import GivenSettings, SecondPassOptions, given_options
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import PICTURES

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from latentrt.runtime.bundle.files import MANIFEST
+from latentrt.runtime.bundle.atomic_files import MANIFEST
 from latentrt.runtime.cache import cache_folder
 
 DEMO = "demo"

@@ -9,9 +9,9 @@ from rich.table import Table
 from latentrt.cli.home import bundle_path
 from latentrt.cli.options import BundleArgument
 from latentrt.cli.output import console, finish
-from latentrt.runtime.bundle.builds import BuildRecord
-from latentrt.runtime.bundle.files import check_sizes, describe_file
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import check_sizes, describe_file
+from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.manifest import Manifest
 from latentrt.runtime.errors import BundleError

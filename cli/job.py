@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.drawing.loop import StepProgress
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.pipeline import Pipeline

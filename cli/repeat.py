@@ -9,8 +9,8 @@ from PIL import Image, ImageOps
 
 from latentrt.cli.home import bundle_path
 from latentrt.cli.job import Job
-from latentrt.runtime.bundle.files import MANIFEST
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import MANIFEST
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import PICTURES, BundleNote, Metadata, PictureNote, describe_picture
 from latentrt.runtime.record.png import read_request

@@ -14,13 +14,13 @@ from latentrt.cli.home import bundle_path
 from latentrt.cli.options import BackendOption, BuildOption, BundleArgument, CheckpointOptions, VerboseOption
 from latentrt.cli.output import FAILED, configure_logging, console, finish
 from latentrt.runtime.backends import open_backend
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.checks.bundle_verification import Figure
     from latentrt.export.checks.layers import Departure
-    from latentrt.export.checks.verification import Figure
 
 
 @option_groups
@@ -40,7 +40,7 @@ def verify(
     """Compare a bundle, or a build in it, with its checkpoint run by torch in fp32; exit 1 outside tolerance."""
     configure_logging(verbose)
     compared = open_checkpoint(reference, checkpoint)
-    from latentrt.export.checks.verification import verify_facts
+    from latentrt.export.checks.bundle_verification import verify_facts
 
     with Pipeline.load(bundle_path(bundle), backend, build=build) as pipeline:
         differences = verify_facts(pipeline, compared)
@@ -66,7 +66,7 @@ def verify(
 
 
 def _figures(pipeline: Pipeline, checkpoint: "Checkpoint") -> Iterator["Figure"]:
-    from latentrt.export.checks.verification import verify_components, verify_picture
+    from latentrt.export.checks.bundle_verification import verify_components, verify_picture
 
     backend = open_backend(pipeline.selection.backend, pipeline.selection.device)
     yield from verify_components(pipeline, checkpoint, backend)

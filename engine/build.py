@@ -10,19 +10,20 @@ from latentrt.engine.folder import BuildFolder
 from latentrt.engine.progress import Tracker
 from latentrt.runtime.backends import identity
 from latentrt.runtime.backends.registry import default_target
-from latentrt.runtime.bundle.builds import BuildRecord, EngineKey, EngineRecord
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.build_record import BuildRecord, EngineRecord
+from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import LOOP_INPUTS, PARTS, PASSES, WHOLE, recorded_parts, replace_whole
 from latentrt.runtime.errors import BackendError, BundleError
 
 if TYPE_CHECKING:  # it imports onnx, which takes longer than finding out that nothing has to be built
-    from latentrt.engine.split import GraphFiles
+    from latentrt.engine.split_unet import GraphFiles
 
 logger = logging.getLogger(__name__)
 
-GRAPH_FILES = "latentrt.engine.split:GraphFiles"
+GRAPH_FILES = "latentrt.engine.split_unet:GraphFiles"
 GRAPHS = ".graphs"
 """Folder within a build's folder for the ONNX files of the U-Net's parts while they are built."""
 

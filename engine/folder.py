@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from shutil import rmtree
 
+from latentrt.runtime.bundle.atomic_files import BUILD, check_sizes, describe_file, read_record, write_record
 from latentrt.runtime.bundle.base import FileRecord
-from latentrt.runtime.bundle.builds import BuildRecord, EngineKey, EngineRecord
-from latentrt.runtime.bundle.files import BUILD, check_sizes, describe_file, read_record, write_record
+from latentrt.runtime.bundle.build_record import BuildRecord, EngineRecord
+from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.cache import locked
 from latentrt.runtime.errors import BundleError
 

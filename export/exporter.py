@@ -11,9 +11,9 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.checks import parity
 from latentrt.export.component import VAE, ComponentExporter
 from latentrt.export.modules import MODULES
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import MANIFEST, describe_file, replacing_folder, write_record
 from latentrt.runtime.bundle.components import component_specs
-from latentrt.runtime.bundle.files import MANIFEST, describe_file, replacing_folder, write_record
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.manifest import ComponentRecord, Manifest, Provenance
 from latentrt.runtime.bundle.specs import Precision

@@ -8,7 +8,7 @@
 Errors form one tree under `LatentRTError`.
 """
 
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.errors import (
     BackendError,

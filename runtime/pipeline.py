@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from latentrt.runtime.backends import Backend, Engine
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.build_selection import Selection, select
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.drawing.batch import check_table
 from latentrt.runtime.drawing.inpainting import paste_back
@@ -24,13 +25,12 @@ from latentrt.runtime.recent import Recent
 from latentrt.runtime.record.metadata import BundleNote, describe, describe_bundle
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
-from latentrt.runtime.request.limit_checks import check_images, check_size, check_tokens
 from latentrt.runtime.request.reading import Prompt, make_request
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.request.signature import takes_settings
+from latentrt.runtime.request.size_checks import check_images, check_size, check_tokens
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_part
-from latentrt.runtime.selection import Selection, select
 from latentrt.runtime.text.encoder import PromptEncoder
 from latentrt.runtime.text.tokenizer import Tokenizer
 

@@ -9,9 +9,9 @@ from filelock import FileLock
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import component_precisions, export_bundle
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import MANIFEST, describe_file, write_record
 from latentrt.runtime.bundle.components import component_specs
-from latentrt.runtime.bundle.files import MANIFEST, describe_file, write_record
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.manifest import Defaults, Manifest, Provenance
 from latentrt.runtime.bundle.specs import Precision

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import MANIFEST, describe_file, write_record
 from latentrt.runtime.bundle.components import component_specs
-from latentrt.runtime.bundle.files import MANIFEST, describe_file, write_record
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
 from latentrt.runtime.bundle.model import Model, TextEncoder

@@ -7,17 +7,17 @@ from pathlib import Path
 from latentrt.demo import CHECKPOINT
 from latentrt.export.family import TIME_IDS
 from latentrt.runtime.backends import identity, open_backend
-from latentrt.runtime.bundle.builds import BuildRecord, EngineRecord
+from latentrt.runtime.build_selection import Selection
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import BUILD, MANIFEST, describe_file, write_record
+from latentrt.runtime.bundle.build_record import BuildRecord, EngineRecord
 from latentrt.runtime.bundle.components import component_specs
-from latentrt.runtime.bundle.files import BUILD, MANIFEST, describe_file, write_record
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
 from latentrt.runtime.bundle.model import Model, TextEncoder
 from latentrt.runtime.bundle.specs import ComponentSpec, port
 from latentrt.runtime.bundle.unet_parts import BODY, LOOP_INPUTS, PROLOGUE, replace_whole
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.selection import Selection
 
 SDXL = Model(
     family="sdxl",

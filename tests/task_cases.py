@@ -17,7 +17,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.checks.verification import diffusers_pictures, diffusers_pipeline
+from latentrt.export.checks.bundle_verification import diffusers_pictures, diffusers_pipeline
 from latentrt.runtime import Ensemble, Pipeline, generate_large
 from latentrt.runtime.samplers import SAMPLERS
 

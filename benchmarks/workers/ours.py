@@ -10,8 +10,8 @@ from latentrt.benchmarks.workers.measure import Memory, peak_memory, reset_peak_
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends import Binding, Engine
 from latentrt.runtime.backends.registry import load_module
-from latentrt.runtime.bundle.folder import Bundle
-from latentrt.runtime.selection import select
+from latentrt.runtime.build_selection import select
+from latentrt.runtime.bundle import Bundle
 
 
 class Latentrt:

@@ -11,7 +11,7 @@ from latentrt.benchmarks.workers.measure import peak_memory, restrict_threads
 from latentrt.engine.build import build_engines
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.runtime.backends.registry import default_target, runnable_targets
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
 
 

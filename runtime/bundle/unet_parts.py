@@ -6,7 +6,7 @@ body, by the same names; the keys of the two engines record which they are.
 
 from collections.abc import Mapping
 
-from latentrt.runtime.bundle.builds import EngineKey
+from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.bundle.specs import ComponentSpec, Port
 from latentrt.runtime.errors import BundleError
 

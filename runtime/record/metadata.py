@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.base import Record
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.kinds import MASK, PICTURE, one_or_more

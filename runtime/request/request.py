@@ -6,9 +6,9 @@ from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.request.embeddings import Embeddings
-from latentrt.runtime.request.limit_checks import Rebuild, check_images, check_size
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.request.size_checks import Rebuild, check_images, check_size
 from latentrt.runtime.request.source import Source
 
 
@@ -97,7 +97,7 @@ class Request:
                 "original size, crop, target size, aesthetic score: this model has no micro-conditioning"
             )
         if "aesthetic_score" not in model.time_ids and any(ids.aesthetic_score is not None for ids in given):
-            raise RequestError("aesthetic score: this model takes none, only SDXL's refiner does; leave it out")
+            raise RequestError("aesthetic score: only SDXL's refiner takes one; leave it out")
 
     def check(self, limits: Limits, rebuild: Rebuild) -> None:
         """Check that a build serves the request; `rebuild` gives the command to build for more.

@@ -11,8 +11,8 @@ from latentrt.engine.build import build_engines
 from latentrt.runtime.backends import identity
 from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, device_count
 from latentrt.runtime.backends.registry import runnable_targets
+from latentrt.runtime.build_selection import select
 from latentrt.runtime.errors import BackendError
-from latentrt.runtime.selection import select
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not device_count(), reason="needs an NVIDIA GPU and cuda-python")]
 

@@ -20,8 +20,8 @@ from latentrt.engine.build import build_engines
 from latentrt.engine.folder import LOCK, BuildFolder
 from latentrt.engine.progress import Tracker, monitor
 from latentrt.runtime.backends import identity
-from latentrt.runtime.bundle.builds import BuildRecord
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.cache import locked
 from latentrt.runtime.errors import BackendError, BuildError, PrecisionError
 
@@ -163,7 +163,7 @@ from graph_bundles import LIMITS
 from latentrt.engine.build import build_engines
 from latentrt.engine.folder import BuildFolder
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.bundle.files import write_record
+from latentrt.runtime.bundle.atomic_files import write_record
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -18,7 +18,7 @@ from latentrt.benchmarks.scenarios import Point, Scenario, named
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.modules import MODULES, wrap
 from latentrt.export.sample_inputs import sample_inputs
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 
 SIZES = {"rows": 2, "tokens": 154, "latent_height": 9, "latent_width": 16, "texts": 2, "vae_images": 1}
 

@@ -19,7 +19,7 @@ from latentrt.export.checks.layers import first_departure
 from latentrt.export.numerics.emulation import emulated
 from latentrt.export.sample_inputs import sample_inputs
 from latentrt.runtime import Pipeline
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.specs import Precision
 from latentrt.runtime.errors import BackendError, BuildError
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from latentrt.cli.main import application
 from latentrt.engine.build import build_engines
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.pipeline import Pipeline
 
 ENGINES = {

@@ -6,7 +6,7 @@ import pytest
 from command_line import run_main
 from PIL import Image
 
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 
 pytestmark = pytest.mark.slow
 

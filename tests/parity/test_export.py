@@ -12,14 +12,14 @@ import torch
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.checks import parity
-from latentrt.export.checks.verification import sampler_inputs
+from latentrt.export.checks.bundle_verification import sampler_inputs
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import export_bundle
 from latentrt.export.modules import MODULES, VaeDecoder, wrap
 from latentrt.export.sampler_graph import sampler_graph, sampler_reference
 from latentrt.export.trace import save, trace
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.components import component_specs
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.specs import ComponentSpec, Precision, port
 from latentrt.runtime.errors import CheckpointError, ParityError

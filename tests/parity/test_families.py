@@ -15,13 +15,13 @@ from json_files import edit_json
 from latentrt.engine.base import Job
 from latentrt.engine.tensorrt import TensorRTBuilder
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.checks.verification import diffusers_pictures, diffusers_pipeline
+from latentrt.export.checks.bundle_verification import diffusers_pictures, diffusers_pipeline
 from latentrt.export.component import ComponentExporter
 from latentrt.export.modules import MODULES
 from latentrt.runtime import Pipeline
 from latentrt.runtime.backends.targets import RTX_DEFAULT
+from latentrt.runtime.bundle.atomic_files import MANIFEST
 from latentrt.runtime.bundle.components import component_specs
-from latentrt.runtime.bundle.files import MANIFEST
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.specs import ComponentSpec, Precision
 

@@ -9,7 +9,7 @@ from command_line import run_main
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.pipeline import Pipeline
@@ -301,4 +301,4 @@ def test_a_refiner_takes_over_what_the_base_has_settled(pipe):
 
 @pytest.mark.parametrize("option", ["--aesthetic-score", "--negative-aesthetic-score"])
 def test_scores_are_reached(draw, option):
-    assert "RequestError: aesthetic score: this model has none, it is SDXL's refiner" in draw("x", option, "7", code=1)
+    assert "RequestError: aesthetic score: only SDXL's refiner takes one" in draw("x", option, "7", code=1)

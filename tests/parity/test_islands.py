@@ -38,7 +38,7 @@ from latentrt.export.numerics.islands import LIMIT
 from latentrt.export.numerics.ranges import logits_name, measure
 from latentrt.export.numerics.widening import overflows, widened
 from latentrt.export.tolerance import relative_error
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import ParityError
 
 FP16_ERROR = 5e-3

@@ -160,7 +160,7 @@ def test_captured_steps_draw_the_same_pictures(
     bundle: Path, pipe: Pipeline, gpu: StandInCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Device buffers, captured steps, page-locked copies: on a stand-in whose memory is the host's."""
-    monkeypatch.setattr("latentrt.runtime.selection.open_backend", lambda name, device: StandInBackend())
+    monkeypatch.setattr("latentrt.runtime.build_selection.open_backend", lambda name, device: StandInBackend())
     wanted = [pipe.generate(**settings(number)) for number in range(3)]
     with Pipeline.load(bundle, "onnxruntime", "cpu") as captured:
         for number, one in enumerate(wanted):

@@ -20,8 +20,8 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.component import ComponentExporter
 from latentrt.export.modules import MODULES
 from latentrt.export.tolerance import relative_error
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.components import component_specs
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.pipeline import Pipeline
 

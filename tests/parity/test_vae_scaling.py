@@ -30,8 +30,8 @@ from latentrt.export.numerics.vae_signals import vae_signals
 from latentrt.export.sample_inputs import sample_inputs
 from latentrt.export.tolerance import relative_error
 from latentrt.export.trace import save, trace
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.components import component_specs
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import ParityError
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from latentrt.cli.main import application
 from latentrt.engine.build import build_engines
-from latentrt.runtime.bundle.files import MANIFEST, describe_file
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import MANIFEST, describe_file
 from latentrt.runtime.errors import BundleError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hollow_bundles import write_hollow_bundle
 
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from json_files import edit_json
 
 from latentrt.cli.inspect import check_hashes
 from latentrt.runtime.backends.targets import cpu_target
-from latentrt.runtime.bundle import folder as bundle_module
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle import bundle as bundle_module
+from latentrt.runtime.bundle.atomic_files import BUILD, MANIFEST, read_record, replacing_folder, write_record
 from latentrt.runtime.bundle.base import FORMAT
-from latentrt.runtime.bundle.files import BUILD, MANIFEST, read_record, replacing_folder, write_record
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.bundle.manifest import Manifest
 from latentrt.runtime.errors import BundleError
 

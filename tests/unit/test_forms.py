@@ -18,7 +18,7 @@ from latentrt.engine.forms import AS_EXPORTED, CHANNELS_LAST, FORMS, Form
 from latentrt.engine.passes.fused_group_norm import fuse_group_norm
 from latentrt.engine.passes.group_norm import use_instance_norm
 from latentrt.runtime.backends import identity
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import BackendError, BuildError
 
 BACKEND = "onnxruntime"

@@ -14,7 +14,7 @@ from latentrt.engine.build import build_engines
 from latentrt.engine.graph import count_nodes, read_graph
 from latentrt.engine.onnxruntime import OnnxRuntimeBuilder
 from latentrt.runtime.backends import cuda, identity, targets
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.specs import ComponentSpec, Precision
 from latentrt.runtime.errors import BuildError, PrecisionError
 

@@ -12,13 +12,13 @@ import pytest
 from graph_bundles import ENGINES, GRAPHS, LIMITS, write_graph_bundle
 
 from latentrt.engine import build as building
-from latentrt.engine import split as parts
+from latentrt.engine import split_unet as parts
 from latentrt.engine.build import build_engines
 from latentrt.runtime.backends import identity
+from latentrt.runtime.build_selection import select
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle import unet_parts as runtime_parts
-from latentrt.runtime.bundle.folder import Bundle
 from latentrt.runtime.errors import BuildError, StaleBuildError
-from latentrt.runtime.selection import select
 
 BACKEND = "onnxruntime"
 WHOLE = list(GRAPHS)

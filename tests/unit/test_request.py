@@ -11,10 +11,10 @@ from hollow_bundles import LIMITS, SDXL, without_engines, write_hollow_bundle
 from latentrt.export.family import TIME_IDS
 from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.request.limit_checks import check_tokens
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.reading import make_request
 from latentrt.runtime.request.settings import SETTINGS
+from latentrt.runtime.request.size_checks import check_tokens
 from latentrt.runtime.samplers import SAMPLERS
 
 SERVED = {"prompt": "a cat", "steps": 4, "guidance": 5.0, "seed": 1, "width": 1024, "height": 1024}
@@ -307,7 +307,7 @@ REFINER = SDXL.model_copy(update={"time_ids": TIME_IDS[5], "text_encoders": SDXL
         (
             SDXL,
             {"aesthetic_score": 6.0},
-            "aesthetic score: this model takes none, only SDXL's refiner does; leave it out",
+            "aesthetic score: only SDXL's refiner takes one; leave it out",
         ),
         (
             SDXL.model_copy(update={"latent_scale": 16}),

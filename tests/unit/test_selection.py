@@ -10,13 +10,13 @@ from hollow_bundles import write_hollow_build, write_hollow_bundle
 from json_files import edit_json
 
 from latentrt.runtime.backends.targets import cpu_target
-from latentrt.runtime.bundle.files import BUILD
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.build_selection import select
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import BUILD
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.unet_parts import PASSES
 from latentrt.runtime.errors import BackendError, BundleError, StaleBuildError
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.selection import select
 
 OTHER_TARGET = "cpu-riscv64-base"
 
@@ -312,7 +312,7 @@ def test_a_build_can_be_named(bundle):
     ],
 )
 def test_a_named_build_that_is_not_there_or_not_for_this(bundle, monkeypatch, name, backend, message):
-    monkeypatch.setattr("latentrt.runtime.selection.load_module", lambda backend: onnxruntime)
+    monkeypatch.setattr("latentrt.runtime.build_selection.load_module", lambda backend: onnxruntime)
     write_hollow_build(bundle, "onnxruntime", OTHER_TARGET)
     with pytest.raises(BundleError, match=message):
         select(bundle, backend, build=name)

@@ -19,8 +19,8 @@ from typer.main import get_command
 from latentrt.cli.main import application
 from latentrt.export.family import TIME_IDS
 from latentrt.runtime import Embeddings, Ensemble, generate_large
-from latentrt.runtime.bundle.files import MANIFEST
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import MANIFEST
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline, Result
 from latentrt.runtime.request.request import Request

@@ -1,11 +1,8 @@
-"""`build.json`: the engines of one build, and the key of each."""
+"""The key of an engine: everything that makes it what it is, so that a stale one says what differs."""
 
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from latentrt.runtime.bundle.base import FORMAT, FileRecord, Record
-from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.base import Record
 from latentrt.runtime.bundle.specs import Precision
 
 
@@ -39,31 +36,3 @@ def _brief(value: Any, other: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {entry}" for name, entry in value.items() if other.get(name) != entry) or "none"
     return str(value) if len(str(value)) <= 40 else f"{str(value)[:16]}…"
-
-
-class EngineRecord(Record):
-    """One built engine."""
-
-    key: EngineKey
-    files: dict[str, FileRecord]
-    """By path within the bundle; the first is the one to load."""
-    seconds: float
-    layers: dict[str, int] = Field(default_factory=dict)
-    """`TYPE dtype` -> number of such layers in the network that the backend was given."""
-    notes: tuple[str, ...] = ()
-
-
-class BuildRecord(Record):
-    """The whole of `build.json`: the engines of one bundle for one backend, precision and target."""
-
-    format: Literal[1] = FORMAT
-    backend: str
-    precision: Precision
-    target: str
-    limits: Limits
-    engines: dict[str, EngineRecord]
-
-    @property
-    def name(self) -> str:
-        """Name of the build's folder."""
-        return f"{self.backend}-{self.precision}-{self.target}"

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
 
-from latentrt.runtime.bundle.builds import BuildRecord, EngineKey
-from latentrt.runtime.bundle.files import BUILD, MANIFEST, check_sizes, read_record
+from latentrt.runtime.bundle.atomic_files import BUILD, MANIFEST, check_sizes, read_record
+from latentrt.runtime.bundle.build_record import BuildRecord
+from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.manifest import Manifest, port_table
 from latentrt.runtime.bundle.specs import ComponentSpec

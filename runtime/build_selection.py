@@ -9,8 +9,8 @@ from pathlib import Path
 from latentrt.runtime.backends import BACKENDS, Backend, Engine, identity, open_backend
 from latentrt.runtime.backends.chained import ChainedEngine
 from latentrt.runtime.backends.registry import ONNX_BACKEND, devices, load_module, runnable_targets
-from latentrt.runtime.bundle.builds import BuildRecord
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import PARTS

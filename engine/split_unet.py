@@ -10,7 +10,7 @@ import onnx_ir as ir
 from latentrt.engine import graph as graphs
 from latentrt.engine.passes import apply, passes_for
 from latentrt.engine.passes.hoist import Hoisted, hoist
-from latentrt.runtime.bundle.folder import Bundle
+from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.specs import DTYPES, ComponentSpec, Port
 from latentrt.runtime.bundle.unet_parts import BODY, LOOP_INPUTS, PARTS, PROLOGUE, WHOLE
 from latentrt.runtime.errors import BuildError

@@ -1,0 +1,38 @@
+"""`build.json`: the engines of one build, and the key of each."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from latentrt.runtime.bundle.base import FORMAT, FileRecord, Record
+from latentrt.runtime.bundle.engine_key import EngineKey
+from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.specs import Precision
+
+
+class EngineRecord(Record):
+    """One built engine."""
+
+    key: EngineKey
+    files: dict[str, FileRecord]
+    """By path within the bundle; the first is the one to load."""
+    seconds: float
+    layers: dict[str, int] = Field(default_factory=dict)
+    """`TYPE dtype` -> number of such layers in the network that the backend was given."""
+    notes: tuple[str, ...] = ()
+
+
+class BuildRecord(Record):
+    """The whole of `build.json`: the engines of one bundle for one backend, precision and target."""
+
+    format: Literal[1] = FORMAT
+    backend: str
+    precision: Precision
+    target: str
+    limits: Limits
+    engines: dict[str, EngineRecord]
+
+    @property
+    def name(self) -> str:
+        """Name of the build's folder."""
+        return f"{self.backend}-{self.precision}-{self.target}"
