@@ -5,21 +5,21 @@
     with Pipeline.load("my-bundle") as pipe:
         pipe.generate("a red circle on a blue background", seed=7).save("out.png")
 
-Errors form one tree under `LatentRTError`.
+Errors form one tree under `LatentRTError` (`latentrt.runtime.errors`).
 """
 
+from importlib.metadata import version
+
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.drawing.picture import Drawing
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.errors import (
     BackendError,
-    BenchmarkError,
     BuildError,
     BundleError,
     CheckpointError,
     LatentRTError,
     NumericsError,
-    ParityError,
-    PrecisionError,
     RequestError,
     StaleBuildError,
 )
@@ -28,26 +28,29 @@ from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.upscale import generate_large
+
+__version__ = version("latentrt")
 
 __all__ = [
     "BackendError",
-    "BenchmarkError",
     "BuildError",
     "Bundle",
     "BundleError",
     "CheckpointError",
+    "Drawing",
     "Embeddings",
     "Ensemble",
     "LatentRTError",
     "MicroConditioning",
     "NumericsError",
-    "ParityError",
     "Pipeline",
-    "PrecisionError",
     "Request",
     "RequestError",
     "Result",
+    "Settings",
     "StaleBuildError",
+    "__version__",
     "generate_large",
 ]

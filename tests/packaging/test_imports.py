@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+
+import latentrt.runtime
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,3 +130,13 @@ def test_a_picture_is_drawn_without_torch(sdxl_bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["files"] == [str(tmp_path / "o.png")]
     assert (tmp_path / "o.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_runtime_exports_what_a_program_needs():
+    names = latentrt.runtime.__all__
+    assert names == sorted(names)
+    assert {"Drawing", "Embeddings", "Ensemble", "Pipeline", "Request", "Result", "Settings"} <= set(names)
+    assert latentrt.runtime.__version__ == metadata.version("latentrt")
+    # These are raised by benchmarks, export and engine alone.
+    assert not {"BenchmarkError", "ParityError", "PrecisionError"} & set(names)
+    assert all(hasattr(latentrt.runtime, name) for name in names)
