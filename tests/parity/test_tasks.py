@@ -187,8 +187,8 @@ def rows_of_steps(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, **settings: A
 
     def counting(self: CapturedStep, *arguments: Any) -> None:
         init(self, *arguments)
-        step, count = self.step, self.buffers["noise_pred"].shape[0]
-        self.step = lambda: (rows.append(count), step())[1]
+        step, count = self.run, self.buffers["noise_pred"].shape[0]
+        self.run = lambda: (rows.append(count), step())[1]
 
     with monkeypatch.context() as patch:
         patch.setattr(CapturedStep, "__init__", counting)
