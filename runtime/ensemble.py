@@ -3,8 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Unpack, cast
+from typing import Self, Unpack, cast
 
 import numpy as np
 
@@ -19,43 +18,46 @@ from latentrt.runtime.request.signature import takes_settings
 
 log = logging.getLogger(__name__)
 
-STRENGTH = 0.3
-"""Of the refiner's pass over finished latents, where none is given: it changes details only."""
+REFINER_STRENGTH = 0.3
+"""Default strength of the refiner's pass over finished latents, which then changes details only."""
 
 HANDOVER = 0.8
-"""The share of the denoising that the base does; the refiner was trained on the last 200 of 1,000 timesteps."""
+"""Default share of the denoising that the base does; the refiner was trained on the last 200 of 1,000 timesteps."""
 
 SHARED_FACTS = ("latent_channels", "latent_scale", "scaling_factor", "latents_mean", "latents_std")
-"""Facts of two models whose latents mean the same pictures."""
+"""Facts that two models share if their latents mean the same pictures."""
 
 BASE_ONLY = frozenset({"prompt_2", "negative_2", "clip_skip", "image", "mask", "latents", "strength", "paste_back"})
-NO_PLACE = ("denoising_start", "denoising_end", "decode")
-"""Settings that the ensemble decides by itself."""
+"""Settings that the refiner does not get."""
 
 REFINER_ONLY = frozenset({"aesthetic_score", "negative_aesthetic_score"})
+"""Settings that the base does not get."""
+
+REFUSED = ("denoising_start", "denoising_end", "decode")
+"""Settings that base and refiner decide together."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """A base and a refiner with one latent space. As a context manager it closes both.
+    """A base and a refiner that share a latent space. A context manager, which closes both.
 
     Raises:
-        RequestError: the two models' latents do not mean the same pictures.
+        RequestError: the two models' latents mean different pictures.
     """
 
     base: Pipeline
     refiner: Pipeline
 
     def __post_init__(self) -> None:
-        base, refiner = (one.bundle.manifest.model for one in (self.base, self.refiner))
+        base, refiner = self.base.bundle.manifest, self.refiner.bundle.manifest
         for fact in SHARED_FACTS:
-            ours, theirs = getattr(base, fact), getattr(refiner, fact)
+            ours, theirs = getattr(base.model, fact), getattr(refiner.model, fact)
             if ours != theirs:
                 raise RequestError(
                     f"refiner {self.refiner.bundle.path}: its VAE has {fact} {theirs}, the base's {ours}, so it would "
                     "not understand the base's latents. Use a refiner of the same family"
                 )
-        hashes = [one.bundle.manifest.provenance.vae_sha256 for one in (self.base, self.refiner)]
+        hashes = base.provenance.vae_sha256, refiner.provenance.vae_sha256
         if all(hashes) and hashes[0] != hashes[1]:
             log.warning(
                 "refiner %s: its VAE has other weights than the base's, though the same facts. Colours may shift; "
@@ -63,7 +65,7 @@ class Ensemble:
                 self.refiner.bundle.path,
             )
 
-    @takes_settings(without=NO_PLACE)
+    @takes_settings(without=REFUSED)
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -72,23 +74,23 @@ class Ensemble:
         progress: StepProgress | None = None,
         **settings: Unpack[Settings],
     ) -> Result:
-        """The base denoises up to `handover`, a share of the whole, and the refiner goes on from its latents.
+        """Draw with the base up to `handover`, a share of the denoising, and with the refiner from there on.
 
-        Steps are those of the whole schedule, which both share. `timings` has the seconds of both, the base's as
+        `steps` counts the whole schedule, which both share. `timings` has the seconds of both, the base's as
         `base <stage>`.
 
         Raises:
-            RequestError: as of `Pipeline.generate`; or `handover` is not between 0 and 1.
+            RequestError: as for `Pipeline.generate`; or `handover` is not between 0 and 1.
         """
         if not 0 < handover < 1:
             raise RequestError(
                 f"handover {handover!r}: must lie between 0 and 1; the refiner was trained for 0.8 and up"
             )
-        ours, theirs = _split(settings)
-        ours["denoising_end"] = theirs["denoising_start"] = handover
-        return self._noted(prompt, settings, *self._draw(prompt, ours, theirs, progress), start=handover)
+        base, refiner = _split(settings)
+        base["denoising_end"] = refiner["denoising_start"] = handover
+        return self._combine(prompt, settings, *self._draw(prompt, base, refiner, progress), start=handover)
 
-    @takes_settings(without=NO_PLACE)
+    @takes_settings(without=REFUSED)
     def refine(
         self,
         prompt: str | Sequence[str],
@@ -96,27 +98,27 @@ class Ensemble:
         progress: StepProgress | None = None,
         **settings: Unpack[Settings],
     ) -> Result:
-        """Two passes: the base finishes its latents, and the refiner runs image to image on them.
+        """Draw with the base to the end, then run the refiner's image to image on the latents.
 
-        `strength` is the refiner's, 0.3 where it is not given.
+        `strength` is the refiner's, 0.3 by default.
 
         Raises:
-            RequestError: as of `Pipeline.generate`.
+            RequestError: as for `Pipeline.generate`.
         """
         strength = settings.pop("strength", None)
-        ours, theirs = _split(settings)
-        theirs["strength"] = strength = STRENGTH if strength is None else strength
-        return self._noted(prompt, settings, *self._draw(prompt, ours, theirs, progress), strength=strength)
+        base, refiner = _split(settings)
+        refiner["strength"] = strength = REFINER_STRENGTH if strength is None else strength
+        return self._combine(prompt, settings, *self._draw(prompt, base, refiner, progress), strength=strength)
 
     def _draw(
-        self, prompt: str | Sequence[str], ours: Settings, theirs: Settings, progress: StepProgress | None
+        self, prompt: str | Sequence[str], base: Settings, refiner: Settings, progress: StepProgress | None
     ) -> tuple[Result, Result]:
-        """The base's result, and the refiner's on its latents. Both requests are known to be served before one runs."""
+        """The base's result, and the refiner's on its latents. Both requests are checked before either runs."""
         model = self.base.bundle.manifest.model
-        first = self.base.request(prompt, **(ours | {"decode": False}))
+        first = self.base.request(prompt, **(base | {"decode": False}))
         size = (first.height // model.latent_scale, first.width // model.latent_scale)
         latents = np.zeros((first.count, model.latent_channels, *size), np.float32)
-        second = self.refiner.request(prompt, **(theirs | _decided_by(first) | {"latents": latents}))
+        second = self.refiner.request(prompt, **(refiner | _shared_settings(first) | {"latents": latents}))
         self.base.check(first)
         self.refiner.check(second)
         drawn = self.base.run(first, progress)
@@ -124,10 +126,10 @@ class Ensemble:
         second = replace(second, source=replace(second.source, latents=drawn.latents))
         return drawn, self.refiner.run(second, progress)
 
-    def _noted(
+    def _combine(
         self, prompt: str | Sequence[str], settings: Settings, first: Result, second: Result, **how: float
     ) -> Result:
-        """The refiner's result with the timings and the metadata of both; `how`: fields of `RefinerNote`."""
+        """The refiner's result with the timings and the metadata of both. `how`: fields of `RefinerNote`."""
         timings = {f"base {stage}": seconds for stage, seconds in first.timings.items()}
         metadata = describe(self.base.note, prompt, settings, first.request)
         note = RefinerNote(bundle=self.refiner.note, **how)
@@ -142,26 +144,24 @@ class Ensemble:
         self.base.close()
         self.refiner.close()
 
-    def __enter__(self) -> "Ensemble":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def _split(settings: Settings) -> tuple[Settings, Settings]:
-    """What the base is told, and what the refiner is told."""
-    if misplaced := [name for name in NO_PLACE if settings.get(name) is not None]:
+    """The settings of the base, and those of the refiner."""
+    if misplaced := [name for name in REFUSED if settings.get(name) is not None]:
         raise RequestError(f"{', '.join(misplaced)}: base and refiner decide this together; leave it out")
-    ours = {name: value for name, value in settings.items() if name not in REFINER_ONLY}
-    theirs = {name: value for name, value in settings.items() if name not in BASE_ONLY}
-    return cast(Settings, ours), cast(Settings, theirs)
+    base = {name: value for name, value in settings.items() if name not in REFINER_ONLY}
+    refiner = {name: value for name, value in settings.items() if name not in BASE_ONLY}
+    return cast(Settings, base), cast(Settings, refiner)
 
 
-def _decided_by(first: Request) -> Settings:
-    """Settings that the base's request has decided and the refiner shares; the size is that of its latents."""
+def _shared_settings(first: Request) -> Settings:
+    """The settings that the refiner takes over from the base's request; its size follows from the latents."""
     return {
         "seed": first.seeds,
         "steps": first.steps,

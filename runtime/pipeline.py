@@ -2,9 +2,9 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Unpack
+from typing import Self, Unpack
 
 import numpy as np
 from PIL import Image
@@ -41,7 +41,7 @@ LOADED_WHEN_NEEDED = frozenset({"vae_encoder"})
 
 
 class Pipeline:
-    """One bundle on one backend. For one thread of work; as a context manager it closes itself."""
+    """One bundle on one backend, for use by one thread at a time. A context manager, which closes itself."""
 
     def __init__(self, bundle: Bundle, selection: Selection, backend: Backend, engines: Mapping[str, Engine]):
         self.bundle = bundle
@@ -68,15 +68,15 @@ class Pipeline:
         *,
         build: str | None = None,
     ) -> "Pipeline":
-        """Load every component for text to image; what else a request needs is loaded with the first one that does.
+        """Load every component for text to image; the VAE's encoder is loaded when a request first needs it.
 
         `backend`: `onnxruntime`, `tensorrt` or `tensorrt-rtx`; `device`: `cpu` or `cuda:<index>`; `build`: a folder's
-        name under `builds/`. What is not named is chosen from the builds in the bundle and what is installed.
+        name under `builds/`. Whatever is None is chosen by the bundle's builds and the libraries installed.
 
         Raises:
             BundleError: the bundle is damaged, or lacks the build that was asked for.
-            StaleBuildError: the build is not for this bundle, version or machine; says what differs.
-            BackendError: the backend is not installed, or the device is not there.
+            StaleBuildError: the build is for another bundle, version or machine; the message says what differs.
+            BackendError: the backend is not installed, or the device does not exist.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
         selection = select(bundle, backend, device, build)
@@ -95,7 +95,7 @@ class Pipeline:
         """Draw one request as one batch.
 
         Raises:
-            RequestError: a value that this build does not serve; nothing has run then.
+            RequestError: a value that this build does not serve; nothing has run.
             NumericsError: a component gave NaN or infinity.
         """
         request = self.request(prompt, **settings)
@@ -104,15 +104,16 @@ class Pipeline:
 
     @takes_settings()
     def request(self, prompt: Prompt, **settings: Unpack[Settings]) -> Request:
-        """The request that `generate` would run.
+        """Make the request that `generate` would run.
 
         Raises:
             RequestError: a value that no build serves.
         """
-        return make_request(prompt, settings, self.bundle.manifest, self._check_size)
+        check = partial(check_size, limits=self.limits, rebuild=self.rebuild_command)
+        return make_request(prompt, settings, self.bundle.manifest, check)
 
     def check(self, request: Request, tokens: int = 0) -> None:
-        """Refuse what this build does not serve; `begin` asks the same. Nothing runs.
+        """Raise an error if this build does not serve a request, as `begin` does, too. Nothing runs.
 
         Raises:
             RequestError: names the value, what is served, and what to do.
@@ -126,10 +127,10 @@ class Pipeline:
         return self.finish(drawing)
 
     def begin(self, request: Request, tokens: int = 0) -> Drawing:
-        """Everything that comes before the first step: checks, text encoders, noise.
+        """Do everything that comes before the first step: checks, text encoders, noise.
 
-        `tokens`: encode prompts in at least so many tokens, a multiple of 77, so that requests with prompts of other
-        lengths fit into one batch.
+        `tokens`: the least number of tokens, a multiple of 77, in which to encode prompts, so that requests with
+        shorter and longer prompts fit into one batch.
 
         Raises:
             RequestError: a value that this build does not serve.
@@ -151,7 +152,7 @@ class Pipeline:
         return self._tokens(request, tokens), self._table(request)
 
     def _tokens(self, request: Request, least: int = 0) -> int:
-        """How many tokens a request's prompts are encoded in: what the longest needs, checked."""
+        """The number of tokens in which a request's prompts are encoded: what the longest needs, checked."""
         longest, own = self._prompts.longest(request)
         check_tokens(max(own, least), self.limits, self.rebuild_command, longest)
         needed = int(max(own, least, self.limits.tokens.min))
@@ -159,11 +160,8 @@ class Pipeline:
             raise RequestError(f"embeddings: {own} tokens, {needed} are needed. Make them with this pipeline's `embed`")
         return needed
 
-    def _check_size(self, width: int, height: int) -> None:
-        check_size(width, height, self.limits, self.rebuild_command)
-
     def _engine(self, component: str) -> Engine:
-        """A component's engine, loaded if it is one that is loaded when needed."""
+        """A component's engine, loaded if it is not yet."""
         if component not in self._engines:
             self._engines[component] = self.selection.load(self.backend, component)
         return self._engines[component]
@@ -192,9 +190,9 @@ class Pipeline:
 
     @takes_settings()
     def embed(self, prompt: str | Sequence[str], **settings: Unpack[Settings]) -> Embeddings:
-        """What the text encoders make of a request's prompts and negative prompts, to be changed or kept.
+        """Encode a request's prompts and negative prompts, to be changed or kept.
 
-        Given back as the prompt, they draw the same pictures.
+        The embeddings, given as the prompt, draw the same pictures.
 
         Raises:
             RequestError: a value that this build does not serve.
@@ -207,10 +205,10 @@ class Pipeline:
         """Advance several drawings by `steps` steps as one batch, whatever step each is at.
 
         The pictures come out as if each drawing were advanced alone. All must have one size and prompts of one length,
-        and the build must serve as many images at once. A set that is advanced again costs nothing but its steps.
+        and the build must serve so many images at once. Advancing the same drawings again costs only their steps.
 
         Raises:
-            RequestError: a drawing has fewer steps left, or they do not go together.
+            RequestError: a drawing has fewer steps left, or the drawings do not fit into one batch.
         """
         self.backend.activate()
         pictures = [picture for drawing in drawings for picture in drawing.pictures]
@@ -219,7 +217,7 @@ class Pipeline:
             self._loop.advance(pictures, steps, progress)
 
     def finish(self, drawing: Drawing) -> Result:
-        """Decode a drawing whose steps are done.
+        """Decode a drawing that has no steps left.
 
         Raises:
             RequestError: it has steps left.
@@ -240,12 +238,12 @@ class Pipeline:
 
     @property
     def note(self) -> BundleNote:
-        """The bundle, the backend and the build that draw, as metadata has them."""
+        """The bundle, backend and build, as metadata has them."""
         chosen = self.selection
         return describe_bundle(self.bundle, backend=chosen.backend, device=chosen.device, build=chosen.build)
 
     def forget_prompts(self) -> None:
-        """Encode prompts anew that were encoded before: for measurements, and to give memory back."""
+        """Drop the encoded prompts that are kept: for measurements, and to release memory."""
         self._prompts.forget()
 
     def rebuild_command(self, limits: Limits) -> str:
@@ -253,19 +251,17 @@ class Pipeline:
         return self.bundle.build_command(self.backend.name, limits)
 
     def close(self) -> None:
-        """Give back every engine, buffer and the stream. Closing twice is allowed."""
+        """Release every engine, every buffer and the stream. Closing twice is allowed."""
         self._loop.close()
         self._prompts.close()
         self._vae.close()
         _close(self._engines, self.backend)
         self._engines.clear()
 
-    def __enter__(self) -> "Pipeline":
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -1,1 +1,1 @@
-"""How a picture was drawn, written down: results, metadata, and the texts inside PNGs."""
+"""Records of how a picture was drawn: results, metadata, and the texts inside PNGs."""

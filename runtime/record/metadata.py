@@ -1,4 +1,4 @@
-"""How a picture was drawn, as data: all of a request that can be written down, and repeated."""
+"""How a picture was drawn, as data from which the request can be repeated."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -22,28 +22,34 @@ from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import SETTINGS, Settings
 
 FORMAT: Final = 1
-"""Version of the JSON text. A reader refuses others."""
+"""Version of the JSON text. Readers refuse other versions."""
 
 PICTURES: Mapping[str, str] = {
     name: "RGB" if setting.kind is PICTURE else "L"
     for name, setting in SETTINGS.items()
     if setting.kind in (PICTURE, MASK)
 }
-"""The settings that are pictures, and what their pixels are read as."""
+"""The settings that are pictures, and the mode in which their pixels are read."""
+
+Filter = Literal["lanczos", "bicubic", "bilinear", "nearest"]
+"""Resampling filter of the high-resolution fix."""
+
+Enlarge = Literal["pixels", "latents"]
+"""What the high-resolution fix enlarges."""
 
 
 class PictureNote(Record):
-    """A picture that a request began with. `file`: its name, where it was read from one."""
+    """A picture that a request began with. `file`: the name of its file, if it has one."""
 
     file: str | None
     width: int
     height: int
     sha256: str
-    """Of the pixels, row by row, as red, green and blue bytes; of a mask, as bytes of grey."""
+    """Hash of the pixels, row by row: red, green and blue bytes; grey bytes for a mask."""
 
 
 class BundleNote(Record):
-    """The bundle that drew, and what ran it. `build` is None where the bundle's ONNX files were run as they are."""
+    """A bundle, and what ran it. `build` is None if the bundle's ONNX files were run directly."""
 
     name: str
     weights_sha256: str
@@ -54,7 +60,7 @@ class BundleNote(Record):
 
 
 class RefinerNote(Record):
-    """The second model: from the share `start` of the denoising on, or over the finished latents so strongly."""
+    """The refiner: from the share `start` of the denoising on, or over finished latents with `strength`."""
 
     bundle: BundleNote
     start: float | None = None
@@ -62,20 +68,20 @@ class RefinerNote(Record):
 
 
 class UpscaleNote(Record):
-    """The second pass at `scale` times the size, of this strength."""
+    """The second pass of the high-resolution fix, at `scale` times the size."""
 
     scale: float
-    resample: Literal["lanczos", "bicubic", "bilinear", "nearest"]
-    enlarge: Literal["pixels", "latents"] = "pixels"
+    resample: Filter
+    enlarge: Enlarge = "pixels"
     strength: float
 
 
 class Metadata(Record):
-    """A request that was drawn, and which of its pictures this is.
+    """A request that was drawn, and which of its pictures this one is.
 
-    `settings`: by name (see `request.settings`), as JSON has them; steps, sampler, guidance, seed, size and
-    strength are there even where the request left them to the bundle. Pictures are `PictureNote`s, other arrays their
-    shape and hash. `prompt` is empty where the request came with embeddings.
+    `settings`: values by name (see `request.settings`), as JSON; steps, sampler, guidance, seed, size and strength are
+    there even if the request left them to the bundle. A picture is a `PictureNote`, any other array its shape and hash.
+    `prompt` is empty if the request came with embeddings.
     """
 
     format: Literal[1] = FORMAT
@@ -86,12 +92,12 @@ class Metadata(Record):
     refiner: RefinerNote | None = None
     upscale: UpscaleNote | None = None
     picture: int = 1
-    """Its number in the batch, from 1."""
+    """Number of the picture in the batch, from 1."""
     pictures: int
 
-    def of_picture(self, name: str, default: Any = None) -> Any:
-        """What a setting that may be given per prompt, or per picture, is for this picture."""
-        value = self.settings.get(name, default)
+    def for_picture(self, name: str) -> Any:
+        """The picture's own value of a setting that may be given per prompt or per picture."""
+        value = self.settings.get(name)
         if not isinstance(value, list):
             return value
         return (
@@ -102,7 +108,7 @@ class Metadata(Record):
 
     @property
     def prompt_text(self) -> str:
-        """The prompt of this picture."""
+        """The picture's own prompt."""
         return self.prompt[self._prompt_number] if self.prompt else ""
 
     @property
@@ -110,11 +116,11 @@ class Metadata(Record):
         return (self.picture - 1) // int(self.settings.get("images", 1))
 
     def picture_notes(self, name: str) -> list[PictureNote]:
-        """The pictures that `image` or `mask` were."""
+        """The pictures given as `image` or `mask`."""
         return [PictureNote(**note) for note in self.settings.get(name, ())]
 
     def given_settings(self) -> Settings:
-        """The settings as `Pipeline.generate` takes them, without pictures.
+        """The settings, except pictures, as `Pipeline.generate` takes them.
 
         Raises:
             RequestError: the request began with embeddings or latents, which are not written down.
@@ -129,25 +135,25 @@ class Metadata(Record):
 
 
 def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Request) -> Metadata:
-    """Write down what the user asked for, and what the request made of it where nothing was asked."""
-    said: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    said |= {name: getattr(request, name) for name in ("steps", "sampler", "width", "height")}
-    said |= {"guidance": _one_or_list(request.guidance), "seed": _one_or_list(request.seeds)}
+    """Metadata of a request: what the user asked for, and what was decided where nothing was asked."""
+    values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    values |= {name: getattr(request, name) for name in ("steps", "sampler", "width", "height")}
+    values |= {"guidance": _one_or_list(request.guidance), "seed": _one_or_list(request.seeds)}
     if request.source is not None:
-        said["strength"] = request.source.strength
-    # In one order, however they were given: a picture that is repeated is the same file.
-    said = {name: _json(name, said[name]) for name in SETTINGS if name in said}
+        values["strength"] = request.source.strength
+    # Always in the same order, so that a picture drawn again is the same file.
+    values = {name: _json(name, values[name]) for name in SETTINGS if name in values}
     return Metadata(
         latentrt=version("latentrt"),
         bundle=bundle,
         prompt=() if isinstance(prompt, Embeddings) else request.prompts,
-        settings=said,
+        settings=values,
         pictures=request.count,
     )
 
 
 def describe_bundle(bundle: Bundle, *, backend: str, device: str, build: str | None) -> BundleNote:
-    """A bundle as a pipeline runs it."""
+    """Metadata of a bundle, and of what runs it."""
     return BundleNote(
         name=bundle.path.resolve().name,
         weights_sha256=bundle.manifest.provenance.weights_sha256,
@@ -159,7 +165,7 @@ def describe_bundle(bundle: Bundle, *, backend: str, device: str, build: str | N
 
 
 def describe_picture(picture: Image.Image | NDArray[Any], mode: str) -> PictureNote:
-    """A picture's file name, size and hash; `mode`: what its pixels are read as, `RGB` or `L`."""
+    """A picture's file name, size and hash. `mode`: how its pixels are read, `RGB` or `L`."""
     if isinstance(picture, np.ndarray):
         height, width, data, name = *picture.shape[:2], np.ascontiguousarray(picture).tobytes(), ""
     else:
@@ -173,9 +179,9 @@ def _one_or_list(values: tuple[Any, ...]) -> Any:
 
 
 def _json(name: str, value: Any) -> Any:
-    """A setting as JSON has it."""
+    """A setting's value as JSON."""
     if name in PICTURES:
-        return [describe_picture(one, PICTURES[name]).model_dump() for one in one_or_more(value)]
+        return [describe_picture(picture, PICTURES[name]).model_dump() for picture in one_or_more(value)]
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -191,7 +197,7 @@ def _json(name: str, value: Any) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists as the tuples that settings have; JSON knows lists only."""
+    """Turn lists back into tuples, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _tuples(entry) for key, entry in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

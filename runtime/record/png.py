@@ -1,6 +1,6 @@
 """PNG files that say how their picture was drawn.
 
-Text chunks: `parameters` as the AUTOMATIC1111 web interface writes it, and `latentrt`, `Metadata` as JSON.
+Their text chunks are `parameters`, as the AUTOMATIC1111 web interface writes it, and `latentrt`, `Metadata` as JSON.
 """
 
 import json
@@ -21,27 +21,27 @@ WEBUI_KEY = "parameters"
 
 
 def save_images(images: Sequence[Image.Image], path: Path, metadata: Metadata | None = None) -> list[Path]:
-    """Write `path`, or several pictures as `path` with -1, -2, ... before the suffix; missing folders are made."""
+    """Write `path`, or several pictures as `path` with -1, -2, ... before the suffix; make missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files = [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(images) + 1)]
     files = files if len(files) > 1 else [path]
     for number, (file, image) in enumerate(zip(files, images, strict=True), 1):
         text = PngInfo()
         if metadata is not None:
-            its_own = metadata.model_copy(update={"picture": number})
-            text.add_text(WEBUI_KEY, webui.write(its_own))
-            text.add_text(KEY, json.dumps(its_own.model_dump()))
+            numbered = metadata.model_copy(update={"picture": number})
+            text.add_text(WEBUI_KEY, webui.write(numbered))
+            text.add_text(KEY, json.dumps(numbered.model_dump()))
         image.save(file, format="PNG", pnginfo=text)
     return files
 
 
 def read_request(file: Path, sampler: bool = True) -> Metadata | Parameters:
-    """What a PNG says of how it was drawn: by latentrt, or else by the web interface.
+    """Read from a PNG how it was drawn, as latentrt or else the web interface wrote it.
 
-    `sampler`: False where the web interface's does not matter, and may be one that latentrt does not have.
+    `sampler`: False ignores the web interface's sampler, which may be one that latentrt does not have.
 
     Raises:
-        RequestError: not a picture, or it says nothing that can be read.
+        RequestError: not a picture, or one without a text that can be read.
     """
     try:
         with Image.open(file) as image:
@@ -66,9 +66,9 @@ def _parse(file: Path, text: str) -> Metadata:
     where = f"{file}: its text `{KEY}`"
     try:
         values = json.loads(text)
-        found = values.get("format") if isinstance(values, dict) else None
-        if found != FORMAT:
-            raise RequestError(f"{where} has format {found!r}, this latentrt reads format {FORMAT}; update latentrt")
+        written = values.get("format") if isinstance(values, dict) else None
+        if written != FORMAT:
+            raise RequestError(f"{where} has format {written!r}, this latentrt reads format {FORMAT}; update latentrt")
         metadata = Metadata.model_validate(values)
         for name in PICTURES:
             metadata.picture_notes(name)

@@ -1,4 +1,4 @@
-"""What a request gives."""
+"""The result of a request."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from latentrt.runtime.request.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a request gave: pictures, the final latents (images, 4, h, w), seconds per stage, and the request itself.
+    """Pictures, the final latents (images, 4, h, w), seconds per stage, and the request as it was run.
 
-    `metadata`: the request as it can be written down, where it was given as prompt and settings.
+    `metadata`: the request as PNGs hold it; None if it was not given as a prompt and settings.
     """
 
     images: list[Image.Image]
@@ -26,8 +26,8 @@ class Result:
     metadata: Metadata | None = None
 
     def save(self, path: str | Path) -> list[Path]:
-        """Write `path`, or several pictures as `path` with -1, -2, ..., each PNG with its metadata (docs/generate.md).
+        """Write PNGs with their metadata (docs/generate.md): `path`, or several as `path` with -1, -2, ...
 
-        Gives the files' paths.
+        Returns the files' paths.
         """
         return save_images(self.images, Path(path), self.metadata)

@@ -1,4 +1,4 @@
-"""The text that the AUTOMATIC1111 web interface writes into its PNGs as `parameters`, both ways."""
+"""Reading and writing the text that the AUTOMATIC1111 web interface puts into its PNGs as `parameters`."""
 
 import json
 import re
@@ -25,7 +25,7 @@ NAMES: Mapping[str, str] = {
     "pndm": "PLMS",
     "unipc": "UniPC",
 }
-"""Sampler to the web interface's name. The others have none there: DPM++ 2S a, for one, is another method than 2S."""
+"""The web interface's names of samplers. Others have none there: its DPM++ 2S a, for one, is not our dpmpp_2s."""
 
 SCHEDULES: Mapping[str, tuple[str, Any]] = {
     "Karras": ("use_karras_sigmas", True),
@@ -33,13 +33,13 @@ SCHEDULES: Mapping[str, tuple[str, Any]] = {
     "Beta": ("use_beta_sigmas", True),
     "SGM Uniform": ("timestep_spacing", "trailing"),
 }
-"""Schedule type to the field of the scheduler config that means it."""
+"""The web interface's schedule types -> the field and value of the scheduler config."""
 
 PLAIN_SCHEDULES = ("Automatic", "Uniform", "Normal")
-"""Schedule types that change nothing, but for `AUTOMATIC`."""
+"""Schedule types that change nothing, except that `Automatic` stands for another one with some samplers."""
 
 AUTOMATIC = {"dpmpp_2m": "Karras", "dpmpp_2m_sde": "Exponential", "kdpm2": "Karras", "kdpm2_a": "Karras"}
-"""What the schedule type `Automatic` is for these samplers."""
+"""Sampler -> the schedule type that `Automatic` stands for."""
 
 NEGATIVE = "Negative prompt:"
 FIELD = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
@@ -48,7 +48,7 @@ FIELD = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """What a text asks for; `ignored`: its fields that mean nothing here, as they were written."""
+    """The request in a text. `ignored`: the fields that mean nothing here, as they were written."""
 
     prompt: str
     settings: Settings
@@ -58,10 +58,10 @@ class Parameters:
 def write(metadata: Metadata) -> str:
     """The text for one picture: its prompt, its negative prompt, and a line of fields.
 
-    A seed that several pictures share is that of the batch: `Batch size` and `Batch pos` (from 0) say so.
+    If several pictures share a seed, it is the batch's, and `Batch size` and `Batch pos` (from 0) say so.
     """
     lines = [metadata.prompt_text]
-    if negative := metadata.of_picture("negative"):
+    if negative := metadata.for_picture("negative"):
         lines.append(f"{NEGATIVE} {negative}")
     lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in _fields(metadata).items()))
     return "\n".join(lines)
@@ -73,7 +73,7 @@ def _fields(metadata: Metadata) -> dict[str, object]:
     fields: dict[str, object] = {"Steps": settings["steps"], "Sampler": NAMES.get(sampler, sampler)}
     for name in (name for name, setting in SCHEDULES.items() if setting in schedule):
         fields["Schedule type"] = name
-    fields |= {"CFG scale": metadata.of_picture("guidance"), "Seed": metadata.of_picture("seed")}
+    fields |= {"CFG scale": metadata.for_picture("guidance"), "Seed": metadata.for_picture("seed")}
     fields["Size"] = f"{settings['width']}x{settings['height']}"
     fields |= {"Model hash": bundle.weights_sha256[:10], "Model": bundle.name}
     if metadata.pictures > 1 and not isinstance(settings["seed"], list):
@@ -92,7 +92,7 @@ def _fields(metadata: Metadata) -> dict[str, object]:
 
 
 def _quoted(value: object) -> str:
-    """A value as the line of fields has it."""
+    """A value as the line of fields writes it."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     text = str(value)
@@ -100,12 +100,13 @@ def _quoted(value: object) -> str:
 
 
 def read(text: str, sampler: bool = True) -> Parameters:
-    """The request that a text means, as far as it can be said here; `sampler`: with its sampler and schedule type.
+    """Read a text as a request. `sampler`: whether to read its sampler and schedule type, too.
 
-    `Clip skip` counts the layer that is read from the end, so that 1 skips none. Lines below the fields are remarks.
+    `Clip skip` is the number, from the end, of the layer that is read, so 1 skips none. Lines below the fields are
+    remarks.
 
     Raises:
-        RequestError: a sampler or a schedule type that there is not, or a value that is no number.
+        RequestError: an unknown sampler or schedule type, or a value that is not a number.
     """
     lines = text.strip().split("\n")
     end = max((number for number, line in enumerate(lines) if line.startswith("Steps:")), default=len(lines))
@@ -133,7 +134,7 @@ NUMBERS: Mapping[str, tuple[str, type]] = {
     "Seed": ("seed", int),
     "Clip skip": ("clip_skip", int),
 }
-"""Fields that are one number, the setting that each is, and its type."""
+"""Fields that hold one number -> the setting and its type."""
 
 
 def _number(name: str, value: str, kind: type) -> Any:
@@ -144,14 +145,14 @@ def _number(name: str, value: str, kind: type) -> Any:
 
 
 def _size(value: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)x(\d+)", value)
-    if found is None:
+    match = re.fullmatch(r"(\d+)x(\d+)", value)
+    if match is None:
         raise RequestError(f"parameters: Size {value!r} is not WIDTHxHEIGHT")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _sampler(name: str, schedule: str | None) -> dict[str, Any]:
-    """The settings that a sampler's name and a schedule type mean; older texts have both in one name."""
+    """The settings for a sampler's name and a schedule type; older texts have both in the name."""
     if schedule is None:
         for suffix in SCHEDULES:
             if name.endswith(f" {suffix}"):
