@@ -1,16 +1,15 @@
-"""The request that a PNG holds, as the options that would have made it."""
+"""From the request in a PNG to the options that would make it."""
 
 import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from latentrt.cli.home import bundle_path
+from latentrt.cli.home import bundle_path, is_bundle
 from latentrt.cli.job import Job
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.bundle.atomic_files import MANIFEST
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import PICTURES, BundleNote, Metadata, PictureNote, describe_picture
 from latentrt.runtime.record.png import read_request
@@ -20,14 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def open_picture(file: Path) -> Image.Image:
-    """A picture, turned as its camera says.
+    """Open a picture; a request rotates it as its EXIF orientation says.
 
     Raises:
-        RequestError: not there, or not a picture.
+        RequestError: the file is missing, or not a picture.
     """
     try:
         image = Image.open(file)
-        ImageOps.exif_transpose(image, in_place=True)
         image.load()
     except OSError as error:
         raise RequestError(f"{file}: not readable as a picture ({error})") from error
@@ -35,12 +33,12 @@ def open_picture(file: Path) -> Image.Image:
 
 
 def repeated(file: Path, bundle: Bundle, given: Collection[str]) -> Job:
-    """The job that a PNG holds; pictures and a refiner that the options `given` name anew are not looked for.
+    """The job in a PNG. Pictures and a refiner that the options `given` replace are not looked for.
 
-    Says in the log what cannot be repeated.
+    Logs a warning for whatever cannot be repeated.
 
     Raises:
-        RequestError: nothing can be read from the PNG, or what it needs is not here as it was.
+        RequestError: the PNG holds no request, or a file that it needs is missing or has changed.
     """
     stored = read_request(file, sampler="sampler" not in given)
     if isinstance(stored, Parameters):
@@ -59,18 +57,18 @@ def repeated(file: Path, bundle: Bundle, given: Collection[str]) -> Job:
 
 
 def _from_webui(file: Path, stored: Parameters, bundle: Bundle) -> Job:
-    """The web interface's fields; it skips no layers where a model skips some by itself."""
+    """The job in the web interface's fields, without its clip skip for models that skip layers by themselves."""
     options: dict[str, Any] = {**stored.settings}
     ignored = list(stored.ignored)
     if "clip_skip" in options and any(encoder.skipped for encoder in bundle.manifest.model.text_encoders):
         ignored.append(f"Clip skip: {options.pop('clip_skip') + 1}")
     if ignored:
-        logger.warning("%s: of its `parameters` these are left out: %s", file, ", ".join(ignored))
+        logger.warning("%s: some of its `parameters` are left out: %s", file, ", ".join(ignored))
     return Job((stored.prompt,), options)
 
 
 def _compare_bundles(file: Path, note: BundleNote, bundle: Bundle) -> None:
-    """Warn where other weights, or another precision, will give another picture."""
+    """Log a warning if other weights, or another precision, will give another picture."""
     manifest = bundle.manifest
     if note.weights_sha256 != manifest.provenance.weights_sha256:
         logger.warning(
@@ -116,7 +114,7 @@ def _find_picture(png: Path, name: str, note: PictureNote) -> Image.Image:
 
 def _find_refiner(png: Path, note: BundleNote, bundle: Bundle) -> Path:
     places = [bundle_path(Path(note.name)), bundle.path.parent / note.name]
-    found = next((place for place in places if (place / MANIFEST).is_file()), None)
+    found = next((place for place in places if is_bundle(place)), None)
     if found is None:
         raise RequestError(
             f"{png}: its refiner {note.name} is neither here nor beside {bundle.path}. Name it with --refiner"

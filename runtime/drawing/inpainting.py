@@ -18,11 +18,6 @@ def paste_back(images: list[Image.Image], source: Source | None) -> list[Image.I
     return [Image.fromarray(pixels) for pixels in np.where(source.mask.transpose(0, 2, 3, 1) > 0, drawn, originals)]
 
 
-def latent_mask(mask: Float32s, scale: int) -> Float32s:
-    """A mask at the latents' size (…, h, w): the upper left pixel of each cell, as in diffusers."""
-    return mask[..., ::scale, ::scale]
-
-
 @dataclass(frozen=True, slots=True)
 class Original:
     """What a picture keeps outside its mask.

@@ -8,9 +8,10 @@ import numpy as np
 from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.drawing.guidance import guidance_rows
-from latentrt.runtime.drawing.inpainting import Original, latent_mask
+from latentrt.runtime.drawing.inpainting import Original
 from latentrt.runtime.drawing.noise import TorchGenerator
 from latentrt.runtime.drawing.picture import Picture
+from latentrt.runtime.request.images import latent_mask
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.source import Source
 from latentrt.runtime.samplers import SamplerTable

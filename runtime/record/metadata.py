@@ -15,6 +15,7 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.base import Record
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.request.embeddings import Embeddings
+from latentrt.runtime.request.images import as_grey, as_rgb
 from latentrt.runtime.request.kinds import MASK, PICTURE, one_or_more
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.reading import Prompt
@@ -166,12 +167,10 @@ def describe_bundle(bundle: Bundle, *, backend: str, device: str, build: str | N
 
 def describe_picture(picture: Image.Image | NDArray[Any], mode: str) -> PictureNote:
     """A picture's file name, size and hash. `mode`: how its pixels are read, `RGB` or `L`."""
-    if isinstance(picture, np.ndarray):
-        height, width, data, name = *picture.shape[:2], np.ascontiguousarray(picture).tobytes(), ""
-    else:
-        (width, height), data = picture.size, picture.convert(mode).tobytes()
-        name = Path(getattr(picture, "filename", "")).name
-    return PictureNote(file=name or None, width=width, height=height, sha256=hashlib.sha256(data).hexdigest())
+    read = as_rgb(picture) if mode == "RGB" else as_grey(picture)
+    name = Path(getattr(picture, "filename", "")).name
+    sha256 = hashlib.sha256(read.tobytes()).hexdigest()
+    return PictureNote(file=name or None, width=read.width, height=read.height, sha256=sha256)
 
 
 def _one_or_list(values: tuple[Any, ...]) -> Any:

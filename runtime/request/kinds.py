@@ -191,7 +191,7 @@ MASK = Kind(
     "a mask",
     lambda value: True,
     metavar="FILE",
-    form="a PIL image, or an array (height, width) of bytes, of floats from 0 to 1, or of booleans",
+    form="a PIL image, or an array (height, width) of bytes, 0 and 1, floats from 0 to 1, or booleans",
 )
 """`latentrt.runtime.request.images` checks pictures and masks, with the size that is asked for."""
 

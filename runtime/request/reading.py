@@ -11,7 +11,7 @@ from latentrt.runtime.bundle.manifest import Manifest
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.request.embeddings import Embeddings
-from latentrt.runtime.request.images import CheckSize, read_masks, read_pictures
+from latentrt.runtime.request.images import CheckSize, check_lit, read_masks, read_pictures
 from latentrt.runtime.request.kinds import TEXT, one_or_more
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.request import Request
@@ -123,6 +123,8 @@ def _read_source(values: Mapping[str, Any], model: Model, check_size: CheckSize)
     pixels = read_pictures(image, values["width"], values["height"], check_size)
     height, width = pixels.shape[2:]
     mask = None if masks is None else read_masks(masks, image, width, height)
+    if mask is not None:
+        check_lit(mask, model.latent_scale)
     return Source(strength, pixels, mask=mask, paste_back=values["paste_back"]), width, height
 
 
@@ -138,6 +140,8 @@ def _read_latents(values: Mapping[str, Any], model: Model, strength: float) -> t
         raise RequestError(
             f"latents: shape {list(latents.shape)}; they must be (images, {model.latent_channels}, height, width)"
         )
+    if not np.isfinite(latents).all():
+        raise RequestError("latents: they hold NaN or infinity; nothing can be drawn from them")
     width, height = latents.shape[3] * model.latent_scale, latents.shape[2] * model.latent_scale
     if (_or_default(values["width"], width), _or_default(values["height"], height)) != (width, height):
         raise RequestError(f"width, height: the latents are those of {width} x {height} pixels; leave both out")

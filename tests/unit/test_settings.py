@@ -110,6 +110,8 @@ def test_of_a_picture_the_size_is_the_requests(pipeline: Pipeline) -> None:
         ({"latents": LATENTS, "mask": MASK}, "mask: means nothing without image; add image="),
         ({"latents": LATENTS[0]}, "latents: shape [4, 96, 128]; they must be (images, 4, height, width)"),
         ({"latents": LATENTS[:, :3]}, "latents: shape [1, 3, 96, 128]; they must be (images, 4, height, width)"),
+        ({"latents": LATENTS * np.nan}, "latents: they hold NaN or infinity; nothing can be drawn from them"),
+        ({"image": IMAGE, "mask": Image.new("L", IMAGE.size)}, "mask: it is black, so nothing would be drawn anew. "),
         ({"latents": LATENTS, "width": 512}, "width, height: the latents are those of 1024 x 768 pixels; leave both"),
         ({"latents": LATENTS.repeat(2, 3)}, "width 2048: this build serves 512 to 1536"),
         ({"latents": LATENTS.repeat(2, 0)}, "latents: 2 given for 1 pictures; give one, or one per picture"),
