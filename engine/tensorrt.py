@@ -17,7 +17,7 @@ from latentrt.engine.checks import check_ports, check_precision
 from latentrt.engine.inspection import inspect_engine
 from latentrt.engine.network import count_layers, heavy_layers, inputs, outputs, strongly_typed
 from latentrt.engine.progress import monitor
-from latentrt.runtime.backends.registry import load_module
+from latentrt.runtime.backends.registry import ACTIVATION_RESIZE, load_module
 from latentrt.runtime.backends.targets import RTX_DEFAULT
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
 from latentrt.runtime.bundle.specs import ComponentSpec
@@ -83,6 +83,9 @@ class TensorRTBuilder:
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
         # fp32 requested is fp32 obtained: float32 layers would otherwise run in TF32.
         config.clear_flag(self.trt.BuilderFlag.TF32)
+        # Otherwise small pictures would need the activation memory of the largest.
+        if (resize := getattr(self.trt.PreviewFeature, ACTIVATION_RESIZE, None)) is not None:
+            config.set_preview_feature(resize, True)
         if self.rtx:
             # We provide the activation memory, which also lets a step be captured as a CUDA graph.
             config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)

@@ -10,6 +10,7 @@ import inspect
 import re
 import shutil
 import subprocess
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +54,8 @@ def import_tensorrt_bindings(folder: Path) -> ModuleType:
 class StandInModule:
     """A TensorRT module whose classes make stand-ins; `used` collects every attribute that is read, set or called.
 
+    `given` holds the last value that each property was set to, `gone` the classes of destroyed stand-ins in order.
+
     `answers` says what some give: `{"IExecutionContext.get_tensor_shape": lambda name: (1, 2)}` for a method,
     `{"ITensor.name": lambda tag: tag}` for a property, where `tag` is what `stand_in` was given.
     """
@@ -60,6 +63,8 @@ class StandInModule:
     def __init__(self, module: ModuleType, answers: dict[str, Any]):
         self.module, self.answers = module, answers
         self.used: set[str] = set()
+        self.given: dict[str, Any] = {}
+        self.gone: list[str] = []
         self.__name__, self.__version__ = module.__name__, module.__version__
 
     def stand_in(self, kind: str, tag: Any = None) -> "StandIn":
@@ -91,6 +96,7 @@ class StandIn:
     def __init__(self, owner: StandInModule, kind: type, tag: Any = None):
         for name, value in (("_owner", owner), ("_kind", kind), ("_tag", tag)):
             object.__setattr__(self, name, value)
+        weakref.finalize(self, owner.gone.append, kind.__name__)
 
     def __getattr__(self, name: str) -> Any:
         owner, kind = self._owner, self._kind
@@ -118,6 +124,7 @@ class StandIn:
         if not isinstance(found, property) or found.fset is None:
             raise AttributeError(f"{self._kind.__name__}.{name} cannot be set")
         self._owner.used.add(f"{self._kind.__name__}.{name}")
+        self._owner.given[f"{self._kind.__name__}.{name}"] = value
 
 
 def returned(owner: StandInModule, signature: str) -> Any:

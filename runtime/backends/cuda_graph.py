@@ -11,37 +11,67 @@ from latentrt.runtime.errors import BackendError
 logger = logging.getLogger(__name__)
 
 
+def _no_obstacle() -> None:
+    return None
+
+
+def _never_moved() -> int:
+    return 0
+
+
 class Recording:
     """Work on one stream, as a callable: the first call runs it, the second captures it, later ones replay.
 
     The first call so warms up whatever allocates memory or chooses kernels, which a capture does not allow. Work that
     cannot be captured is enqueued piece by piece in every call, after one warning: slower for the host, otherwise the
     same.
+
+    `obstacle` says, after the warm-up, why the work cannot be captured yet; it is asked again in every call. `moved`
+    counts how often memory that the work uses was replaced: then it is warmed up and captured anew.
     """
 
-    def __init__(self, stream: cuda.Stream, work: Callable[[], None]):
+    def __init__(
+        self,
+        stream: cuda.Stream,
+        work: Callable[[], None],
+        obstacle: Callable[[], str | None] = _no_obstacle,
+        moved: Callable[[], int] = _never_moved,
+    ):
         self._stream = stream
         self._work = work
-        self._warm = False
+        self._obstacle, self._moved = obstacle, moved
+        self._warm_since: int | None = None
         self._launch: Callable[[], None] | None = None
+        self._warned = False
 
     def __call__(self) -> None:
         """Enqueue the work."""
-        if self._launch is not None:
-            self._launch()
-        elif not self._warm:
+        if self._warm_since != self._moved():
+            self._launch = None  # frees the graph of the old memory
             self._work()
-            self._warm = True
-        else:
+            self._warm_since = self._moved()
+            return
+        if self._launch is None:
             self._launch = self._capture()
-            self._launch()
+        (self._launch or self._work)()
 
-    def _capture(self) -> Callable[[], None]:
+    def _capture(self) -> Callable[[], None] | None:
+        """The launch of the captured work; None where it cannot be captured yet."""
+        if obstacle := self._obstacle():
+            self._warn(obstacle)
+            return None
         try:
             return Graph(self._stream, self._work).launch
         except BackendError as error:
-            logger.warning("this work cannot be captured as a CUDA graph, so every step costs the host more: %s", error)
+            self._warn(str(error))
             return self._work
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            logger.warning(
+                "this work cannot be captured as a CUDA graph, so every step costs the host more: %s", reason
+            )
+        self._warned = True
 
 
 class Graph:

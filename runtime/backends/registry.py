@@ -18,11 +18,22 @@ from latentrt.runtime.backends.targets import (
 )
 from latentrt.runtime.errors import BackendError
 
+ACTIVATION_RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
+"""TensorRT's preview feature by which an engine's activation memory is that of the sizes at hand."""
+
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 def _always(_library: Any) -> bool:
     return True
+
+
+def _no_options(_target: str) -> str:
+    return ""
+
+
+def _activation_resize(_target: str) -> str:
+    return ACTIVATION_RESIZE
 
 
 def _has_cuda_provider(onnxruntime: Any) -> bool:
@@ -49,6 +60,8 @@ class KnownBackend:
     """Whether the library, given its module, was installed with support for GPUs."""
     runs_onnx_files: bool = False
     """Runs a bundle's ONNX files as they are, without a build."""
+    build_options: Callable[[str], str] = _no_options
+    """What the builder is told for a target and the engine depends on: a part of its key."""
     rewrites_components: bool = False
     """Builds whole components, too, from graphs that went through latentrt's passes, not only the U-Net's parts."""
 
@@ -59,6 +72,7 @@ BACKENDS: Mapping[str, KnownBackend] = {
         extras=("tensorrt",),
         runner="latentrt.runtime.backends.tensorrt:TensorRTBackend",
         gpu_targets=gpu_model_targets,
+        build_options=_activation_resize,
     ),
     "tensorrt-rtx": KnownBackend(
         module="tensorrt_rtx",
@@ -66,6 +80,7 @@ BACKENDS: Mapping[str, KnownBackend] = {
         runner="latentrt.runtime.backends.tensorrt:TensorRTBackend",
         gpu_targets=capability_targets,
         portable_target=RTX_DEFAULT,
+        build_options=_activation_resize,
     ),
     "onnxruntime": KnownBackend(
         module="onnxruntime",
@@ -146,6 +161,7 @@ class Identity(TypedDict):
     backend_version: str
     target: str
     latentrt: str
+    options: str
     rewritten: bool
 
 
@@ -156,5 +172,6 @@ def identity(name: str, target: str) -> Identity:
         "backend_version": str(load_module(name).__version__),
         "target": target,
         "latentrt": version("latentrt"),
+        "options": BACKENDS[name].build_options(target),
         "rewritten": BACKENDS[name].rewrites_components,
     }

@@ -3,10 +3,15 @@
 A binding is an execution context whose shapes and addresses are set once; `run` only enqueues, and the loop's step is
 captured as one CUDA graph. Activation memory is one block per backend, as its engines run one after the other on one
 stream.
+
+TensorRT's objects call the logger as they go, so contexts go before engines, these before the runtime, and all of them
+before the logger, also where nobody closes the backend: `weakref.finalize` runs before modules are torn down, newest
+first.
 """
 
 import mmap
 import re
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,9 +52,15 @@ class TensorRTBackend:
             )
         self.stream = Stream(index)
         self.log = tensorrt_log(self.trt)
-        self.runtime = self.trt.Runtime(self.log)
+        self._runtime = [self.trt.Runtime(self.log)]
+        self._drop_runtime = weakref.finalize(self, self._runtime.clear)
         self.kernels = KernelCache(self.trt, self.gpu) if name == "tensorrt-rtx" else None
+        self.moves = 0
+        """How often the workspace was replaced by a larger one: a graph captured before is of no use any more."""
         self._workspace: DeviceBuffer | None = None
+        self._bindings: weakref.WeakSet[TensorRTBinding] = weakref.WeakSet()
+        self._engines: weakref.WeakSet[TensorRTEngine] = weakref.WeakSet()
+        self._recorded: weakref.WeakSet[TensorRTBinding] | None = None
 
     def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = True) -> "TensorRTEngine":
         """Load an engine file, which is always optimised.
@@ -62,22 +73,49 @@ class TensorRTBackend:
         self.log.errors.clear()
         # Mapped, not read: TensorRT copies the weights to the GPU, so the host need not hold them as well.
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
-            engine = self.runtime.deserialize_cuda_engine(plan)
+            engine = self._runtime[0].deserialize_cuda_engine(plan)
         if engine is None:
             cause = first_error(self.log, "TensorRT gave no reason")
             remedy = f"Rebuild with: build-engine BUNDLE --backend {self.name}"
             kind = StaleBuildError if MISMATCH.search(cause) else BackendError
             raise kind(f"{spec.name}: {self.name} {self.trt.__version__} cannot load {path}: {cause}. {remedy}")
-        return TensorRTEngine(self, spec, engine)
+        loaded = TensorRTEngine(self, spec, engine)
+        self._engines.add(loaded)
+        return loaded
 
-    def workspace(self, size: int) -> DeviceBuffer:
-        """Activation memory of at least `size` bytes, shared by all engines of this backend.
+    def adopt(self, binding: "TensorRTBinding", size: int) -> None:
+        """Give a binding at least `size` bytes of activation memory: one block, shared by all of this backend.
 
-        When it grows, the old block stays alive as long as a binding uses it.
+        Where a larger block is needed, it replaces the old one, and the other bindings move to it.
         """
         if self._workspace is None or self._workspace.nbytes < size:
-            self._workspace = DeviceBuffer((size,), np.uint8, self.stream)
-        return self._workspace
+            self._workspace = self._grow(size)
+        binding.use_workspace(self._workspace)
+        self._bindings.add(binding)
+
+    def _grow(self, size: int) -> DeviceBuffer:
+        """Replace the workspace; the old one is given back first, as the device may not hold both.
+
+        Raises:
+            BackendError: the device has no such block; one of the old size is back in place.
+        """
+        before, self._workspace = self._workspace, None
+        self.stream.synchronize()
+        if before is not None:
+            before.close()
+        try:
+            return self._move_to(DeviceBuffer((size,), np.uint8, self.stream))
+        except BackendError:
+            if before is not None:
+                self._workspace = self._move_to(DeviceBuffer(before.shape, np.uint8, self.stream))
+            raise
+
+    def _move_to(self, block: DeviceBuffer) -> DeviceBuffer:
+        """Make every binding compute in this block."""
+        self.moves += 1
+        for binding in self._bindings:
+            binding.use_workspace(block)
+        return block
 
     def activate(self) -> None:
         """Make the GPU the calling thread's current one."""
@@ -85,7 +123,26 @@ class TensorRTBackend:
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """The work as one CUDA graph, captured by its second call."""
-        return Recording(self.stream, work)
+        used: weakref.WeakSet[TensorRTBinding] = weakref.WeakSet()
+
+        def noted() -> None:
+            self._recorded = used
+            try:
+                work()
+            finally:
+                self._recorded = None
+
+        def obstacle() -> str | None:
+            return next(filter(None, (binding.obstacle() for binding in used)), None)
+
+        return Recording(self.stream, noted, obstacle, lambda: self.moves)
+
+    def ran(self, binding: "TensorRTBinding", first: bool) -> None:
+        """Note that a binding ran; its first inference has compiled its kernels."""
+        if self._recorded is not None:
+            self._recorded.add(binding)
+        if first and self.kernels is not None:
+            self.kernels.save()
 
     def mark(self) -> Event:
         """An event on the stream."""
@@ -96,9 +153,14 @@ class TensorRTBackend:
         self.stream.synchronize()
 
     def close(self) -> None:
-        """Save compiled kernels and free everything that the backend holds. Engines must be closed before."""
+        """Save compiled kernels and free everything that the backend holds: contexts, engines, runtime, memory."""
         if self.kernels is not None:
             self.kernels.save()
+        for binding in self._bindings:
+            binding.close()
+        for engine in self._engines:
+            engine.close()
+        self._drop_runtime()
         self._workspace = None
         self.stream.close()
 
@@ -109,36 +171,38 @@ class TensorRTEngine:
     def __init__(self, backend: TensorRTBackend, spec: ComponentSpec, engine: Any):
         self.backend = backend
         self.spec = spec
-        self._engine = engine
+        self._engine = [engine]
+        self._drop = weakref.finalize(self, self._engine.clear)
 
     def bind(self, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}) -> "TensorRTBinding":
         """An execution context with every shape and address set for these sizes; see `Engine.bind`."""
-        if self._engine is None:
+        if not self._engine:
             raise LatentRTError(f"{self.spec.name}: the engine is closed")
         self.spec.check(sizes)
         check_shared(self.spec, sizes, shared)
         self.backend.log.errors.clear()
-        return TensorRTBinding(self.backend, self.spec, self._create_context(), sizes, shared)
+        (engine,) = self._engine
+        return TensorRTBinding(self.backend, self.spec, engine, self._create_context(engine), sizes, shared)
 
-    def _create_context(self) -> Any:
+    def _create_context(self, engine: Any) -> Any:
         """Create an execution context for which we provide activation memory and capture CUDA graphs."""
         trt = self.backend.trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self.backend.kernels is None:
-            context = self._engine.create_execution_context(strategy)
+            context = engine.create_execution_context(strategy)
         else:
-            config = self._engine.create_runtime_config()
+            config = engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
             self.backend.kernels.attach(config)
-            context = self._engine.create_execution_context(config)
+            context = engine.create_execution_context(config)
         if context is None:
             raise failure(self.backend, self.spec, "cannot be prepared")
         return context
 
     def close(self) -> None:
         """Release the weights; they leave the GPU with the last binding. Closing twice is allowed."""
-        self._engine = None
+        self._drop()
 
 
 class TensorRTBinding:
@@ -148,13 +212,15 @@ class TensorRTBinding:
         self,
         backend: TensorRTBackend,
         spec: ComponentSpec,
+        engine: Any,
         context: Any,
         sizes: Mapping[str, int],
         shared: Mapping[str, Buffer],
     ):
         self._backend = backend
         self._spec = spec
-        self._context = context
+        self._held = [context]
+        self._first = True
         self._set_shapes(sizes)
         self.buffers = {
             port.name: shared.get(port.name) or DeviceBuffer(port.shape(sizes), port.numpy_dtype, backend.stream)
@@ -162,8 +228,30 @@ class TensorRTBinding:
         }
         for name, buffer in self.buffers.items():
             self._require(context.set_tensor_address(name, buffer.pointer), f"cannot bind {name}")
-        self._workspace = backend.workspace(context.update_device_memory_size_for_shapes())
-        context.set_device_memory(self._workspace.pointer, self._workspace.nbytes)
+        size = context.update_device_memory_size_for_shapes()
+        # 0 is how it reports an error, and the truth for an engine that needs no such memory for any shape.
+        self._require(size > 0 or engine.device_memory_size_v2 == 0, "does not say how much memory it needs")
+        # Last, so that at the process's end the context goes before the buffers.
+        self._drop = weakref.finalize(self, self._held.clear)
+        backend.adopt(self, size)
+
+    @property
+    def _context(self) -> Any:
+        if not self._held:
+            raise LatentRTError(f"{self._spec.name}: the engine is closed")
+        return self._held[0]
+
+    def use_workspace(self, workspace: DeviceBuffer) -> None:
+        """Compute in this block from now on."""
+        if self._held:
+            self._context.set_device_memory(workspace.pointer, workspace.nbytes)
+
+    def obstacle(self) -> str | None:
+        """Why this binding's work cannot be captured now; None where it can, or where the library does not say."""
+        ask = getattr(self._context, "is_stream_capturable", None)
+        if ask is None or ask(self._backend.stream.handle):
+            return None
+        return f"{self._spec.name}: {self._backend.name} says that it cannot be captured"
 
     def _set_shapes(self, sizes: Mapping[str, int]) -> None:
         """Set the inputs' shapes and check that TensorRT computes the same shapes for the outputs as the spec."""
@@ -177,6 +265,12 @@ class TensorRTBinding:
     def run(self) -> None:
         """Enqueue one inference on the backend's stream."""
         self._require(self._context.execute_async_v3(self._backend.stream.handle), "did not run")
+        self._backend.ran(self, self._first)
+        self._first = False
+
+    def close(self) -> None:
+        """Release the context; the binding cannot run any more. Closing twice is allowed."""
+        self._drop()
 
     def _require(self, done: bool, what: str) -> None:
         if not done:

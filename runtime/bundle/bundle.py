@@ -54,7 +54,7 @@ class Bundle:
     def keys(self, specs: Mapping[str, ComponentSpec], *, rewritten: bool, **backend: str) -> dict[str, EngineKey]:
         """The key that each engine must have.
 
-        `rewritten` and `backend` (backend, backend_version, target, latentrt) are what `backends.identity` gives.
+        `rewritten` and `backend` (backend, backend_version, target, latentrt, options): see `backends.identity`.
         """
         return {
             name: EngineKey(

@@ -19,6 +19,8 @@ class EngineKey(Record):
     backend_version: str
     target: str
     latentrt: str
+    options: str = ""
+    """What the builder was told beside all this; see `KnownBackend.build_options`."""
     passes: int = 0
     """Version of the graph passes that the graph went through, 0 for none; see `unet_parts.passes_of`."""
 
@@ -35,4 +37,6 @@ def _brief(value: Any, other: Any) -> str:
     """A field's value, shortened; only the entries that differ if it is a table."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {entry}" for name, entry in value.items() if other.get(name) != entry) or "none"
+    if value == "":
+        return "none"
     return str(value) if len(str(value)) <= 40 else f"{str(value)[:16]}…"

@@ -152,6 +152,7 @@ def test_device_cuda_without_the_cuda_provider(bundle):
             "dims latent_width 8:16:24, needed latent_width 64:128:192",
         ),
         ("precision", lambda value: "fp32", "precision fp32, needed fp16"),
+        ("options", lambda value: "faster", "options faster, needed none"),
         ("backend", lambda value: "tensorrt", "backend tensorrt, needed onnxruntime"),
         ("content", lambda value: "1" * 64, f"content {'1' * 16}…, needed "),
         (

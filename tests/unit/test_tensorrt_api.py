@@ -5,6 +5,7 @@ runtime, and of full TensorRT's bindings where they are installed.
 """
 
 import json
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,9 +78,7 @@ def open_engine(
 def test_runner(
     monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, module: ModuleType, spec: ComponentSpec, tmp_path: Path
 ) -> None:
-    stand_in, backend, engine = open_engine(
-        monkeypatch, module, spec, tmp_path, IExecutionContext__update_device_memory_size_for_shapes=lambda: 4096
-    )
+    stand_in, backend, engine = open_engine(monkeypatch, module, spec, tmp_path)
     binding = engine.bind(SIZES)
     buffers = binding.buffers
     assert {name: buffer.shape for name, buffer in buffers.items()} == {
@@ -93,7 +92,6 @@ def test_runner(
     np.testing.assert_array_equal(buffers["latent"].numpy(), values.astype("float16"))
     np.testing.assert_array_equal(buffers["latent"].fetch()(), values.astype("float16"))
     assert engine.bind(SIZES).buffers["latent"] is not buffers["latent"]
-    assert backend.workspace(100).nbytes == 4096
     engine.close()
     engine.close()
     with pytest.raises(LatentRTError, match="vae_decoder: the engine is closed"):
@@ -147,6 +145,11 @@ def test_runner_shares_buffers(
         ("IExecutionContext__set_input_shape", lambda name, shape: False, r"refuses latent \[1, 4, 9, 16\]"),
         ("IExecutionContext__get_tensor_shape", lambda name: (1,), r"computes image \[1\], needed \[1, 72, 128, 3\]"),
         ("IExecutionContext__set_tensor_address", lambda name, memory: False, "cannot bind latent"),
+        (
+            "IExecutionContext__update_device_memory_size_for_shapes",
+            lambda: 0,
+            "vae_decoder: .* does not say how much memory it needs",
+        ),
         ("IExecutionContext__execute_async_v3", lambda stream: False, "vae_decoder: .* did not run"),
         ("ICudaEngine__create_execution_context", lambda _: None, "vae_decoder: .* cannot be prepared"),
         ("Runtime__deserialize_cuda_engine", lambda plan: None, "cannot load .*Rebuild with: build-engine"),
@@ -168,6 +171,165 @@ def test_runner_failures(
 
     with pytest.raises(BackendError, match=message):
         use_it()
+
+
+def test_an_engine_without_activations_needs_no_memory(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, module: ModuleType, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    _, _, engine = open_engine(
+        monkeypatch,
+        module,
+        spec,
+        tmp_path,
+        IExecutionContext__update_device_memory_size_for_shapes=lambda: 0,
+        ICudaEngine__device_memory_size_v2=lambda _: 0,
+    )
+    engine.bind(SIZES).run()
+
+
+def test_kernels_are_compiled_at_once_and_saved_after_the_first_inference(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: StandInCuda,
+    spec: ComponentSpec,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module = pytest.importorskip("tensorrt_rtx")
+    cache = {"kernels": b"one"}
+    stand_in, backend, engine = open_engine(
+        monkeypatch, module, spec, tmp_path, IRuntimeCache__serialize=lambda: cache["kernels"]
+    )
+    binding = engine.bind(SIZES)
+    strategy = stand_in.given["IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy"]
+    assert strategy == module.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert backend.kernels is not None
+    assert not backend.kernels.file.exists()
+    binding.run()
+    assert backend.kernels.file.read_bytes() == b"one"
+    cache["kernels"] = b"two"
+    binding.run()
+    assert backend.kernels.file.read_bytes() == b"one"
+    engine.bind(SIZES).run()
+    assert backend.kernels.file.read_bytes() == b"two"
+    cache["kernels"] = b"three"
+    backend.kernels.file = tmp_path / "decoder.engine" / "not-a-folder.cache"
+    engine.bind(SIZES).run()
+    backend.close()
+    (record,) = caplog.records
+    assert "cannot be written, so the next process compiles its kernels again" in record.message
+
+
+def test_a_step_is_captured_only_when_tensorrt_says_that_it_can_be(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: StandInCuda,
+    spec: ComponentSpec,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module = pytest.importorskip("tensorrt_rtx")
+    ready: list[bool] = []
+    _, backend, engine = open_engine(
+        monkeypatch, module, spec, tmp_path, IExecutionContext__is_stream_capturable=lambda stream: bool(ready)
+    )
+    binding, unused = engine.bind(SIZES), engine.bind(SIZES)
+    step = backend.record(binding.run)
+    for _ in range(3):
+        step()
+    assert "cudaStreamBeginCapture" not in [name for name, *_ in gpu.calls]
+    (record,) = caplog.records
+    assert "vae_decoder: tensorrt-rtx says that it cannot be captured" in record.message
+    ready.append(True)
+    step()
+    step()
+    assert [name for name, *_ in gpu.calls].count("cudaStreamBeginCapture") == 1
+    assert [name for name, *_ in gpu.calls].count("cudaGraphLaunch") == 2
+    assert unused.obstacle() is None
+
+
+def test_there_is_one_workspace_and_graphs_follow_it(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, module: ModuleType, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    """A larger one takes the old one's place: no block is kept, every context moves, and graphs are captured anew."""
+    sizes, given = [1000, 500, 9000], []
+    _, backend, engine = open_engine(
+        monkeypatch,
+        module,
+        spec,
+        tmp_path,
+        IExecutionContext__update_device_memory_size_for_shapes=lambda: sizes.pop(0),
+        IExecutionContext__set_device_memory=lambda pointer, size: given.append((pointer, size)),
+    )
+
+    def blocks() -> list[tuple[int, int]]:
+        return [(pointer, len(block)) for pointer, block in gpu.memory.items() if len(block) in (1000, 500, 9000)]
+
+    def graphs() -> int:
+        return [name for name, *_ in gpu.calls].count("cudaGraphInstantiate")
+
+    first = engine.bind(SIZES)
+    step = backend.record(first.run)
+    for _ in range(3):
+        step()
+    second = engine.bind(SIZES)
+    step()
+    assert (given, graphs()) == (blocks() * 2, 1)
+    third = engine.bind(SIZES)
+    assert given[2:] == blocks() * 2 + blocks()
+    assert [size for _, size in blocks()] == [9000]
+    step()
+    assert (graphs(), len(gpu.graphs)) == (1, 0)
+    step()
+    step()
+    assert (graphs(), len(gpu.graphs)) == (2, 1)
+    del second, third
+
+
+def test_a_workspace_that_does_not_fit_leaves_the_old_one(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, module: ModuleType, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    sizes, given = [1000, 1 << 40], []
+    _, _, engine = open_engine(
+        monkeypatch,
+        module,
+        spec,
+        tmp_path,
+        IExecutionContext__update_device_memory_size_for_shapes=lambda: sizes.pop(0),
+        IExecutionContext__set_device_memory=lambda pointer, size: given.append((pointer, size)),
+    )
+    binding = engine.bind(SIZES)
+    with pytest.raises(BackendError, match=r"cuda:0: 1099\.51 GB asked, .* Ask for fewer images"):
+        engine.bind(SIZES)
+    assert [size for _, size in given] == [1000, 1000]
+    assert given[-1][0] in gpu.memory
+    binding.run()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_contexts_go_before_engines_the_runtime_and_the_logger(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: StandInCuda,
+    module: ModuleType,
+    spec: ComponentSpec,
+    tmp_path: Path,
+    closed: bool,
+) -> None:
+    """By `close`, or by the finalizers that run at the process's end, newest first."""
+    stand_in, backend, engine = open_engine(monkeypatch, module, spec, tmp_path)
+    binding = engine.bind(SIZES)
+    held = ("IExecutionContext", "ICudaEngine", "Runtime")
+    assert not set(held) & set(stand_in.gone)
+    if closed:
+        backend.close()
+        with pytest.raises(LatentRTError, match="vae_decoder: the engine is closed"):
+            binding.run()
+    else:
+        finalizers = [binding._drop, engine._drop, backend._drop_runtime]
+        numbers = [weakref.finalize._registry[one].index for one in finalizers]  # type: ignore[attr-defined]
+        assert numbers == sorted(numbers, reverse=True)
+        assert all(one.atexit for one in finalizers)
+        for one in finalizers:
+            one()
+    assert tuple(name for name in stand_in.gone if name in held) == held
 
 
 def test_an_engine_of_another_version_is_stale(
@@ -254,7 +416,11 @@ def test_builder(
 ) -> None:
     module = pytest.importorskip(name) if name == "tensorrt_rtx" else request.getfixturevalue("bindings")
     owner: dict[str, StandInModule] = {}
-    stand_in = owner["module"] = use(monkeypatch, module, **builder_answers(owner, module, spec))
+    switched: list[Any] = []
+    answers = builder_answers(owner, module, spec) | {
+        "IBuilderConfig__set_preview_feature": lambda feature, enable: switched.append((feature, enable))
+    }
+    stand_in = owner["module"] = use(monkeypatch, module, **answers)
     job = Job(spec, "fp16", tmp_path / "decoder.onnx", tmp_path, "decoder")
     for target in ("sm89", "sm75"):
         built = TensorRTBuilder(BACKENDS[name], target).build(job)
@@ -264,6 +430,8 @@ def test_builder(
         "attention layers: 1, decomposed for want of a dedicated kernel: 0",
         "engine layers by output: Half 1",
     )
+    preview = module.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10
+    assert switched == [(preview, True)] * 4, "once for the build and once for its attention check"
     assert {"IAttention.decomposable", "IBuilderConfig.progress_monitor", "IBuilderConfig.clear_flag"} <= stand_in.used
     timings = sorted(file.name for file in tmp_path.glob("cache/latentrt/timing/*"))
     version = module.__version__
