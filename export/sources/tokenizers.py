@@ -2,7 +2,8 @@
 
 import gzip
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +16,17 @@ from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.errors import BundleError, CheckpointError
 from latentrt.runtime.text.tokenizer import Tokenizer
 
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+ADDED_FIELDS = ("added_tokens_decoder", "extra_special_tokens", "additional_special_tokens")
+"""Fields of tokenizer_config.json with tokens beyond the vocabulary."""
+
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 PACKAGES = ("open_clip", "clip")
@@ -28,14 +39,18 @@ MERGES = 49408 - 2 * 256 - 2
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Files of the vocabulary that all tokenizers of a checkpoint share: name -> content."""
+    """Files of the vocabulary that all tokenizers of a checkpoint share: name -> content.
+
+    `added`: the fields of their tokenizer_config.json that add tokens to it.
+    """
 
     files: dict[str, bytes]
+    added: Mapping[str, Any] = field(default_factory=dict)
 
     def tokenizer(self, pad: str) -> dict[str, bytes]:
         """Make the files of a tokenizer that pads with the token `pad`; encoders differ in nothing else."""
         specials = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": pad}
-        config = specials | {
+        config = {**self.added, **specials} | {
             "model_max_length": TOKENS_PER_CHUNK,
             "tokenizer_class": "CLIPTokenizer",
             "do_lower_case": True,
@@ -62,8 +77,13 @@ def folder_tokenizer(folder: Path, name: str, pad: str) -> dict[str, bytes]:
         return read_tokenizer_files(folder / name)
     for names in (("vocab.json", "merges.txt"), ("tokenizer.json",)):
         if all((folder / file).is_file() for file in names):
-            files = {file: (folder / file).read_bytes() for file in names}
-            return Vocabulary(files).tokenizer(pad)
+            files = read_tokenizer_files(folder)
+            try:
+                config = json.loads(files.get("tokenizer_config.json", b"{}"))
+            except ValueError as error:
+                raise CheckpointError(f"{folder / 'tokenizer_config.json'}: not valid JSON ({error})") from error
+            added = {name: config[name] for name in ADDED_FIELDS if config.get(name)}
+            return Vocabulary(files, added).tokenizer(pad)
     raise CheckpointError(
         f"--tokenizer {folder}: holds no tokenizer. Name a folder with vocab.json and merges.txt or with "
         "tokenizer.json, or a checkpoint's folder in diffusers format"

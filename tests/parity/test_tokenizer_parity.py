@@ -159,3 +159,48 @@ def test_config_files(tmp_path, file_format, edit):
     assert ours.pad == theirs.pad_token_id
     for text in (*TEXTS.values(), "a <my-style> house, <MY-STYLE>", "what? is ? this"):
         assert_equal(ours, theirs, text)
+
+
+def learned_word(folder: Path) -> None:
+    """added_tokens.json, as transformers wrote learned words before 4.34."""
+    edit_json(folder / "added_tokens.json", **{"<my-style>": 768, EOS: 767, "<Cat-Toy>": 769})
+
+
+def learned_words_that_are_special(folder: Path) -> None:
+    """added_tokens.json with a token that the config calls special, and another that only the config names."""
+    edit_json(folder / "added_tokens.json", **{"<my-style>": 768, "<cat-toy>": 769})
+    edit_json(folder / "tokenizer_config.json", additional_special_tokens=["<cat-toy>", "<new>"])
+
+
+def extra_list(folder: Path) -> None:
+    """Special tokens of transformers 5, which are in no vocabulary."""
+    edit_json(folder / "tokenizer_config.json", extra_special_tokens=["<my-style>", "<cat-toy>"])
+
+
+def ignored_beside_a_decoder(folder: Path) -> None:
+    """added_tokens_decoder replaces added_tokens.json."""
+    decoder(folder)
+    edit_json(folder / "added_tokens.json", **{"<cat-toy>": 769})
+
+
+@pytest.mark.parametrize("edit", [learned_word, learned_words_that_are_special, extra_list, ignored_beside_a_decoder])
+def test_learned_words(tmp_path, file_format, edit):
+    """In every file that holds them: the same ids as transformers', in and out of their own case."""
+    folder = write_tokenizer(tmp_path / "tokenizer", tokenizer_format=file_format)
+    edit(folder)
+    ours, theirs = load_both(folder)
+    for text in (*TEXTS.values(), "a <my-style> house, <MY-STYLE>", "the <cat-toy><Cat-Toy> <new> a<new>b"):
+        assert_equal(ours, theirs, text)
+    assert ours.encode("<my-style>") == [768]
+    assert (ours.begin, ours.end, ours.pad) == (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id)
+
+
+@pytest.mark.parametrize("again", ["files", "json"])
+def test_learned_words_saved_again(tmp_path, again):
+    """A folder that transformers saves after a word was added to it."""
+    theirs = CLIPTokenizer.from_pretrained(write_tokenizer(tmp_path / "plain", tokenizer_format=again))
+    theirs.add_tokens("<my-style>")
+    theirs.save_pretrained(tmp_path / "saved")
+    ours = Tokenizer.load(tmp_path / "saved")
+    assert ours.encode("a <my-style> cat") == theirs("a <my-style> cat", add_special_tokens=False).input_ids
+    assert 768 in ours.encode("a <my-style> cat")

@@ -166,3 +166,15 @@ def test_legacy_merges_in_tokenizer_json(tmp_path):
     before = Tokenizer.load(folder).encode("a red circle on a blue background")
     edit(folder / "tokenizer.json", lambda c: c["model"].update(merges=[" ".join(m) for m in c["model"]["merges"]]))
     assert Tokenizer.load(folder).encode("a red circle on a blue background") == before
+
+
+def test_added_tokens_that_are_not_numbers(folder):
+    (folder / "added_tokens.json").write_text('{"<cat>": "768"}')
+    with pytest.raises(BundleError, match=r"added_tokens\.json: must map each token to its number"):
+        Tokenizer.load(folder)
+
+
+def test_extra_tokens_that_are_none(folder):
+    (folder / "special_tokens_map.json").write_text('{"additional_special_tokens": 3}')
+    with pytest.raises(BundleError, match=r"extra special tokens must be a list or an object of tokens, not 3"):
+        Tokenizer.load(folder)
