@@ -1,1 +1,1 @@
-"""The `latentrt` and `build-engine` commands: arguments in, errors and one JSON line out; work is done elsewhere."""
+"""The `latentrt` and `build-engine` commands: they read arguments, call the other packages, and print results."""

@@ -27,45 +27,49 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="Small scenarios, under five minutes on two cores.")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="The full-size models on an NVIDIA GPU.")] = False,
     rehearse: Annotated[
-        bool, typer.Option("--rehearse", help="With --gpu: its scenarios in small, on the CPU.")
+        bool, typer.Option("--rehearse", help="With --gpu: small versions of its scenarios, on the CPU.")
     ] = False,
     scenario: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time
-        typer.Option("--scenario", metavar="NAME", help="Only this scenario; may be given several times."),
+        typer.Option("--scenario", metavar="NAME", help="Only this scenario; repeatable."),
     ] = None,
     model: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--model", metavar="CHECKPOINT", help="A checkpoint of yours, in place of the scenarios' own."),
+        typer.Option("--model", metavar="CHECKPOINT", help="Your own checkpoint, in place of the scenarios'."),
     ] = None,
     peers: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--peers", metavar="NAMES", help="Peers, with commas between; all; none. Default: diffusers."),
+        typer.Option(
+            "--peers", metavar="NAMES", help="Peers, separated by commas, or all, or none. Default: diffusers."
+        ),
     ] = None,
     peer_python: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--peer-python", metavar="NAME=PATH", help="The python of a peer's own environment."),
     ] = None,
     install_peers: Annotated[
-        bool, typer.Option("--install-peers", help="First make the environments of peers that need their own.")
+        bool, typer.Option("--install-peers", help="First create the environments of peers that need their own.")
     ] = False,
-    output: Annotated[Path, typer.Option("--out", "-o", help="Folder of results and report.", metavar="FOLDER")] = OUT,
+    output: Annotated[Path, typer.Option("--out", "-o", help="Folder for results and report.", metavar="FOLDER")] = OUT,
     rounds: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--rounds", min=1, help="Timed samples of each contender, instead of the scenario's own."),
+        typer.Option("--rounds", min=1, help="Timed samples per contender, in place of the scenario's number."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", min=0, help="Cores that each may use; 0: all.")] = 0,
+    threads: Annotated[int, typer.Option("--threads", min=0, help="Cores that each contender may use; 0: all.")] = 0,
     report: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--report", metavar="FOLDER", help="Run nothing: write the report of a kept run anew."),
+        typer.Option(
+            "--report", metavar="FOLDER", help="Run nothing; rewrite the report of an earlier run in this folder."
+        ),
     ] = None,
     readme: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--readme", metavar="FILE", help="Put the run's table between the markers of this file."),
+        typer.Option("--readme", metavar="FILE", help="Put the run's table between the markers in this file."),
     ] = None,
-    list_only: Annotated[bool, typer.Option("--list", help="Show the scenarios and end.")] = False,
+    list_only: Annotated[bool, typer.Option("--list", help="List the scenarios and exit.")] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Measure latentrt and its peers in one run, in turns, and write a report."""
+    """Measure latentrt and its peers in one run, taking turns, and write a report."""
     configure_logging(verbose)
     check_installed()
     from latentrt.benchmarks.contenders import chosen_peers
@@ -99,12 +103,12 @@ def bench(
 
 
 def say(text: str) -> None:
-    """Tell what goes on."""
+    """Print progress to stderr."""
     console().print(text, markup=False)
 
 
 def check_installed() -> None:
-    """Raise `BackendError` where the bench extra is not there."""
+    """Raise `BackendError` if the bench extra is not installed."""
     check_export_installed()
     try:
         import_module("matplotlib")
@@ -116,7 +120,7 @@ def check_installed() -> None:
 
 
 def chosen_scenarios(names: list[str] | tuple[()], quick: bool, gpu: bool, rehearse: bool) -> "tuple[Scenario, ...]":
-    """The scenarios asked for; named ones come from any suite."""
+    """The scenarios that the options ask for; named ones may come from any suite."""
     from latentrt.benchmarks.scenarios import SUITES, named, rehearsed
 
     if quick and gpu:
@@ -128,7 +132,7 @@ def chosen_scenarios(names: list[str] | tuple[()], quick: bool, gpu: bool, rehea
 
 
 def list_scenarios(scenarios: "tuple[Scenario, ...] | None") -> None:
-    """Every scenario, of these or of all suites, as a table and as JSON."""
+    """Print these scenarios, or those of all suites, as a table and as JSON."""
     from latentrt.benchmarks.scenarios import SUITES
 
     chosen = {"chosen": scenarios} if scenarios is not None else SUITES
@@ -142,7 +146,7 @@ def list_scenarios(scenarios: "tuple[Scenario, ...] | None") -> None:
 
 
 def conclude(results: "Results", folder: Path, readme: Path | None) -> None:
-    """Write the report, show the table, and fail where a scenario failed."""
+    """Write the report, show the table, and exit 1 if a scenario failed."""
     from latentrt.benchmarks.report.markdown import headline_table, replace_between_markers
     from latentrt.benchmarks.report.page import write_report
     from latentrt.benchmarks.results import Failure, Finished, Row

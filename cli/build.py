@@ -1,4 +1,4 @@
-"""`build-engine`: a bundle, or a checkpoint that is exported first, gets engines for one backend."""
+"""`build-engine`: build a bundle's engines for one backend, exporting a checkpoint first if one is given."""
 
 from pathlib import Path
 from typing import Annotated, Optional
@@ -7,11 +7,10 @@ import typer
 
 from latentrt.cli.export import export_checkpoint, open_checkpoint
 from latentrt.cli.groups import option_groups
-from latentrt.cli.home import bundle_path
+from latentrt.cli.home import bundle_path, is_bundle
 from latentrt.cli.options import BackendName, CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.bundle.atomic_files import MANIFEST
 from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.errors import RequestError
 
@@ -19,26 +18,26 @@ from latentrt.runtime.errors import RequestError
 @option_groups
 def build_engine(
     source: Annotated[Path, typer.Argument(help="A bundle, or a checkpoint to export first.", metavar="SOURCE")],
-    backend: Annotated[BackendName, typer.Option("--backend", help="What will run the engines.")],
+    backend: Annotated[BackendName, typer.Option("--backend", help="Library that will run the engines.")],
     output: Annotated[
         Optional[Path],  # noqa: UP045 - typer reads the annotation at run time
-        typer.Option("--output", "-o", help="Bundle to write when SOURCE is a checkpoint.", metavar="BUNDLE"),
+        typer.Option("--output", "-o", help="Bundle to write if SOURCE is a checkpoint.", metavar="BUNDLE"),
     ] = None,
     *,
     ranges: RangeOptions,
     target: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option("--target", help="Machines to build for (docs/engine.md); default: this one, or for RTX sm80+."),
+        typer.Option("--target", help="Machines to build for (docs/engine.md). Default: this one; for RTX sm80+."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Build engines that are up to date, too.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Rebuild engines that are up to date, too.")] = False,
     hoist: Annotated[
-        bool, typer.Option("--hoist/--no-hoist", help="Split off what the U-Net computes once per request.")
+        bool, typer.Option("--hoist/--no-hoist", help="Split off the part of the U-Net that runs once per request.")
     ] = True,
     networks: ExportOptions,
     checkpoint: CheckpointOptions,
     verbose: VerboseOption = False,
 ) -> None:
-    """Build the engines of a bundle for one backend; what is up to date is kept."""
+    """Build the engines of a bundle for one backend, keeping those that are up to date."""
     configure_logging(verbose)
     if is_bundle(bundle_path(source)):
         bundle = Bundle.open(bundle_path(source))
@@ -66,11 +65,6 @@ def build_engine(
     )
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether a folder claims to be a bundle."""
-    return (path / MANIFEST).is_file()
-
-
 def build_with_progress(
     bundle: Bundle,
     backend: str,
@@ -79,7 +73,7 @@ def build_with_progress(
     force: bool = False,
     hoist: bool = True,
 ) -> BuildRecord:
-    """Build with a progress bar that also estimates the time left."""
+    """Build engines behind a progress bar that estimates the time left."""
     from latentrt.engine.base import BuildProgress
     from latentrt.engine.build import build_engines
 

@@ -1,4 +1,4 @@
-"""`latentrt demo`: the main job on the checkpoint that ships, from nothing to a picture."""
+"""`latentrt demo`: export, build and draw with the checkpoint that ships."""
 
 import time
 from collections.abc import Iterator
@@ -10,9 +10,9 @@ from typing import Annotated, Optional
 import typer
 from rich.table import Table
 
-from latentrt.cli.build import build_with_progress, is_bundle
+from latentrt.cli.build import build_with_progress
 from latentrt.cli.export import export_checkpoint, open_checkpoint
-from latentrt.cli.home import demo_path
+from latentrt.cli.home import demo_path, is_bundle
 from latentrt.cli.options import (
     CheckpointOptions,
     ExportOptions,
@@ -28,20 +28,20 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.pipeline import Pipeline
 
 RANGES = RangeOptions(width="48:96:160", height="48:96:160")
-"""The sizes that the checkpoint was trained on, and smaller ones."""
+"""Sizes that the checkpoint was trained on, and smaller ones."""
 
 NETWORKS = ExportOptions(precision=PrecisionName.fp32, parity=ParityDepth.quick)
-"""CPUs have no fast fp16 arithmetic."""
+"""fp32, since CPUs have no fast fp16 arithmetic."""
 
 
 def demo(
     prompt: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Argument(help="Draw this, instead of a few prompts of ours.", metavar="PROMPT"),
+        typer.Argument(help="Draw this instead of a few prompts of our own.", metavar="PROMPT"),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("latentrt-demo.png"),
     steps: Annotated[int, typer.Option("--steps", help="Evaluations of the U-Net.")] = 20,
-    seed: Annotated[int, typer.Option("--seed", help="Same seed, same pictures.")] = 7,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the noise; the same seed gives the same pictures.")] = 7,
     verbose: VerboseOption = False,
 ) -> None:
     """Export the checkpoint that ships, build its engines for this CPU, and draw a contact sheet."""
@@ -68,14 +68,14 @@ def demo(
 
 
 def demo_bundle() -> Bundle:
-    """The demo's bundle in latentrt's home, exported if it is not there or was made from something else."""
+    """The demo's bundle in latentrt's cache, exported if it is missing or was made from something else."""
     checkpoint = open_checkpoint(CHECKPOINT, CheckpointOptions())
     path = demo_path()
     if is_bundle(path):
-        found = Bundle.open(path)
+        kept = Bundle.open(path)
         wanted = checkpoint.weights_sha256()
-        if found.manifest.provenance.weights_sha256 == wanted and found.manifest.latentrt == version("latentrt"):
-            return found
+        if kept.manifest.provenance.weights_sha256 == wanted and kept.manifest.latentrt == version("latentrt"):
+            return kept
     return export_checkpoint(checkpoint, path, NETWORKS, RANGES)
 
 

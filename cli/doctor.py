@@ -1,4 +1,4 @@
-"""`latentrt doctor`: what is installed, what really works, and the remedy for what does not."""
+"""`latentrt doctor`: what is installed, what works, and how to mend what does not."""
 
 import platform
 import subprocess
@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from latentrt.cli.output import FAILED, console, finish
+from latentrt.runtime.backends.cuda_provider import find_fault, preload
 from latentrt.runtime.backends.registry import BACKENDS, load_module
 from latentrt.runtime.errors import BackendError
 
@@ -21,20 +22,20 @@ Status = Literal["ok", "absent", "problem"]
 COLOURS = {"ok": "green", "absent": "yellow", "problem": "bold red"}
 
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-"""The providers of ONNX Runtime that latentrt uses."""
+"""ONNX Runtime's providers that latentrt uses."""
 
 IDENTITY_MODEL = bytes.fromhex(
     "08083a390a120a017812017922084964656e746974793a001201675a0f0a0178120a0a08080112040a020801620f0a017912"
     "0a0a08080112040a02080142040a00100d"
 )
-"""A whole ONNX model, y = Identity(x) on one float: a provider works when it runs this one."""
+"""A whole ONNX model, y = Identity(x) for one float; a provider works if it runs this."""
 
 GPU_FACTS = ("index", "name", "compute_cap", "driver_version", "memory.total")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     name: str
     status: Status
@@ -43,7 +44,7 @@ class Finding:
 
 
 def doctor() -> None:
-    """Show versions, GPU, driver, the providers that really work, and conflicts; exit 1 where something is wrong."""
+    """Show versions, GPU, driver, the providers that work, and conflicts; exit 1 if something is wrong."""
     findings = [Finding("python", "ok", f"{platform.python_version()} on {platform.platform()}"), *examine()]
     table = Table(show_header=False)
     for finding in findings:
@@ -58,7 +59,7 @@ def doctor() -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """Everything there is to look at."""
+    """Run every check."""
     versions = {name.lower().replace("_", "-"): version for name, version in _installed()}
     yield from check_duplicates(versions)
     yield from check_versions(versions)
@@ -77,7 +78,7 @@ def _installed() -> Iterator[tuple[str, str]]:
 
 
 def check_duplicates(versions: dict[str, str]) -> Iterator[Finding]:
-    """Find onnxruntime beside onnxruntime-gpu: one module, of which the later one overwrites half."""
+    """Find onnxruntime beside onnxruntime-gpu, which install one module and overwrite each other's files."""
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in versions]
     if len(both) == 2:
         yield Finding(
@@ -89,7 +90,7 @@ def check_duplicates(versions: dict[str, str]) -> Iterator[Finding]:
 
 
 def check_versions(versions: dict[str, str]) -> Iterator[Finding]:
-    """Every installed package that latentrt has a range for, against that range."""
+    """Compare every installed dependency with latentrt's version range for it."""
     seen: set[str] = set()
     for text in metadata.requires("latentrt") or ():
         requirement = Requirement(text)
@@ -105,7 +106,7 @@ def check_versions(versions: dict[str, str]) -> Iterator[Finding]:
 
 
 def check_gpu() -> Iterator[Finding]:
-    """Each GPU and its driver, as the driver's own tool tells them."""
+    """Find each GPU and its driver, as nvidia-smi reports them."""
     query = ["nvidia-smi", f"--query-gpu={','.join(GPU_FACTS)}", "--format=csv,noheader"]
     try:
         found = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True)
@@ -130,19 +131,20 @@ def check_gpu() -> Iterator[Finding]:
 
 
 def check_backend(backend: str) -> Finding:
-    """Whether a backend's library imports and, for ONNX Runtime, which providers really run a model."""
+    """Check that a backend's library imports and, for ONNX Runtime, which providers run a model."""
     try:
         library = load_module(backend)
     except BackendError as error:
         return Finding(f"backend {backend}", "absent", "not installed", str(error).partition("Install it with: ")[2])
     if backend != "onnxruntime":
         return Finding(f"backend {backend}", "ok", f"{library.__version__}")
+    preload(library)
     working = [name for name in library.get_available_providers() if name in PROVIDERS and _runs(library, name)]
     broken = "CUDAExecutionProvider" in library.get_available_providers() and "CUDAExecutionProvider" not in working
     detail = f"{library.__version__}, working providers: {', '.join(working) or 'none'}"
     if broken:
-        remedy = "ONNX Runtime fell back to the CPU: install a driver for CUDA 13 and the cuDNN 9 libraries"
-        return Finding(f"backend {backend}", "problem", detail, remedy)
+        fault = find_fault()
+        return Finding(f"backend {backend}", "problem", f"{detail}; {fault.detail}", fault.remedy)
     if not working:
         return Finding(
             f"backend {backend}",
@@ -157,7 +159,7 @@ def _runs(library: Any, provider: str) -> bool:
     options = library.SessionOptions()
     options.log_severity_level = 4
     try:
-        session = library.InferenceSession(IDENTITY_MODEL, options, providers=[provider])
+        session = library.InferenceSession(IDENTITY_MODEL, options, providers=[provider], enable_fallback=0)
         (answer,) = session.run(None, {"x": np.array([7], np.float32)})
     except Exception:  # whatever it raises, the provider does not work
         return False

@@ -1,4 +1,4 @@
-"""`latentrt export`, and the export step of commands that accept a checkpoint."""
+"""`latentrt export`, and the export step of other commands that accept a checkpoint."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,9 +23,9 @@ EXPORT_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "onnxsc
 @option_groups
 def export(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Folder in diffusers format, or one .safetensors file.", metavar="CHECKPOINT")
+        Path, typer.Argument(help="Folder in diffusers format, or a single .safetensors file.", metavar="CHECKPOINT")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the bundle to write.", metavar="BUNDLE")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle to write.", metavar="BUNDLE")],
     networks: ExportOptions,
     ranges: RangeOptions,
     source: CheckpointOptions,
@@ -44,7 +44,7 @@ def export(
 
 
 def check_export_installed() -> None:
-    """Raise `BackendError` where the libraries of the export extra are not there."""
+    """Raise `BackendError` if the libraries of the export extra are not installed."""
     try:
         for name in EXPORT_LIBRARIES:
             if find_spec(name) is None:
@@ -58,7 +58,7 @@ def check_export_installed() -> None:
 
 
 def open_checkpoint(path: Path, options: CheckpointOptions) -> "Checkpoint":
-    """A checkpoint as the command line names it."""
+    """Open the checkpoint that the command line names."""
     check_export_installed()
     from latentrt.export.checkpoint import Checkpoint
     from latentrt.export.sources.lora import LoraFile
@@ -77,7 +77,7 @@ def open_checkpoint(path: Path, options: CheckpointOptions) -> "Checkpoint":
 
 
 def export_checkpoint(checkpoint: "Checkpoint", output: Path, networks: ExportOptions, ranges: RangeOptions) -> Bundle:
-    """Export with a progress bar; ranges of None are the family's own."""
+    """Export behind a progress bar; a range of None is the model family's own."""
     from latentrt.export.exporter import export_bundle
 
     limits = Limits.around(checkpoint.model.native_size).replace(**ranges.by_name)

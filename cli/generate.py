@@ -1,4 +1,4 @@
-"""`latentrt generate`: one request, PNG files out."""
+"""`latentrt generate`: draw one request, and write PNG files."""
 
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -22,15 +22,15 @@ from latentrt.runtime.record.metadata import PICTURES
 def generate(
     bundle: BundleArgument,
     prompt: Annotated[OptionalText, typer.Argument(help="What to draw.", metavar="PROMPT")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write; several get -1, -2, ...")] = Path(
-        "out.png"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="PNG to write; several pictures get -1, -2, ...")
+    ] = Path("out.png"),
     prompts_file: Annotated[
-        OptionalPath, typer.Option("--prompts-file", help="Prompts, one a line, drawn as one batch.", metavar="FILE")
+        OptionalPath, typer.Option("--prompts-file", help="Prompts, one per line, drawn as one batch.", metavar="FILE")
     ] = None,
     from_png: Annotated[
         OptionalPath,
-        typer.Option("--from-png", help="Repeat what this PNG holds; other options win over it.", metavar="FILE"),
+        typer.Option("--from-png", help="Repeat the request in this PNG; other options override it.", metavar="FILE"),
     ] = None,
     *,
     settings: GivenSettings,
@@ -41,7 +41,7 @@ def generate(
     build: BuildOption = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Draw a prompt, several at once, or again what a PNG of latentrt's or the AUTOMATIC1111 web interface's holds."""
+    """Draw a prompt, several at once, or the request in a PNG of latentrt or the AUTOMATIC1111 web interface."""
     configure_logging(verbose)
     job = Job(_prompts(prompt, prompts_file), given_options(settings, second_pass))
     if from_png is None:
@@ -66,7 +66,7 @@ def generate(
 
 
 def _prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:
-    """The prompts that are named; none is an empty tuple."""
+    """The prompts of the command line; empty if there are none."""
     if file is None:
         return () if prompt is None else (prompt,)
     if prompt is not None:
@@ -87,7 +87,7 @@ def _open_pictures(files: str | list[str]) -> Any:
 
 
 def _refuse_loras(loras: list[str] | None, bundle: Path) -> None:
-    """LoRAs become part of a bundle's weights, so that its engines stay as fast; say how."""
+    """Raise `RequestError` for LoRAs, which become part of the weights on export, so that engines stay fast."""
     if loras:
         options = " ".join(f"--lora {lora}" for lora in loras)
         raise RequestError(

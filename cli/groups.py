@@ -1,4 +1,4 @@
-"""Options that belong together, declared once and shared by the commands that take them."""
+"""Groups of options, declared once and shared by the commands that take them."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -9,9 +9,9 @@ from typing import Any, get_args
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """A group that follows from a table: each option's annotation by name, with None as the default.
+    """A group from a table of option annotations by name; every default is None.
 
-    A parameter `Annotated[Mapping[str, Any], Options(...)]` gets the options' values by name.
+    A parameter `Annotated[Mapping[str, Any], Options(...)]` receives the options' values by name.
     """
 
     annotations: Mapping[str, Any]
@@ -22,13 +22,13 @@ class Options:
             yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
     def gather(self, given: dict[str, Any]) -> Any:
-        """What the command gets, taken out of the values given."""
+        """Take the group's values out of those given."""
         return {name: given.pop(name) for name in self.annotations}
 
 
 @dataclass(frozen=True, slots=True)
 class _DataclassOptions:
-    """A group that is a dataclass, each field declared as a parameter would be: `Annotated` with `typer.Option`."""
+    """A group that is a dataclass, with its fields declared as parameters would be: `Annotated` with `typer.Option`."""
 
     kind: Any
 
@@ -40,30 +40,31 @@ class _DataclassOptions:
             )
 
     def gather(self, given: dict[str, Any]) -> Any:
-        """The dataclass, its fields taken out of the values given."""
+        """Take the fields out of the values given, and make the dataclass."""
         return self.kind(**{field.name: given.pop(field.name) for field in fields(self.kind)})
 
 
 def _group(annotation: Any) -> Options | _DataclassOptions | None:
     if is_dataclass(annotation):
         return _DataclassOptions(annotation)
-    return next((one for one in get_args(annotation) if isinstance(one, Options)), None)
+    return next((note for note in get_args(annotation) if isinstance(note, Options)), None)
 
 
 def option_groups(command: Callable[..., None]) -> Callable[..., None]:
-    """A command with every option of its groups as a parameter of its own, as typer needs it.
+    """Give a command every option of its groups as a parameter of its own, as typer needs it.
 
-    The command itself gets each group as one value.
+    The command itself receives each group as one value.
     """
     signature = inspect.signature(command)
-    groups = {name: group for name, one in signature.parameters.items() if (group := _group(one.annotation))}
+    parameters = signature.parameters.items()
+    groups = {name: group for name, parameter in parameters if (group := _group(parameter.annotation))}
 
     def expand() -> Iterator[inspect.Parameter]:
-        for name, found in signature.parameters.items():
+        for name, parameter in parameters:
             if name in groups:
                 yield from groups[name].parameters()
             else:
-                yield found.replace(kind=found.KEYWORD_ONLY)
+                yield parameter.replace(kind=parameter.KEYWORD_ONLY)
 
     @wraps(command)
     def expanded(**given: Any) -> None:

@@ -1,5 +1,6 @@
-"""`latentrt inspect`: what is in a bundle."""
+"""`latentrt inspect`: show the contents of a bundle."""
 
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
 import typer
@@ -19,7 +20,7 @@ from latentrt.runtime.errors import BundleError
 
 def inspect(
     bundle: BundleArgument,
-    check: Annotated[bool, typer.Option("--check", help="Also compare every file with its SHA-256.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Also check the SHA-256 of every file.")] = False,
 ) -> None:
     """Show a bundle's components, dims, precisions, parity, builds, sizes and provenance."""
     opened = Bundle.open(bundle_path(bundle))
@@ -37,7 +38,7 @@ def inspect(
 
 
 def check_hashes(bundle: Bundle) -> None:
-    """Raise `BundleError` for the first file that is missing or whose content is not what the manifests say."""
+    """Raise `BundleError` for the first file that is missing, or whose content differs from the manifests."""
     records = dict(bundle.manifest.files)
     for build in bundle.builds().values():
         for engine in build.engines.values():
@@ -50,6 +51,18 @@ def check_hashes(bundle: Bundle) -> None:
             )
 
 
+def _table(title: str, columns: Sequence[str], numbers: Collection[str]) -> Table:
+    """An empty table; the columns in `numbers` are aligned right."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left")
+    return table
+
+
+def _served(limits: Limits) -> str:
+    return ", ".join(f"{name} {getattr(limits, name)}" for name in Limits.STEP)
+
+
 def facts_table(bundle: Bundle) -> Table:
     """One row per fact about the whole bundle."""
     manifest = bundle.manifest
@@ -58,7 +71,7 @@ def facts_table(bundle: Bundle) -> Table:
     for name, value in (
         ("family", f"{model.family}{' inpainting' * model.is_inpainting}, native size {model.native_size} pixels"),
         ("precision", manifest.precision),
-        ("serves", ", ".join(f"{name} {getattr(manifest.limits, name)}" for name in Limits.STEP)),
+        ("serves", _served(manifest.limits)),
         (
             "defaults",
             f"{manifest.defaults.sampler}, {manifest.defaults.steps} steps, guidance {manifest.defaults.guidance}",
@@ -74,12 +87,11 @@ def facts_table(bundle: Bundle) -> Table:
 
 
 def component_table(manifest: Manifest) -> Table:
-    """One row per component: what it is, what it takes and gives, how well it agrees with torch."""
-    table = Table(title="components", title_justify="left")
-    for column in ("component", "precision", "nodes", "parameters", "inputs", "outputs", "parity"):
-        table.add_column(column, justify="right" if column in ("nodes", "parameters") else "left")
+    """One row per component: precision, size, ports, and how well it agrees with torch."""
+    columns = ("component", "precision", "nodes", "parameters", "inputs", "outputs", "parity")
+    table = _table("components", columns, numbers=("nodes", "parameters"))
     for name, part in manifest.components.items():
-        worst = max((found.relative for found in part.parity), default=None)
+        worst = max((case.relative for case in part.parity), default=None)
         table.add_row(
             name,
             part.precision,
@@ -87,45 +99,33 @@ def component_table(manifest: Manifest) -> Table:
             f"{part.parameters / 1e6:,.2f} M",
             escape("\n".join(f"{port} {text}" for port, text in part.inputs.items())),
             escape("\n".join(f"{port} {text}" for port, text in part.outputs.items())),
-            "not compared" if worst is None else f"{worst:.1e} in {len({found.case for found in part.parity})} cases",
+            "not compared" if worst is None else f"{worst:.1e} in {len({record.case for record in part.parity})} cases",
         )
     return table
 
 
 def numerics_table(manifest: Manifest) -> Table:
-    """One row per component that was measured for fp16: how large its values are, and what made them fit."""
-    table = Table(title="fp16 range", title_justify="left")
-    for column in (
-        "component",
-        "largest",
-        "scaled",
-        "signals scaled by",
-        "islands",
-        "float32 layers",
-        "fp16 error",
-    ):
-        table.add_column(column, justify="right" if column in ("largest", "scaled") else "left")
+    """One row per component that was measured for fp16: how large its values are, and how they were made to fit."""
+    columns = ("component", "largest", "scaled", "signals scaled by", "islands", "float32 layers", "fp16 error")
+    table = _table("fp16 range", columns, numbers=("largest", "scaled"))
     for name, part in manifest.components.items():
-        if part.numerics is None:
+        if (numerics := part.numerics) is None:
             continue
-        found = part.numerics
         table.add_row(
             name,
-            f"{max(found.ranges.values(), default=0.0):,.4g}",
-            f"{found.largest:,.4g}",
-            "\n".join(f"{signal} 2^{exponent}" for signal, exponent in found.scales.items()) or "none",
-            "\n".join(found.islands) or "none",
-            "\n".join(found.float32_layers) or "none",
-            f"{found.relative:.1e} over {found.samples} samples",
+            f"{max(numerics.ranges.values(), default=0.0):,.4g}",
+            f"{numerics.largest:,.4g}",
+            "\n".join(f"{signal} 2^{exponent}" for signal, exponent in numerics.scales.items()) or "none",
+            "\n".join(numerics.islands) or "none",
+            "\n".join(numerics.float32_layers) or "none",
+            f"{numerics.relative:.1e} over {numerics.samples} samples",
         )
     return table
 
 
 def dims_table(manifest: Manifest) -> Table:
     """One row per dim of the bundle's own limits."""
-    table = Table(title="dims", title_justify="left")
-    for column in ("dim", "min", "opt", "max"):
-        table.add_column(column, justify="right" if column != "dim" else "left")
+    table = _table("dims", ("dim", "min", "opt", "max"), numbers=("min", "opt", "max"))
     dims = {dim.name: dim for spec in manifest.specs().values() for dim in spec.dims.values()}
     for dim in dims.values():
         table.add_row(dim.name, str(dim.min), str(dim.opt), str(dim.max))
@@ -134,10 +134,8 @@ def dims_table(manifest: Manifest) -> Table:
 
 def build_table(build: BuildRecord) -> Table:
     """One row per engine of a build."""
-    served = ", ".join(f"{name} {getattr(build.limits, name)}" for name in Limits.STEP)
-    table = Table(title=f"build {build.name}: {served}", title_justify="left")
-    for column in ("engine", "precision", "MB", "seconds", "layers", "notes"):
-        table.add_column(column, justify="right" if column in ("MB", "seconds") else "left")
+    columns = ("engine", "precision", "MB", "seconds", "layers", "notes")
+    table = _table(f"build {build.name}: {_served(build.limits)}", columns, numbers=("MB", "seconds"))
     for name, engine in build.engines.items():
         table.add_row(
             name,

@@ -1,4 +1,4 @@
-"""What one run of `latentrt generate` is to draw: options that go together, and the pipelines that serve them."""
+"""The job of one `latentrt generate`: prompts and options, checked together, and the pipelines that draw them."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 
+from latentrt.cli.options import flag
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.drawing.loop import StepProgress
 from latentrt.runtime.ensemble import Ensemble
@@ -25,7 +26,7 @@ NEEDS: Mapping[str, str] = {
     "refiner_strength": "refiner",
     "upscale_strength": "upscale",
 }
-"""Options that mean nothing without another one."""
+"""Options that need another one."""
 
 EXCLUDES = {
     ("refiner_start", "refiner_strength"): "the refiner takes over before the end, or it refines what is finished",
@@ -38,31 +39,31 @@ EXCLUDES = {
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Prompts, and by name the options that were given: settings of the request, and those of a second pass."""
+    """Prompts, and the options that were given, by name: settings of the request, and those of a second pass."""
 
     prompts: tuple[str, ...]
     options: Mapping[str, Any]
 
     def over(self, stored: "Job") -> "Job":
-        """The same options, and from a stored job what they do not say; of the schedule, field by field."""
+        """Put these options on top of a stored job's; schedules are merged field by field."""
         options = {**stored.options, **self.options}
         if "schedule" in options:
             options["schedule"] = {**stored.options.get("schedule", {}), **self.options.get("schedule", {})}
         return Job(self.prompts or stored.prompts, options)
 
     def check(self) -> None:
-        """Raise a usage error where options do not go together, or nothing says what to draw."""
+        """Raise a usage error if options do not go together, or if there is no prompt."""
         if not self.prompts:
             raise typer.BadParameter("Missing argument 'PROMPT'; or name --prompts-file, or --from-png")
         for name, other in NEEDS.items():
             if name in self.options and other not in self.options:
-                raise typer.BadParameter(f"needs {_flag(other)} too", param_hint=_flag(name))
+                raise typer.BadParameter(f"needs {flag(other)} too", param_hint=flag(name))
         for (one, other), reason in EXCLUDES.items():
             if one in self.options and other in self.options:
-                raise typer.BadParameter(f"{_flag(one)} and {_flag(other)} do not go together: {reason}")
+                raise typer.BadParameter(f"{flag(one)} and {flag(other)} do not go together: {reason}")
 
     def draw(self, bundle: Bundle, load: Callable[[Bundle], Pipeline], progress: StepProgress) -> Result:
-        """Load what it takes, and draw."""
+        """Load the pipelines that are needed, and draw."""
         options = dict(self.options)
         refiner, start = options.pop("refiner", None), options.pop("refiner_start", None)
         strength, scale = options.pop("refiner_strength", None), options.pop("upscale", None)
@@ -80,7 +81,3 @@ class Job:
                 return both.refine(self.prompts, progress=progress, **settings | {"strength": strength})
             how = {} if start is None else {"handover": start}
             return both.generate(self.prompts, progress=progress, **how, **settings)
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

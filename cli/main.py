@@ -14,7 +14,7 @@ from latentrt.cli.verify import verify
 
 
 def application() -> typer.Typer:
-    """The command tree."""
+    """The `latentrt` command with its subcommands."""
     app = typer.Typer(
         help="Stable Diffusion XL as TensorRT engines, run without torch.",
         add_completion=False,
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def build_engine() -> None:
-    """Run `build-engine`, which is `latentrt build-engine` by its own name."""
+    """Run `build-engine`, short for `latentrt build-engine`."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(build_engine_command)
     run_command(app)

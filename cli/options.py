@@ -1,4 +1,4 @@
-"""Options that several commands share; groups of them are dataclasses (`latentrt.cli.groups`)."""
+"""Options that several commands share, some as groups (`latentrt.cli.groups`)."""
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -20,7 +20,7 @@ BackendName = StrEnum("BackendName", {name: name for name in sorted(BACKENDS)}) 
 
 
 class PrecisionName(StrEnum):
-    """Precisions a bundle can be exported in."""
+    """Precisions in which a bundle can be exported."""
 
     fp16 = "fp16"
     fp32 = "fp32"
@@ -28,7 +28,7 @@ class PrecisionName(StrEnum):
 
 
 class VaePrecisionName(StrEnum):
-    """Precisions of the VAE, if not the other networks'."""
+    """Precisions of the VAE; auto follows the other networks."""
 
     auto = "auto"
     fp16 = "fp16"
@@ -45,20 +45,27 @@ class ParityDepth(StrEnum):
 
 
 class PredictionName(StrEnum):
-    """What a U-Net can predict."""
+    """What a U-Net may predict."""
 
     epsilon = "epsilon"
     v_prediction = "v_prediction"
     sample = "sample"
 
 
+def flag(name: str) -> str:
+    """An option as the command line writes it."""
+    return f"--{name.replace('_', '-')}"
+
+
 @dataclass(frozen=True, slots=True)
 class CheckpointOptions:
-    """How a checkpoint is read."""
+    """Options for reading a checkpoint."""
 
     random_weights: Annotated[
         OptionalInt,
-        typer.Option("--random-weights", metavar="SEED", help="Make weights up; the checkpoint may hold only configs."),
+        typer.Option(
+            "--random-weights", metavar="SEED", help="Use random weights; the checkpoint may hold configs alone."
+        ),
     ] = None
     variant: Annotated[
         OptionalText, typer.Option("--variant", help="Which weight files to read, as in model.VARIANT.safetensors.")
@@ -79,33 +86,37 @@ class CheckpointOptions:
     ] = None
     vae: Annotated[
         OptionalPath,
-        typer.Option("--vae", help="Another VAE: a folder or a .safetensors file, TAESD too.", metavar="PATH"),
+        typer.Option("--vae", help="Another VAE: a folder or a .safetensors file; may be a TAESD.", metavar="PATH"),
     ] = None
     lora: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--lora", help="Add a LoRA to the weights, so strongly (1); repeatable.", metavar="FILE[:WEIGHT]"),
+        typer.Option(
+            "--lora", help="LoRA to add to the weights, and its weight (1); repeatable.", metavar="FILE[:WEIGHT]"
+        ),
     ] = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """How the networks are exported."""
+    """Options for exporting the networks."""
 
     precision: Annotated[PrecisionName, typer.Option("--precision", help="Arithmetic of the exported networks.")] = (
         PrecisionName.fp16
     )
     vae_precision: Annotated[
         VaePrecisionName,
-        typer.Option("--vae-precision", help="The VAE's; auto: as --precision, and fp32 where fp16 does not hold it."),
+        typer.Option(
+            "--vae-precision", help="Arithmetic of the VAE. auto: as --precision, but fp32 if fp16 cannot hold it."
+        ),
     ] = VaePrecisionName.auto
     samples: Annotated[
         OptionalPath,
-        typer.Option("--samples", help="Folder of images over which an fp16 VAE is measured, too.", metavar="FOLDER"),
+        typer.Option("--samples", help="Folder of further images on which to measure an fp16 VAE.", metavar="FOLDER"),
     ] = None
     parity: Annotated[
         ParityDepth,
         typer.Option(
-            "--parity", help="Comparison with torch: at min, opt, max and special sizes; at small sizes; none."
+            "--parity", help="Compare with torch at min, opt, max and special sizes; at small sizes; or not at all."
         ),
     ] = ParityDepth.full
 
@@ -117,7 +128,7 @@ def _range(flag: str, what: str) -> typer.models.OptionInfo:
 
 @dataclass(frozen=True, slots=True)
 class RangeOptions:
-    """The requests that are to be served, each `min:opt:max`; None keeps a range."""
+    """Ranges of requests to serve, each `min:opt:max`; None leaves a range as it is."""
 
     width: Annotated[OptionalText, _range("--width", "Image widths in pixels")] = None
     height: Annotated[OptionalText, _range("--height", "Image heights in pixels")] = None
@@ -133,8 +144,8 @@ class RangeOptions:
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle, or `demo`.", metavar="BUNDLE")]
 OptionalBackend = Optional[BackendName]  # noqa: UP045
-BackendOption = Annotated[OptionalBackend, typer.Option("--backend", help="Which engines to use.")]
+BackendOption = Annotated[OptionalBackend, typer.Option("--backend", help="Library that runs the engines.")]
 BuildOption = Annotated[
-    OptionalText, typer.Option("--build", help="Which build, by its folder's name under builds/.", metavar="NAME")
+    OptionalText, typer.Option("--build", help="Name of a build's folder under builds/.", metavar="NAME")
 ]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log what goes on inside.")]
+VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Log details.")]

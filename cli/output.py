@@ -1,4 +1,4 @@
-"""What every command says: progress and logs to stderr, one JSON line at the end of stdout, errors without a trace."""
+"""Output of every command: progress and logs on stderr, a JSON line at the end of stdout, errors without traceback."""
 
 import json
 import logging
@@ -14,20 +14,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from latentrt.runtime.errors import LatentRTError
 
 LOG_WIDTH = 160
+
 FAILED = 1
-"""Exit code of a run that latentrt ended with an error of its own; wrong usage is 2."""
+"""Exit code after an error that latentrt raised on purpose; wrong usage gives 2."""
 
 
 def console(stream: TextIO | None = None) -> Console:
-    """A console on stderr, or on another stream; wide where nobody watches, so that nothing is cut from a log."""
+    """A console on stderr, or on another stream; wide if that is no terminal, so that nothing is cut from a log."""
     stream = stream or sys.stderr
     width = None if stream.isatty() else LOG_WIDTH
-    # Without emoji=False the range 64:100:128 would show a symbol in its middle.
+    # Without emoji=False, rich would turn the middle of the range 64:100:128 into a symbol.
     return Console(file=stream, soft_wrap=True, highlight=False, emoji=False, width=width)
 
 
 def configure_logging(verbose: bool) -> None:
-    """Send latentrt's log to stderr; other libraries' warnings only."""
+    """Log to stderr; of other libraries, warnings only."""
     handler = RichHandler(console=console(), show_path=False, show_time=verbose, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("latentrt").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -40,7 +41,7 @@ def finish(**values: Any) -> None:
 
 
 def run_command(command: Callable[[], Any]) -> None:
-    """Run a command line, turning latentrt's own errors into one line on stderr and exit code 1."""
+    """Run a command, turning latentrt's own errors into one line on stderr and exit code 1."""
     try:
         command()
     except LatentRTError as error:
@@ -54,7 +55,7 @@ def run_command(command: Callable[[], Any]) -> None:
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[Callable[[str, float, float], None]]:
-    """A bar on stderr, fed with (what is going on, done, total)."""
+    """A progress bar on stderr; call the function it yields with (description, done, total)."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""The options of `latentrt generate`: one for each setting of a request, and those of a second pass."""
+"""The options of `latentrt generate`: one per setting of a request, and those of a second pass."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -7,15 +7,13 @@ from typing import Annotated, Any, Optional
 import typer
 
 from latentrt.cli.groups import Options
-from latentrt.cli.options import OptionalFloat, OptionalPath
+from latentrt.cli.options import OptionalFloat, OptionalPath, flag
+from latentrt.runtime.ensemble import HANDOVER
 from latentrt.runtime.request.kinds import FIELDS, FLAG
 from latentrt.runtime.request.setting import Setting
 from latentrt.runtime.request.settings import SETTINGS
 from latentrt.runtime.request.signature import describe
-
-
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+from latentrt.runtime.upscale import UPSCALE_STRENGTH
 
 
 def _is_repeatable(setting: Setting) -> bool:
@@ -23,18 +21,20 @@ def _is_repeatable(setting: Setting) -> bool:
 
 
 def _option(name: str, setting: Setting) -> Any:
-    """The annotation of a setting's option; None is its default, for "not given"."""
+    """The annotation of a setting's option, whose default is None, for "not given"."""
     kind: Any = setting.kind.text_type
-    flag = f"{_flag(name)}/--no-{name.replace('_', '-')}" if setting.kind is FLAG else _flag(name)
+    declaration = f"{flag(name)}/{flag(f'no_{name}')}" if setting.kind is FLAG else flag(name)
     help_text = describe(setting) + (" Repeatable." if setting.kind is FIELDS else "")
-    option = typer.Option(flag, help=help_text, metavar=setting.kind.metavar, rich_help_panel=setting.group.value)
+    option = typer.Option(
+        declaration, help=help_text, metavar=setting.kind.metavar, rich_help_panel=setting.group.value
+    )
     return Annotated[Optional[list[kind] if _is_repeatable(setting) else kind], option]  # noqa: UP045 - typer reads it
 
 
 GivenSettings = Annotated[
-    Mapping[str, Any], Options({name: _option(name, one) for name, one in SETTINGS.items() if one.option})
+    Mapping[str, Any], Options({name: _option(name, setting) for name, setting in SETTINGS.items() if setting.option})
 ]
-"""Settings by name; None, or nothing, where an option was not given."""
+"""Settings by name; None or an empty list for an option that was not given."""
 
 
 def _second(*flags: str, help: str, metavar: str | None = None) -> Any:
@@ -43,22 +43,25 @@ def _second(*flags: str, help: str, metavar: str | None = None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class SecondPassOptions:
-    """What is done with the latents or the pictures of the first model."""
+    """Options for a second pass over the latents or pictures of the first model."""
 
     refiner: Annotated[
-        OptionalPath, _second("--refiner", metavar="BUNDLE", help="Second model, which takes the latents over.")
+        OptionalPath, _second("--refiner", metavar="BUNDLE", help="Second model, which takes over the latents.")
     ] = None
     refiner_start: Annotated[
-        OptionalFloat, _second("--refiner-start", help="Share of the denoising where it takes over. Default: 0.8.")
+        OptionalFloat,
+        _second("--refiner-start", help=f"Share of the denoising at which it takes over. Default: {HANDOVER}."),
     ] = None
     refiner_strength: Annotated[
-        OptionalFloat, _second("--refiner-strength", help="Let it refine finished latents instead, this strongly.")
+        OptionalFloat, _second("--refiner-strength", help="Let it refine finished latents instead, with this strength.")
     ] = None
     upscale: Annotated[
-        OptionalFloat, _second("--upscale", metavar="FACTOR", help="Enlarge the picture and draw it again.")
+        OptionalFloat,
+        _second("--upscale", metavar="FACTOR", help="Enlarge the picture, and draw it again at that size."),
     ] = None
     upscale_strength: Annotated[
-        OptionalFloat, _second("--upscale-strength", help="How much of it is drawn again. Default: 0.5.")
+        OptionalFloat,
+        _second("--upscale-strength", help=f"How much of the enlarged picture to redraw. Default: {UPSCALE_STRENGTH}."),
     ] = None
 
 
@@ -78,5 +81,5 @@ def _parsed(name: str, value: Any) -> Any:
             return parse(value)
         parsed = [parse(entry) for entry in value]
     except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint=f"'{_flag(name)}'") from error
+        raise typer.BadParameter(str(error), param_hint=f"'{flag(name)}'") from error
     return parsed[0] if len(parsed) == 1 else parsed

@@ -1,4 +1,4 @@
-"""`latentrt verify`: a bundle's numbers against the checkpoint it should come from."""
+"""`latentrt verify`: compare a bundle with the checkpoint it was made from."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 def verify(
     bundle: BundleArgument,
     reference: Annotated[
-        Path, typer.Option("--reference", help="The checkpoint, with the options it was exported with.")
+        Path, typer.Option("--reference", help="The checkpoint; give the options it was exported with, too.")
     ],
     checkpoint: CheckpointOptions,
     backend: BackendOption = None,
     build: BuildOption = None,
     layers: Annotated[
-        bool, typer.Option("--layers", help="For a component out of tolerance, name the first tensor that departs.")
+        bool, typer.Option("--layers", help="For each component out of tolerance, name the first tensor that differs.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Compare a bundle, or a build in it, with its checkpoint run by torch in fp32; exit 1 outside tolerance."""
+    """Compare a bundle, or a build in it, with its checkpoint run by torch in fp32; exit 1 if out of tolerance."""
     configure_logging(verbose)
     compared = open_checkpoint(reference, checkpoint)
     from latentrt.export.checks.bundle_verification import verify_facts
@@ -78,7 +78,7 @@ def _figures(pipeline: Pipeline, checkpoint: "Checkpoint") -> Iterator["Figure"]
 
 
 def _departures(bundle: Bundle, checkpoint: "Checkpoint", figures: list["Figure"]) -> Iterator["Departure"]:
-    """The first departing tensor in the ONNX file of every component that is out of tolerance."""
+    """For every component out of tolerance, the first tensor in its ONNX file that differs."""
     from latentrt.export.checks.layers import first_departure
     from latentrt.export.modules import MODULES
     from latentrt.export.sample_inputs import sample_inputs

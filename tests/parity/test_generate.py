@@ -268,7 +268,7 @@ def test_a_png_of_the_web_interface_is_repeated(draw):
     wanted = {"negative": "dull", "steps": 2, "sampler": "dpmpp_2m", "guidance": 6.0, "seed": 3}
     wanted |= {"schedule": {"use_karras_sigmas": True}, "width": 64, "height": 72}
     assert (stored(drawn)["prompt"], stored(drawn)["settings"]) == (["a (red) cat"], wanted)
-    assert "of its `parameters` these are left out: Model: x, Clip skip: 2" in draw.said
+    assert "some of its `parameters` are left out: Model: x, Clip skip: 2" in draw.said
 
 
 def test_an_unknown_sampler_of_the_web_interface(draw):
