@@ -10,6 +10,7 @@ from latentrt.engine.checks import check_ports, check_precision
 from latentrt.engine.forms import Form, forms_of
 from latentrt.engine.trial import Trial
 from latentrt.runtime.backends.cuda import device_count
+from latentrt.runtime.backends.cuda_provider import fallback, preload, provider_options
 from latentrt.runtime.backends.onnxruntime import NO_BF16
 from latentrt.runtime.backends.registry import CPU_PROVIDER, CUDA_PROVIDER, load_module, runnable_targets
 from latentrt.runtime.errors import BuildError
@@ -42,6 +43,8 @@ class OnnxRuntimeBuilder:
                 "install: pip install 'latentrt[cuda]'"
             )
         self.device = device_for(backend, target)
+        if self.kind == "cuda":
+            preload(self.ort)
 
     def build(self, job: Job) -> Built:
         """Check one component's graph, optimise it and save the result."""
@@ -89,14 +92,14 @@ class OnnxRuntimeBuilder:
         options.add_session_config_entry(EXTERNAL_INITIALIZERS + "file_name", data)
         options.add_session_config_entry(EXTERNAL_INITIALIZERS + "min_size_in_bytes", str(EXTERNAL_BYTES))
         first, *others = PROVIDERS[self.kind]
-        index = self.device.partition(":")[2]
-        providers = [(first, dict(form.options) | ({"device_id": index} if index else {})), *others]
+        own = provider_options(self.device.partition(":")[2]) if self.kind == "cuda" else {}
+        providers = [(first, own | dict(form.options)), *others]
         try:
-            session = self.ort.InferenceSession(str(file.absolute()), options, providers=providers)
+            session = self.ort.InferenceSession(str(file.absolute()), options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions have no other base class
             raise BuildError(f"{job.spec.name}: ONNX Runtime cannot build {file}: {error}") from error
         if session.get_providers()[0] != first:
-            raise BuildError(f"{job.spec.name}: ONNX Runtime fell back to the CPU. Run latentrt doctor to see why")
+            raise BuildError(fallback(job.spec.name))
         return (model, data) if (folder / data).is_file() else (model,)
 
 

@@ -17,6 +17,7 @@ from latentrt.runtime.bundle.specs import ComponentSpec, Port
 class cudaError_t(IntEnum):
     cudaSuccess = 0
     cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
     cudaErrorInvalidDevice = 101
     cudaErrorStreamCaptureUnsupported = 900
 
@@ -34,7 +35,7 @@ class cudaStreamCaptureMode(IntEnum):
 class StandInCuda:
     """One GPU. `memory` holds what is allocated, page-locked too; `calls` every function with its arguments.
 
-    `limit` is in bytes. Captured work is kept in `graphs`.
+    `limit` is in bytes. Captured work is kept in `graphs`. `counted` is what cudaGetDeviceCount answers.
     """
 
     cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking = cudaError_t, cudaMemcpyKind, 1
@@ -42,6 +43,7 @@ class StandInCuda:
 
     def __init__(self, capability: tuple[int, int] = (8, 9), limit: int = 1 << 30):
         self.capability, self.limit = capability, limit
+        self.counted: tuple[Any, ...] = (1,)
         self.memory: dict[int, Any] = {}
         self.calls: list[tuple[Any, ...]] = []
         self.captured: list[tuple[Any, ...]] | None = None
@@ -104,8 +106,8 @@ class StandInCuda:
     def _cudaGetErrorString(self, error: cudaError_t) -> tuple[bytes]:
         return (error.name.encode(),)
 
-    def _cudaGetDeviceCount(self) -> tuple[int]:
-        return (1,)
+    def _cudaGetDeviceCount(self) -> tuple[Any, ...]:
+        return self.counted
 
     def _cudaGetDeviceProperties(self, _index: int) -> tuple[Any]:
         return (SimpleNamespace(name=b"NVIDIA GeForce RTX 4090", major=self.capability[0], minor=self.capability[1]),)

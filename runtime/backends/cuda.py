@@ -22,6 +22,8 @@ from latentrt.runtime.backends.bfloat16 import RAW, as_numbers, to_bits
 from latentrt.runtime.backends.dlpack import CUDA_DEVICE, make_capsule
 from latentrt.runtime.errors import BackendError
 
+DRIVER_REMEDY = "Install an NVIDIA driver for CUDA 13 (580 or newer)"
+
 
 @functools.cache
 def bindings() -> ModuleType:
@@ -80,7 +82,11 @@ def describe_device(index: int) -> Device:
     Raises:
         BackendError: cuda-python, a driver or that GPU is missing.
     """
-    count = call("cudaGetDeviceCount")
+    bindings()  # says itself how to install them
+    try:
+        count = call("cudaGetDeviceCount")
+    except BackendError as error:
+        raise BackendError(f"cuda:{index}: {error}. {DRIVER_REMEDY}") from error
     if not 0 <= index < count:
         raise BackendError(f"cuda:{index}: this process has {count} GPUs, cuda:0 to cuda:{count - 1}")
     found = call("cudaGetDeviceProperties", index)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.runtime.backends.base import Buffer, Mark, check_shared
-from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, device_index
+from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, describe_device, device_index
+from latentrt.runtime.backends.cuda_provider import fallback, preload, provider_options
 from latentrt.runtime.backends.host import HostBuffer, HostMark
 from latentrt.runtime.backends.registry import CPU_PROVIDER, CUDA_PROVIDER, load_module
 from latentrt.runtime.bundle.specs import ONNX_TYPES, ComponentSpec, Port
@@ -48,6 +49,9 @@ class OnnxRuntimeBackend:
                 f"device {device}: this onnxruntime runs on {', '.join(self.library.get_available_providers())}. "
                 "For NVIDIA GPUs install latentrt[cuda] in place of latentrt[cpu]"
             )
+        if self.kind == "cuda":
+            preload(self.library)
+            describe_device(self.index)
         self.stream = Stream(self.index) if self.kind == "cuda" else None
 
     def activate(self) -> None:
@@ -68,7 +72,7 @@ class OnnxRuntimeBackend:
             return OnnxRuntimeEngine(self, spec, self._session(path, [CPU_PROVIDER], optimised))
         session, captures = self._cuda_session(self.stream, path, optimised)
         if session.get_providers()[0] != CUDA_PROVIDER:
-            raise BackendError(f"{path}: ONNX Runtime fell back to the CPU. Run latentrt doctor to see why")
+            raise BackendError(fallback(str(path)))
         return OnnxRuntimeEngine(self, spec, session, captures)
 
     def _session(self, path: Path, providers: list[Any], optimised: bool) -> Any:
@@ -80,7 +84,7 @@ class OnnxRuntimeBackend:
         if optimised:
             options.graph_optimization_level = self.library.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            return self.library.InferenceSession(path, options, providers=providers)
+            return self.library.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {error}") from error
 
@@ -88,8 +92,8 @@ class OnnxRuntimeBackend:
         """A session, and whether it captures CUDA graphs: ONNX Runtime refuses that where it copies to the host."""
 
         def session(graphs: str) -> Any:
-            own = {"device_id": str(self.index), "user_compute_stream": str(stream.handle), "enable_cuda_graph": graphs}
-            return self._session(path, [(CUDA_PROVIDER, own), CPU_PROVIDER], optimised)
+            own = {"user_compute_stream": str(stream.handle), "enable_cuda_graph": graphs}
+            return self._session(path, [(CUDA_PROVIDER, provider_options(self.index) | own), CPU_PROVIDER], optimised)
 
         try:
             return session("1"), True

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, TypedDict
 
 from latentrt.runtime.backends.base import Backend
-from latentrt.runtime.backends.cuda import Device, describe_device, device_index
+from latentrt.runtime.backends.cuda import Device, describe_device, device_count, device_index
 from latentrt.runtime.backends.targets import (
     RTX_DEFAULT,
     capability_targets,
@@ -34,6 +34,11 @@ def _no_options(_target: str) -> str:
 
 def _activation_resize(_target: str) -> str:
     return ACTIVATION_RESIZE
+
+
+def _cuda_sessions(target: str) -> str:
+    """A form is chosen by its time and its bits, which depend on the options of `cuda_provider.provider_options`."""
+    return "no TF32, heuristic search, fused bias" if target.startswith("cuda") else ""
 
 
 def _has_cuda_provider(onnxruntime: Any) -> bool:
@@ -89,6 +94,7 @@ BACKENDS: Mapping[str, KnownBackend] = {
         gpu_targets=generation_targets,
         cpu_targets=lambda: (cpu_target(),),
         uses_gpus=_has_cuda_provider,
+        build_options=_cuda_sessions,
         runs_onnx_files=True,
         rewrites_components=True,
     ),
@@ -136,10 +142,14 @@ def open_backend(name: str, device: str) -> Backend:
 
 
 def devices(name: str) -> list[str]:
-    """The devices that an installed backend may run on, best first."""
+    """The devices that an installed backend may run on, best first.
+
+    A GPU that is not there is left out where the CPU can do; elsewhere whatever uses it says what is missing.
+    """
     known = find_backend(name)
-    gpus = ["cuda:0"] if known.uses_gpus(load_module(name)) else []
-    return gpus + (["cpu"] if known.cpu_targets() else [])
+    cpus = ["cpu"] if known.cpu_targets() else []
+    gpus = known.uses_gpus(load_module(name)) and (not cpus or device_count() > 0)
+    return (["cuda:0"] if gpus else []) + cpus
 
 
 def runnable_targets(name: str, device: str) -> tuple[str, ...]:

@@ -9,9 +9,11 @@ import onnx
 import onnxruntime
 import pytest
 from command_line import run_main
+from cuda_stand_in import cudaError_t
 
 from latentrt.cli import doctor as module
 from latentrt.cli.doctor import Finding, check_backend, check_duplicates, check_gpu, check_versions, examine
+from latentrt.runtime.backends import cuda_provider
 
 GOOD = {"numpy": "2.3.0", "onnxruntime": "1.31.0", "pillow": "12.0.0"}
 
@@ -131,8 +133,11 @@ def test_onnxruntime_works_here():
 def stand_in(providers, works):
     """onnxruntime with these providers, of which some fall back to the CPU, and some fail only when they run."""
 
+    loaded = []
+
     class Session:
-        def __init__(self, model, options, providers):
+        def __init__(self, model, options, providers, enable_fallback):
+            assert loaded, "CUDA's libraries are loaded before the first session"
             self.name = providers[0]
             if works[self.name] == "load fails":
                 raise RuntimeError("cannot load libcudnn")
@@ -147,23 +152,60 @@ def stand_in(providers, works):
 
     return SimpleNamespace(
         __version__="1.31.0",
+        preload_dlls=lambda: loaded.append(1),
         get_available_providers=lambda: providers,
         SessionOptions=SimpleNamespace,
         InferenceSession=Session,
     )
 
 
-@pytest.mark.parametrize("fault", ["load fails", "falls back", "run fails"])
-def test_a_cuda_provider_that_does_not_work(monkeypatch, fault):
+DRIVER_REMEDY = "Install an NVIDIA driver for CUDA 13 (580 or newer)"
+
+
+@pytest.mark.parametrize("how", ["load fails", "falls back", "run fails"])
+@pytest.mark.parametrize(
+    ("libraries", "detail", "remedy"),
+    [
+        ((), "no NVIDIA driver is installed (libcuda.so.1 cannot be loaded)", DRIVER_REMEDY),
+        (
+            ("libcuda.so.1", "libcudart.so.13", "libcurand.so.10"),
+            "the driver is there, but not CUDA's libcublasLt.so.13, libcublas.so.13, libcudnn.so.9",
+            "Install them with: pip install 'latentrt[cuda]'",
+        ),
+        (
+            ("libcuda.so.1", *cuda_provider.LIBRARIES),
+            "driver and libraries are there",
+            "Run with ONNX Runtime's log on to see what it lacks",
+        ),
+    ],
+)
+def test_a_cuda_provider_that_does_not_work(monkeypatch, gpu, how, libraries, detail, remedy):
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    library = stand_in(providers, {"CUDAExecutionProvider": fault, "CPUExecutionProvider": "works"})
+    library = stand_in(providers, {"CUDAExecutionProvider": how, "CPUExecutionProvider": "works"})
     monkeypatch.setitem(sys.modules, "onnxruntime", library)
+    monkeypatch.setattr(cuda_provider, "_loads", libraries.__contains__)
     finding = check_backend("onnxruntime")
     assert finding.status == "problem"
-    assert finding.detail == "1.31.0, working providers: CPUExecutionProvider"
-    assert finding.remedy == (
-        "ONNX Runtime fell back to the CPU: install a driver for CUDA 13 and the cuDNN 9 libraries"
-    )
+    assert finding.detail == f"1.31.0, working providers: CPUExecutionProvider; {detail}"
+    assert finding.remedy == remedy
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail", "remedy"),
+    [
+        (
+            (cudaError_t.cudaErrorInsufficientDriver, None),
+            "the driver does not serve CUDA 13 (cudaGetDeviceCount failed: cudaErrorInsufficientDriver, "
+            "cudaErrorInsufficientDriver)",
+            DRIVER_REMEDY,
+        ),
+        ((0,), "the driver is there, but it shows no GPU to this process", "See what nvidia-smi says"),
+    ],
+)
+def test_a_driver_without_a_gpu_that_cuda_can_use(monkeypatch, gpu, answer, detail, remedy):
+    monkeypatch.setattr(cuda_provider, "_loads", lambda name: True)
+    gpu.counted = answer
+    assert cuda_provider.find_fault() == cuda_provider.Fault(detail, remedy)
 
 
 def test_a_cuda_provider_that_works(monkeypatch):

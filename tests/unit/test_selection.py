@@ -6,9 +6,12 @@ import sys
 
 import onnxruntime
 import pytest
+from cuda_stand_in import cudaError_t
 from hollow_bundles import write_hollow_build, write_hollow_bundle
 from json_files import edit_json
 
+from latentrt.runtime.backends import cuda
+from latentrt.runtime.backends.registry import CPU_PROVIDER
 from latentrt.runtime.backends.targets import cpu_target
 from latentrt.runtime.build_selection import select
 from latentrt.runtime.bundle import Bundle
@@ -44,6 +47,36 @@ def test_a_build_for_this_machine_is_chosen_without_a_word(bundle, caplog):
         folder = bundle.path / "builds" / build.name
         assert dict(selection.files) == {name: folder / f"{name}.engine" for name in bundle.manifest.components}
     assert not caplog.records
+
+
+@pytest.mark.parametrize("installed", ["cuda-python", "nothing"])
+def test_onnxruntime_for_gpus_runs_cpu_builds_where_there_is_no_driver(bundle, monkeypatch, gpu, installed, caplog):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU_PROVIDER])
+    gpu.counted = (cudaError_t.cudaErrorInsufficientDriver, None)
+    if installed == "nothing":
+        monkeypatch.undo()
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU_PROVIDER])
+        cuda.bindings.cache_clear()
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", None)
+    for names in ((), ("onnxruntime",), ("onnxruntime", "cpu"), (None, "cpu")):
+        selection = select(bundle, *names)
+        assert (selection.device, selection.build) == ("cpu", None)
+        assert "running its ONNX files through ONNX Runtime on cpu" in caplog.text
+    write_hollow_build(bundle, "onnxruntime", "cuda-sm89")
+    build = write_hollow_build(bundle, "onnxruntime", cpu_target())
+    for names in ((), ("onnxruntime",), ("onnxruntime", "cpu"), (None, "cpu"), (None, None, build.name)):
+        selection = select(bundle, *names)
+        assert (selection.device, selection.build) == ("cpu", build.name)
+    message = r"cuda:0: .*Install an NVIDIA driver" if installed == "cuda-python" else "cuda-python cannot be imported"
+    with pytest.raises(BackendError, match=message):
+        select(bundle, None, "cuda:0")
+
+
+def test_onnxruntime_for_gpus_prefers_the_gpu_that_is_there(bundle, monkeypatch, gpu):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU_PROVIDER])
+    write_hollow_build(bundle, "onnxruntime", cpu_target())
+    build = write_hollow_build(bundle, "onnxruntime", "cuda-sm89")
+    assert (select(bundle).device, select(bundle).build) == ("cuda:0", build.name)
 
 
 def test_a_build_brings_its_own_limits(bundle):
