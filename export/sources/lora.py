@@ -1,51 +1,24 @@
 """LoRAs, added to a checkpoint's weights: W + weight · alpha / rank · up · down (Hu et al. 2021, arXiv:2106.09685)."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentrt.export.sources.families import FAMILIES, families_by_text_width
-from latentrt.export.sources.lora_keys import Layer, layers, other_kind, read_key
+from latentrt.export.sources.lora_files import LoraFile
+from latentrt.export.sources.lora_keys import Key, Layer, describe_unread, layers, other_kind, read_key
+from latentrt.export.sources.lora_scale import LoraScale
 from latentrt.export.sources.places import Shape
-from latentrt.export.sources.source import Classes, Overlay, Source
+from latentrt.export.sources.source import TOKENIZERS, Classes, Overlay, Source
 from latentrt.export.sources.weight_file import WeightFile, list_keys, sha256
-from latentrt.runtime.errors import CheckpointError, RequestError
+from latentrt.runtime.errors import CheckpointError
 
-DIFFUSERS_METADATA = "lora_adapter_metadata"
-"""Header field in which diffusers keeps ranks and alphas: its files hold no alphas beside the matrices."""
-
-
-@dataclass(frozen=True, slots=True)
-class LoraFile:
-    """A LoRA's file, and the weight with which it is added."""
-
-    path: Path
-    weight: float = 1.0
-
-    @classmethod
-    def parse(cls, text: str) -> "LoraFile":
-        """Parse `FILE` or `FILE:WEIGHT`.
-
-        Raises:
-            RequestError: the weight is not a finite number.
-        """
-        head, colon, tail = text.rpartition(":")
-        if not colon or Path(text).is_file():
-            return cls(Path(text))
-        try:
-            weight = float(tail)
-        except ValueError:
-            weight = math.nan
-        if not math.isfinite(weight):
-            raise RequestError(f"--lora {text}: weight {tail!r} is not a number. Write FILE:WEIGHT, such as {head}:0.8")
-        return cls(Path(head), weight)
+__all__ = ["Lora", "LoraFile", "WithLoras"]
 
 
 @dataclass(frozen=True)
@@ -56,10 +29,11 @@ class Lora:
     weight: float
     parts: Mapping[tuple[str, str], Mapping[str, str]]
     """(folder of the network, flattened layer) -> part ("down", "up", "alpha") -> key."""
+    scale: LoraScale
 
     @classmethod
-    def open(cls, lora: LoraFile) -> "Lora":
-        """Read the header.
+    def open(cls, lora: LoraFile, text_widths: Mapping[str, int] | None = None) -> "Lora":
+        """Read the header. `text_widths`: width of each text encoder, by which those of PEFT's files are told apart.
 
         Raises:
             CheckpointError: not a readable file, not a LoRA, or of a kind that latentrt does not add.
@@ -67,9 +41,10 @@ class Lora:
         file = WeightFile.open(lora.path)
         if kind := other_kind(list(file.shapes)):
             raise CheckpointError(f"{lora.path}: {kind}; latentrt adds plain LoRAs. Merge it into the checkpoint first")
-        opened = cls(file, lora.weight, _sort_keys(file))
+        parts = _sort_keys(file, text_widths or {})
+        scale = LoraScale.read(file, alphas=all("alpha" in keys for keys in parts.values()))
+        opened = cls(file, lora.weight, parts, scale)
         opened._check_parts()
-        opened._read_metadata()
         return opened
 
     def _check_parts(self) -> None:
@@ -89,17 +64,6 @@ class Lora:
     def _matrix_shapes(self, keys: Mapping[str, str]) -> tuple[Shape, Shape]:
         """Shapes of a layer's matrices, down and up."""
         return self.file.shapes[keys["down"]], self.file.shapes[keys["up"]]
-
-    def _read_metadata(self) -> dict[str, Any]:
-        """Read what diffusers wrote into the header: `unet.lora_alpha`, `unet.alpha_pattern`, ..."""
-        try:
-            metadata = json.loads(self.file.metadata.get(DIFFUSERS_METADATA, "{}"))
-        except ValueError as error:
-            raise CheckpointError(f"{self.file.path}: {DIFFUSERS_METADATA} is not JSON ({error})") from error
-        for option in ("use_dora", "use_rslora"):
-            if any(value and key.endswith(option) for key, value in metadata.items()):
-                raise CheckpointError(f"{self.file.path}: {option}; latentrt adds plain LoRAs, scaled by alpha / rank")
-        return dict(metadata)
 
     def check(self, known: Mapping[str, Mapping[str, Layer]], text_width: int) -> None:
         """Raise `CheckpointError` if a layer is not in the networks, or has another shape there.
@@ -122,6 +86,8 @@ class Lora:
                     f"{self.file.path}: {folder}.{layer}: up {up} times down {down} does not give the layer's "
                     f"{shape}. The LoRA was made for another model"
                 )
+            if "alpha" not in keys:
+                self.scale.scale(folder, known[folder][layer].name, down[0], None)
 
     def _check_family(self, text_width: int) -> None:
         for (folder, layer), keys in self.parts.items():
@@ -140,24 +106,17 @@ class Lora:
             tensors = {part: tensor.float() for part, tensor in zip(keys, self._tensors(keys), strict=True)}
             down, up = tensors["down"].flatten(1), tensors["up"].flatten(1)
             rank = down.shape[0]
-            alpha = tensors["alpha"].item() if "alpha" in tensors else self._alpha(folder, known[layer].name, rank)
-            yield known[layer].name, (self.weight * alpha / rank) * (up @ down).reshape(known[layer].shape)
+            alpha = tensors["alpha"].item() if "alpha" in tensors else None
+            scale = self.weight * self.scale.scale(folder, known[layer].name, rank, alpha)
+            yield known[layer].name, scale * (up @ down).reshape(known[layer].shape)
 
     def _tensors(self, keys: Mapping[str, str]) -> Iterator[Tensor]:
         for _, tensor in self.file.tensors(list(keys.values())):
             yield tensor
 
-    def _alpha(self, folder: str, name: str, rank: int) -> float:
-        """Alpha from the header; the rank if the header says nothing."""
-        metadata = self._read_metadata()
-        for pattern, alpha in (metadata.get(f"{folder}.alpha_pattern") or {}).items():
-            if re.fullmatch(rf"(.*\.)?({pattern})", name):
-                return float(alpha)
-        return float(metadata.get(f"{folder}.lora_alpha", rank))
 
-
-def _sort_keys(file: WeightFile) -> dict[tuple[str, str], dict[str, str]]:
-    """Sort a LoRA's keys by network and layer; see `Lora.parts`.
+def _sort_keys(file: WeightFile, text_widths: Mapping[str, int]) -> dict[tuple[str, str], dict[str, str]]:
+    """Sort a LoRA's keys by network and layer; see `Lora.parts`. `text_widths`: see `Lora.open`.
 
     Raises:
         CheckpointError: some keys are not a LoRA's.
@@ -170,11 +129,25 @@ def _sort_keys(file: WeightFile) -> dict[tuple[str, str], dict[str, str]]:
             "A LoRA has keys that end in lora_down.weight, lora_A.weight or lora.down.weight"
         )
     if unread:
-        raise CheckpointError(f"{file.path}: {len(unread)} keys are no LoRA's: {list_keys(unread)}")
+        raise CheckpointError(f"{file.path}: {describe_unread(unread)}")
+    unplaced = {parts.layer for parts in parsed.values() if not parts.folder}
+    encoder = _text_encoder(file, unplaced, parsed, text_widths)
     by_layer: dict[tuple[str, str], dict[str, str]] = {}
     for key, parts in parsed.items():
-        by_layer.setdefault((parts.folder, parts.layer), {})[parts.part] = key
+        by_layer.setdefault((parts.folder or encoder, parts.layer), {})[parts.part] = key
     return by_layer
+
+
+def _text_encoder(
+    file: WeightFile, unplaced: set[str], parsed: Mapping[str, Key], text_widths: Mapping[str, int]
+) -> str:
+    """Name the text encoder that PEFT's file of one is for: the first as wide as its attention, else the first."""
+    widths = {
+        file.shapes[key][-1]
+        for key, parts in parsed.items()
+        if parts.layer in unplaced and parts.part == "down" and re.search("self_attn|fc1$", parts.layer)
+    }
+    return next((folder for folder, width in text_widths.items() if width in widths), "text_encoder")
 
 
 def _family_of(text_width: int) -> str:
@@ -188,7 +161,11 @@ class WithLoras(Overlay):
 
     def __init__(self, base: Source, files: Iterable[LoraFile]):
         super().__init__(base)
-        hashed = [(sha256(lora.file.path).hex(), lora.weight, lora) for lora in map(Lora.open, files)]
+        index = base.config("", "model_index.json")
+        encoders = [folder for folder in TOKENIZERS if (index.get(folder) or [None])[0]]
+        widths = {folder: base.config(folder)["hidden_size"] for folder in encoders}
+        opened = [Lora.open(file, widths) for lora in files for file in lora.files()]
+        hashed = [(sha256(lora.file.path).hex(), lora.weight, lora) for lora in opened]
         self.loras = sorted(hashed, key=lambda entry: entry[:2])
 
     def check(self, classes: Classes) -> None:
@@ -216,8 +193,9 @@ class WithLoras(Overlay):
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
         """Yield what identifies the base's networks, and each LoRA's hash and weight."""
         yield from self.base.identity(folders)
-        for digest, weight, _ in self.loras:
+        for digest, weight, lora in self.loras:
             yield f"LoRA {digest} {weight!r}".encode()
+            yield lora.scale.to_bytes()
 
     def provenance(self) -> dict[str, Any]:
         """Say where the base's weights come from, and name each LoRA's file, hash and weight."""

@@ -21,6 +21,7 @@ from torch import nn
 
 from latentrt.export.random_weights import meta_network
 from latentrt.export.sources.places import Shape, unet_module
+from latentrt.export.sources.weight_file import list_keys
 
 Part = Literal["down", "up", "alpha"]
 
@@ -28,14 +29,27 @@ NETWORKS = {
     "lora_unet_": "unet",
     "unet.": "unet",
     "diffusion_model.": "unet",
+    "base_model.model.text_model.": "",
+    "base_model.model.encoder.layers.": "",
+    "base_model.model.text_projection.": "text_encoder_2",
     "base_model.model.": "unet",
     "lora_te_": "text_encoder",
     "lora_te1_": "text_encoder",
     "text_encoder.": "text_encoder",
     "lora_te2_": "text_encoder_2",
     "text_encoder_2.": "text_encoder_2",
+    "clip_l.": "text_encoder",
+    "clip_h.": "text_encoder",
+    "clip_g.": "text_encoder_2",
+    "text_encoders.clip_l.": "text_encoder",
+    "text_encoders.clip_h.": "text_encoder",
+    "text_encoders.clip_g.": "text_encoder_2",
 }
-"""Beginning of a key -> folder of its network. A key with none of them is the U-Net's, as diffusers once wrote."""
+"""Beginning of a key -> folder of its network. A key with none of them is the U-Net's, as diffusers once wrote.
+
+An empty folder is that of some text encoder: PEFT's files of one network do not say which. OneTrainer and ComfyUI name
+the text encoders `clip_l`, `clip_h` and `clip_g`.
+"""
 
 PARTS = re.compile(
     r"(?P<layer>.+?)(?:"
@@ -72,7 +86,8 @@ def read_key(key: str) -> Key | None:
     if match is None:
         return None
     prefix = next((prefix for prefix in NETWORKS if key.startswith(prefix)), "")
-    layer = match["layer"].removeprefix(prefix).replace(".processor", "")
+    layer = match["layer"].removeprefix("base_model.model." if prefix.startswith("base_model.") else prefix)
+    layer = layer.replace(".processor", "")
     return Key(NETWORKS.get(prefix, "unet"), flatten(layer), _part(match))
 
 
@@ -84,12 +99,24 @@ def _part(match: re.Match[str]) -> Part:
 
 def flatten(name: str) -> str:
     """Write a path as kohya does. `text_model` goes, for transformers names CLIP's layers with it and without it."""
-    return name.replace(".", "_").removeprefix("text_model_")
+    return name.replace(".", "_").removeprefix("transformer_text_model_").removeprefix("text_model_")
 
 
 def other_kind(keys: list[str]) -> str | None:
     """Name the kind of an adapter that is not a plain LoRA; None for one that may be."""
     return next((kind for part, kind in OTHER_KINDS.items() if any(re.search(part, key) for key in keys)), None)
+
+
+def describe_unread(keys: list[str]) -> str:
+    """Say what keys of a LoRA's file are that belong to none, and what to do."""
+    if all(key.startswith("bundle_emb.") for key in keys):
+        words = sorted({key.split(".")[1] for key in keys if key.count(".")})
+        return (
+            f"also holds the learned words {list_keys(words)} (textual inversion, {keys[0]}), which latentrt does not "
+            "add. Save the LoRA without its embeddings, or add the words to the checkpoint's tokenizer and text "
+            "encoders first"
+        )
+    return f"{len(keys)} keys are no LoRA's: {list_keys(keys)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,7 @@ def test_paths_with_dots_under_other_prefixes(sdxl_checkpoint, plain, tmp_path, 
     save_file(
         {key.replace(f"unet.{LINEAR[0].layer}", prefix + path): value for key, value in state.items()}, tmp_path / "b"
     )
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 3}))
     assert_merged(tensors(merged(sdxl_checkpoint, tmp_path / "b")), plain, LINEAR[:1])
 
 
@@ -294,12 +295,14 @@ def test_adapters_of_other_kinds_are_refused_by_name(sdxl_checkpoint, tmp_path, 
     assert refused(sdxl_checkpoint, file) == message
 
 
-@pytest.mark.parametrize("option", ["unet.use_dora", "text_encoder.use_rslora"])
+@pytest.mark.parametrize("option", ["unet.use_dora", "text_encoder.lora_bias"])
 def test_options_in_the_header_that_are_not_plain(sdxl_checkpoint, tmp_path, option):
     header = {"lora_adapter_metadata": json.dumps({option: True})}
     file = write_lora(tmp_path / "a.safetensors", "peft", LINEAR, metadata=header)
     named = option.partition(".")[2]
-    assert refused(sdxl_checkpoint, file) == f"{file}: {named}; latentrt adds plain LoRAs, scaled by alpha / rank"
+    assert refused(sdxl_checkpoint, file) == (
+        f"{file}: {named}; latentrt adds plain LoRAs. Merge it into the checkpoint with PEFT first"
+    )
 
 
 def test_a_header_that_cannot_be_read(sdxl_checkpoint, tmp_path):
