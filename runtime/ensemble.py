@@ -12,6 +12,7 @@ from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import RefinerNote, describe
 from latentrt.runtime.record.result import Result
+from latentrt.runtime.request.kinds import Kind, is_number, python_number
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.request.signature import takes_settings
@@ -24,14 +25,26 @@ REFINER_STRENGTH = 0.3
 HANDOVER = 0.8
 """Default share of the denoising that the base does; the refiner was trained on the last 200 of 1,000 timesteps."""
 
+BETWEEN = Kind(
+    "a number between 0 and 1; the refiner was trained for 0.8 and up",
+    lambda value: is_number(value) and 0 < value < 1,
+    python_number,
+)
+
 SHARED_FACTS = ("latent_channels", "latent_scale", "scaling_factor", "latents_mean", "latents_std")
 """Facts that two models share if their latents mean the same pictures."""
 
-BASE_ONLY = frozenset({"prompt_2", "negative_2", "clip_skip", "image", "mask", "latents", "strength", "paste_back"})
+BASE_ONLY = frozenset({"prompt_2", "negative_2", "clip_skip", "image", "latents", "strength"})
 """Settings that the refiner does not get."""
 
 REFINER_ONLY = frozenset({"aesthetic_score", "negative_aesthetic_score"})
 """Settings that the base does not get."""
+
+KEEPING = ("mask", "paste_back")
+"""Settings that keep a part of the picture, which the refiner would draw over."""
+
+STARTS = ("image", "latents")
+"""Settings that give a start, to which two passes would have two strengths."""
 
 REFUSED = ("denoising_start", "denoising_end", "decode")
 """Settings that base and refiner decide together."""
@@ -65,7 +78,7 @@ class Ensemble:
                 self.refiner.bundle.path,
             )
 
-    @takes_settings(without=REFUSED)
+    @takes_settings(without=(*REFUSED, *KEEPING))
     def generate(
         self,
         prompt: str | Sequence[str],
@@ -82,15 +95,12 @@ class Ensemble:
         Raises:
             RequestError: as for `Pipeline.generate`; or `handover` is not between 0 and 1.
         """
-        if not 0 < handover < 1:
-            raise RequestError(
-                f"handover {handover!r}: must lie between 0 and 1; the refiner was trained for 0.8 and up"
-            )
+        handover = BETWEEN.read("handover", handover)
         base, refiner = _split(settings)
         base["denoising_end"] = refiner["denoising_start"] = handover
         return self._combine(prompt, settings, *self._draw(prompt, base, refiner, progress), start=handover)
 
-    @takes_settings(without=REFUSED)
+    @takes_settings(without=(*REFUSED, *KEEPING, *STARTS))
     def refine(
         self,
         prompt: str | Sequence[str],
@@ -105,6 +115,10 @@ class Ensemble:
         Raises:
             RequestError: as for `Pipeline.generate`.
         """
+        if starts := [name for name in STARTS if settings.get(name) is not None]:
+            raise RequestError(
+                f"{', '.join(starts)}: two passes begin with a prompt alone; draw first, and refine the picture then"
+            )
         strength = settings.pop("strength", None)
         base, refiner = _split(settings)
         refiner["strength"] = strength = REFINER_STRENGTH if strength is None else strength
@@ -155,6 +169,10 @@ def _split(settings: Settings) -> tuple[Settings, Settings]:
     """The settings of the base, and those of the refiner."""
     if misplaced := [name for name in REFUSED if settings.get(name) is not None]:
         raise RequestError(f"{', '.join(misplaced)}: base and refiner decide this together; leave it out")
+    if keeping := [name for name in KEEPING if settings.get(name) not in (None, False)]:
+        raise RequestError(
+            f"{', '.join(keeping)}: the refiner would draw over what a mask keeps; draw with the base alone"
+        )
     base = {name: value for name, value in settings.items() if name not in REFINER_ONLY}
     refiner = {name: value for name, value in settings.items() if name not in BASE_ONLY}
     return cast(Settings, base), cast(Settings, refiner)

@@ -14,6 +14,7 @@ from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import Enlarge, Filter, UpscaleNote, describe
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.images import read_pictures
+from latentrt.runtime.request.kinds import Kind, is_number, python_number
 from latentrt.runtime.request.settings import SETTINGS, Settings
 from latentrt.runtime.request.signature import takes_settings
 from latentrt.runtime.request.source import Source
@@ -23,6 +24,12 @@ UPSCALE_STRENGTH = 0.5
 
 REFUSED = ("image", "latents", "mask", "paste_back", "denoising_start", "denoising_end")
 """Settings of requests that do not begin with noise, or do not end with a picture."""
+
+ABOVE_1 = Kind(
+    "a number above 1; it enlarges the picture before it is drawn again",
+    lambda value: is_number(value) and value > 1,
+    python_number,
+)
 
 
 @takes_settings(without=REFUSED)
@@ -47,7 +54,8 @@ def generate_large(
     Raises:
         RequestError: the large size, or a setting, is not served; nothing has run.
     """
-    _check(scale, resample, enlarge)
+    scale = ABOVE_1.read("scale", scale)
+    _check(resample, enlarge)
     if misplaced := [name for name in REFUSED if settings.get(name) not in (None, False)]:
         raise RequestError(f"{', '.join(misplaced)}: the high-resolution fix begins with a prompt; leave it out")
     strength = settings.pop("strength", None)
@@ -69,10 +77,8 @@ def generate_large(
     )
 
 
-def _check(scale: float, resample: str, enlarge: str) -> None:
+def _check(resample: str, enlarge: str) -> None:
     """Raise `RequestError` if the picture cannot be enlarged like this."""
-    if not scale > 1:
-        raise RequestError(f"scale {scale!r}: must be above 1; it enlarges the picture before it is drawn again")
     if resample not in get_args(Filter):
         raise RequestError(f"resample {resample!r}: the filters are {', '.join(sorted(get_args(Filter)))}")
     if enlarge not in get_args(Enlarge):

@@ -153,7 +153,7 @@ OWN: Mapping[str, tuple[Config, ...]] = {
         {**_RUNGE_KUTTA, "prediction_type": "v_prediction", "timestep_spacing": "linspace"},
         {**_RUNGE_KUTTA, "beta_schedule": "squaredcos_cap_v2"},
     ),
-    "tcd": ({"eta": 0.0}, {"eta": 1.0}, {"original_inference_steps": 100}),
+    "tcd": ({"eta": 0.3}, {"eta": 1.0}, {"original_inference_steps": 100}),
     "unipc": (
         {"solver_order": 1},
         {"solver_order": 3},

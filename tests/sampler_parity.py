@@ -92,7 +92,7 @@ def noise_source(seed: int, dtype: torch.dtype) -> Callable[[], np.ndarray]:
 def step_options(scheduler: Any, config: Config, generator: torch.Generator) -> dict[str, Any]:
     """What the scheduler's step takes beyond output, timestep and latents."""
     wanted = inspect.signature(scheduler.step).parameters
-    options = {"generator": generator, "eta": config.get("eta")}
+    options = {"generator": generator, "eta": config.get("eta", 0.0)}  # the pipelines' own default
     return {key: value for key, value in options.items() if key in wanted and value is not None}
 
 

@@ -1,6 +1,7 @@
 """How a picture was drawn, as data from which the request can be repeated."""
 
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -21,6 +22,8 @@ from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.reading import Prompt
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import SETTINGS, Settings
+
+log = logging.getLogger(__name__)
 
 FORMAT: Final = 1
 """Version of the JSON text. Readers refuse other versions."""
@@ -136,12 +139,16 @@ class Metadata(Record):
 
 
 def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Request) -> Metadata:
-    """Metadata of a request: what the user asked for, and what was decided where nothing was asked."""
+    """Metadata of a request: what the user asked for, and what was decided where nothing was asked.
+
+    What the request does not act on is left out, and a warning says so.
+    """
     values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     values |= {name: getattr(request, name) for name in ("steps", "sampler", "width", "height")}
     values |= {"guidance": _one_or_list(request.guidance), "seed": _one_or_list(request.seeds)}
     if request.source is not None:
         values["strength"] = request.source.strength
+    values = _acting(values, request)
     # Always in the same order, so that a picture drawn again is the same file.
     values = {name: _json(name, values[name]) for name in SETTINGS if name in values}
     return Metadata(
@@ -151,6 +158,26 @@ def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Re
         settings=values,
         pictures=request.count,
     )
+
+
+def _acting(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """The settings, and the fields of the schedule, that the request acts on; others that were given are warned of."""
+    idle = {name: one.use for name, one in SETTINGS.items() if one.use is not None and not one.use.applies(request)}
+    for name, use in idle.items():
+        if name in values and _says_something(request.settings.get(name), SETTINGS[name].default):
+            log.warning("%s: given, but it has no effect: %s", name, use.otherwise)
+    acting = {name: value for name, value in values.items() if name not in idle}
+    if unread := request.unread_fields:
+        log.warning("schedule: sampler %r does not read %s, so it has no effect", request.sampler, ", ".join(unread))
+        acting["schedule"] = {name: value for name, value in request.schedule if name not in unread}
+        if not acting["schedule"]:
+            del acting["schedule"]
+    return acting
+
+
+def _says_something(value: Any, default: Any) -> bool:
+    """Whether a checked value differs from its default and from empty texts."""
+    return value != default and (any(value) if isinstance(value, tuple) else True)
 
 
 def describe_bundle(bundle: Bundle, *, backend: str, device: str, build: str | None) -> BundleNote:

@@ -47,7 +47,7 @@ class Embeddings:
         """Check that the U-Net can read these.
 
         Raises:
-            RequestError: an array is missing, or has another shape than needed.
+            RequestError: an array is missing, has another shape than needed, or is not finite.
         """
         hidden = np.shape(self.hidden)
         wanted: dict[str, tuple[int, ...]] = {"hidden": (*hidden[:2], model.context_width)}
@@ -60,3 +60,5 @@ class Embeddings:
             if name in wanted and (values is None or np.shape(values) != wanted[name]):
                 found = "missing" if values is None else f"of shape {list(np.shape(values))}"
                 raise RequestError(f"embeddings: {name} is {found}; this model needs {list(wanted[name])}")
+            if name in wanted and not np.isfinite(values).all():
+                raise RequestError(f"embeddings: {name} holds NaN or infinity; nothing can be drawn from it")

@@ -15,7 +15,7 @@ from latentrt.runtime.request.images import CheckSize, check_lit, read_masks, re
 from latentrt.runtime.request.kinds import TEXT, one_or_more
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.request import Request
-from latentrt.runtime.request.setting import check_count, check_names, check_needs
+from latentrt.runtime.request.setting import check_count, check_names, check_together
 from latentrt.runtime.request.settings import SETTINGS, STRENGTH, STRENGTH_WITH_MASK, Settings
 from latentrt.runtime.request.source import Source
 
@@ -34,7 +34,7 @@ def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_s
         RequestError: a value that no build serves, or an unknown setting.
     """
     prompts = ("",) * len(prompt) if isinstance(prompt, Embeddings) else read_prompts(prompt)
-    values = read_settings(settings)
+    values = read_settings(settings, isinstance(prompt, Embeddings))
     per_prompt = {name: _spread(name, values, len(prompts)) for name in ("negative", "prompt_2", "negative_2")}
     guidance = _or_default(_spread("guidance", values, len(prompts)), (manifest.defaults.guidance,) * len(prompts))
     seeds = _or_default(values["seed"], (secrets.randbits(32),))
@@ -77,17 +77,25 @@ def read_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
     return prompts
 
 
-def read_settings(settings: Settings) -> dict[str, Any]:
+def read_settings(settings: Settings, embedded: bool = False) -> dict[str, Any]:
     """Every setting, checked. A setting that is not given has its default; None if the bundle or other settings decide.
 
+    `embedded`: embeddings are the prompt.
+
     Raises:
-        RequestError: an unknown setting, a value of another kind, or a setting without another one that it needs.
+        RequestError: an unknown setting, a value of another kind, or settings that do not go together.
     """
     check_names(settings, SETTINGS)
     given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    check_needs([name for name, value in given.items() if value is not False], SETTINGS)
+    changed = [name for name, value in given.items() if not _is_default_number(value, SETTINGS[name].default)]
+    check_together([*changed, *(["embeddings"] if embedded else [])], SETTINGS)
     defaults = {name: setting.default for name, setting in SETTINGS.items()}
     return defaults | {name: SETTINGS[name].read(name, value) for name, value in given.items()}
+
+
+def _is_default_number(value: Any, default: Any) -> bool:
+    """Whether a number, or a truth value, says no more than leaving the setting out."""
+    return isinstance(value, int | float | np.generic) and bool(value == default)
 
 
 def _or_default(value: Value | None, default: Value) -> Value:
@@ -113,13 +121,9 @@ def _read_source(values: Mapping[str, Any], model: Model, check_size: CheckSize)
     image, latents, masks = values["image"], values["latents"], values["mask"]
     if image is None and latents is None:
         return None, _or_default(values["width"], model.native_size), _or_default(values["height"], model.native_size)
-    if image is not None and latents is not None:
-        raise RequestError("image, latents: both given; a request starts from one of them")
     strength = _or_default(values["strength"], STRENGTH if masks is None else STRENGTH_WITH_MASK)
     if latents is not None:
         return _read_latents(values, model, strength)
-    if values["denoising_start"] is not None:
-        raise RequestError("denoising_start: continues from another model's latents; give latents, not an image")
     pixels = read_pictures(image, values["width"], values["height"], check_size)
     height, width = pixels.shape[2:]
     mask = None if masks is None else read_masks(masks, image, width, height)
@@ -130,8 +134,6 @@ def _read_source(values: Mapping[str, Any], model: Model, check_size: CheckSize)
 
 def _read_latents(values: Mapping[str, Any], model: Model, strength: float) -> tuple[Source, int, int]:
     """A source of latents, and the width and height in pixels that they stand for."""
-    if values["mask"] is not None:
-        raise RequestError("mask: given with latents; a mask belongs to an image")
     try:
         latents = np.asarray(values["latents"], np.float32)
     except (TypeError, ValueError) as error:

@@ -10,6 +10,7 @@ from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.request.size_checks import Rebuild, check_images, check_size
 from latentrt.runtime.request.source import Source
+from latentrt.runtime.samplers import SAMPLERS, fields_read
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,12 @@ class Request:
             return set()
         negatives = (*self.negatives, *self.negatives_2) if self.guided else ()
         return {text for text in (*self.prompts, *self.prompts_2, *negatives) if text is not None}
+
+    @property
+    def unread_fields(self) -> list[str]:
+        """Fields of `schedule` that the sampler ignores, as in diffusers."""
+        read = fields_read(SAMPLERS[self.sampler])
+        return [name for name, _ in self.schedule if name not in read]
 
     def check_model(self, model: Model) -> None:
         """Check that the model can do what the request asks.

@@ -1,7 +1,7 @@
 """The declaration of a setting, and checks of which settings are given."""
 
-from collections.abc import Iterable, Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import StrEnum
 from typing import Any, Literal
@@ -22,13 +22,23 @@ class Group(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Use:
+    """When a setting acts: `applies` tells it of a `Request`, and `otherwise` says why it does not."""
+
+    applies: Callable[[Any], bool]
+    otherwise: str
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """The declaration of one setting: everything that signature, command line, docs and metadata say about it.
 
     `help`: one sentence. `per`: "request" for a single value; "prompt" or "picture" for one value, or a list of one per
     prompt or picture. `default`: the value when none is given; None if that depends on the bundle or on other settings,
     and then `default_text` says how. `aliases`: its names in other programs. `needs`: it has a meaning only with one of
-    these settings. `option`: whether the command line has it.
+    these settings. `not_with`: it would be dropped beside one of these, settings or "embeddings", and why. `use`: when
+    it acts, if that depends on values; what does not act is warned of and left out of the metadata. `option`: whether
+    the command line has it.
     """
 
     help: str
@@ -39,6 +49,8 @@ class Setting:
     default_text: str = ""
     aliases: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
+    not_with: Mapping[str, str] = field(default_factory=dict)
+    use: Use | None = None
     option: bool = True
 
     def read(self, name: str, value: Any) -> Any:
@@ -103,9 +115,16 @@ def _answer(name: str, settings: Mapping[str, Setting]) -> str:
     return "no such setting" + (f", the nearest is {nearest[0]}" if nearest else "")
 
 
-def check_needs(given: Iterable[str], settings: Mapping[str, Setting]) -> None:
-    """Raise `RequestError` for a setting that needs another one which is not given."""
+def check_together(given: Iterable[str], settings: Mapping[str, Setting]) -> None:
+    """Raise `RequestError` for a setting that lacks one that it needs, or that would be dropped beside another one.
+
+    `given`: names of settings, and "embeddings" where these are the prompt.
+    """
     names = set(given)
+    for name in (name for name in settings if name in names):
+        for other, reason in settings[name].not_with.items():
+            if other in names:
+                raise RequestError(f"{name}, {other}: both given; {reason}")
     for name in settings.keys() & names:
         needs = settings[name].needs
         if needs and not names & set(needs):

@@ -31,13 +31,24 @@ from latentrt.runtime.request.micro_conditioning import (
     MicroConditioning,
     Size,
 )
-from latentrt.runtime.request.setting import Group, Setting
+from latentrt.runtime.request.setting import Group, Setting, Use
 from latentrt.runtime.samplers import SAMPLERS
 
 MAX_SEED = 2**64 - 1
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 """Default strengths of image to image and of inpainting."""
+
+
+EMBEDDED = {"embeddings": "embeddings hold the encoded texts, so that it would be dropped. Give it to Pipeline.embed"}
+
+GUIDED = Use(
+    lambda request: request.guided,
+    "no negative prompts are run: guidance is 1 or below, or the model takes none",
+)
+SCALED = Use(lambda request: max(request.guidance) > 1, "guidance is 1 or below")
+FROM_STRENGTH = Use(lambda request: request.settings["denoising_start"] is None, "denoising_start decides")
+DECODED = Use(lambda request: request.settings["decode"], "decode=False gives no pictures")
 
 
 class Settings(TypedDict, total=False):
@@ -53,6 +64,8 @@ class Settings(TypedDict, total=False):
             per="prompt",
             default_text="zeros or an empty text, as the checkpoint was trained",
             aliases=("negative_prompt",),
+            not_with=EMBEDDED,
+            use=GUIDED,
         ),
     ]
     prompt_2: Annotated[
@@ -63,6 +76,7 @@ class Settings(TypedDict, total=False):
             Group.PROMPTS,
             per="prompt",
             default_text="the prompt",
+            not_with=EMBEDDED,
         ),
     ]
     negative_2: Annotated[
@@ -74,6 +88,8 @@ class Settings(TypedDict, total=False):
             per="prompt",
             default_text="the negative text",
             aliases=("negative_prompt_2",),
+            not_with=EMBEDDED,
+            use=GUIDED,
         ),
     ]
     clip_skip: Annotated[
@@ -84,6 +100,7 @@ class Settings(TypedDict, total=False):
             whole(0),
             Group.PROMPTS,
             default=0,
+            not_with=EMBEDDED,
         ),
     ]
     # Steps
@@ -120,7 +137,7 @@ class Settings(TypedDict, total=False):
         float | Sequence[float] | None,
         Setting(
             "Classifier-free guidance scale; 1 and below draw without guidance, at half the cost.",
-            number("a number of 0 or more; 1 and below turn guidance off, 5 is usual", 0),
+            number("a number from 0 to 1000; 1 and below turn guidance off, 5 is usual", 0, 1000),
             Group.STEPS,
             per="prompt",
             default_text="the bundle's",
@@ -135,6 +152,7 @@ class Settings(TypedDict, total=False):
             share(),
             Group.STEPS,
             default=0.0,
+            use=GUIDED,
         ),
     ]
     guidance_interval: Annotated[
@@ -146,6 +164,7 @@ class Settings(TypedDict, total=False):
             Group.STEPS,
             default=(0.0, 1.0),
             default_text="all steps",
+            use=SCALED,
         ),
     ]
     # Pictures
@@ -197,6 +216,7 @@ class Settings(TypedDict, total=False):
             Group.SOURCE,
             per="picture",
             aliases=("init_image", "init_images"),
+            not_with={"latents": "a request starts from one of them"},
         ),
     ]
     latents: Annotated[
@@ -228,6 +248,8 @@ class Settings(TypedDict, total=False):
             default_text=f"{STRENGTH}, with a mask {STRENGTH_WITH_MASK:.0f}",
             aliases=("denoising_strength", "denoise"),
             needs=("image", "latents"),
+            not_with={"denoising_start": "the request goes on where the other model stopped; leave strength out"},
+            use=FROM_STRENGTH,
         ),
     ]
     paste_back: Annotated[
@@ -238,6 +260,7 @@ class Settings(TypedDict, total=False):
             Group.SOURCE,
             default=False,
             needs=("mask",),
+            use=DECODED,
         ),
     ]
     # Handing over to another model
@@ -316,6 +339,7 @@ class Settings(TypedDict, total=False):
             SCORE,
             Group.MICRO_CONDITIONING,
             default_text=f"{NEGATIVE_AESTHETIC_SCORE:g}",
+            use=GUIDED,
         ),
     ]
     negative_conditioning: Annotated[
@@ -325,6 +349,7 @@ class Settings(TypedDict, total=False):
             CONDITIONING,
             Group.MICRO_CONDITIONING,
             default_text="those of the prompts",
+            use=GUIDED,
             aliases=("negative_original_size", "negative_target_size", "negative_crops_coords_top_left"),
             option=False,
         ),

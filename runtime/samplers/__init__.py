@@ -3,8 +3,18 @@
 from latentrt.runtime.samplers.compile import compile_sampler
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.registry import SAMPLERS
+from latentrt.runtime.samplers.resolve import fields_read
 from latentrt.runtime.samplers.schedule_part import compile_part, kept_rows
 from latentrt.runtime.samplers.scheduler_class import sampler_for
 from latentrt.runtime.samplers.table import SamplerTable
 
-__all__ = ["SAMPLERS", "SamplerTable", "ScheduleConfig", "compile_part", "compile_sampler", "kept_rows", "sampler_for"]
+__all__ = [
+    "SAMPLERS",
+    "SamplerTable",
+    "ScheduleConfig",
+    "compile_part",
+    "compile_sampler",
+    "fields_read",
+    "kept_rows",
+    "sampler_for",
+]

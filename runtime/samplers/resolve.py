@@ -25,6 +25,11 @@ REFUSED: Mapping[tuple[str, object], str] = {
 """(field, value) -> why it is refused, by the samplers that read the field."""
 
 
+def fields_read(sampler: Sampler) -> frozenset[str]:
+    """The config fields that a sampler obeys; it ignores all others, as in diffusers."""
+    return COMMON_FIELDS | sampler.reads
+
+
 def resolve(name: str, sampler: Sampler, config: ScheduleConfig) -> ScheduleConfig:
     """The config as this sampler sees it: its own defaults for unset fields, and neutral values for those it ignores.
 
@@ -32,7 +37,7 @@ def resolve(name: str, sampler: Sampler, config: ScheduleConfig) -> ScheduleConf
         RequestError: the config asks for something that is not linear or not supported.
     """
     stated = {field.name: getattr(config, field.name) for field in fields(config)}
-    read = COMMON_FIELDS | sampler.reads
+    read = fields_read(sampler)
     seen: dict[str, Any] = {key: value for key, value in stated.items() if key in read and value is not None}
     resolved = ScheduleConfig(**{**sampler.defaults, **seen})
     for (key, value), reason in REFUSED.items():

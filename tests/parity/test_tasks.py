@@ -350,7 +350,7 @@ def test_what_the_refiner_does_not_serve_is_refused_before_the_base_runs(
 ) -> None:
     both = Ensemble(models.ours("sdxl"), models.ours("sdxl-refiner"))
     monkeypatch.setattr(Pipeline, "run", lambda *_: pytest.fail("a model ran"))
-    with pytest.raises(RequestError, match=r"handover 1.0: must lie between 0 and 1"):
+    with pytest.raises(RequestError, match=r"handover 1.0: must be a number between 0 and 1"):
         both.generate(PROMPT, handover=1.0, **SIZE)
     with pytest.raises(RequestError, match=r"strength 1.2: must be a number from 0 \(keep\) to 1"):
         both.refine(PROMPT, strength=1.2, **SIZE)

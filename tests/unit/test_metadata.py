@@ -12,10 +12,12 @@ from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import PICTURES, describe, describe_bundle, describe_picture
 from latentrt.runtime.record.png import read_request, save_images
 from latentrt.runtime.record.result import Result
+from latentrt.runtime.record.webui import write
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.reading import make_request
 from latentrt.runtime.request.settings import Settings
+from latentrt.runtime.samplers import SAMPLERS, fields_read
 
 PICTURE = Image.linear_gradient("L").resize((64, 48))
 PROMPTS = ["Steps: 30, Seed: 7\nNegative prompt: é", "猫 “quoted”, \\n"]
@@ -97,6 +99,63 @@ def test_what_a_request_leaves_to_the_bundle_is_written_down(bundle):
     }
     assert (metadata.prompt, metadata.picture, metadata.pictures) == (("a cat",), 1, 1)
     assert described(bundle, "a cat", {"image": PICTURE})[0].settings["strength"] == 0.8
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_fields_that_the_sampler_does_not_read_are_told_and_not_written(bundle, caplog, sampler):
+    fields = {"use_karras_sigmas": True, "eta": 0.5, "beta_schedule": "linear"}
+    read = {name: value for name, value in fields.items() if name in fields_read(SAMPLERS[sampler])}
+    metadata, request = described(bundle, "a cat", {"sampler": sampler, "schedule": fields})
+    assert metadata.settings["schedule"] == read
+    unread = [name for name in fields if name not in read]
+    told = f"schedule: sampler '{sampler}' does not read {', '.join(unread)}, so it has no effect"
+    assert (told in caplog.text) is bool(unread)
+    assert request.unread_fields == unread
+
+
+def test_a_schedule_of_nothing_that_is_read_is_not_written(bundle, caplog):
+    metadata, _ = described(bundle, "a cat", {"sampler": "euler_a", "schedule": {"use_karras_sigmas": True}})
+    assert "schedule" not in metadata.settings
+    assert "Schedule type" not in write(metadata)
+    assert "schedule: sampler 'euler_a' does not read use_karras_sigmas, so it has no effect" in caplog.text
+
+
+GUIDED_ONLY = {
+    "negative": "dull",
+    "negative_2": "dull",
+    "guidance_rescale": 0.7,
+    "guidance_interval": (0.2, 0.8),
+    "negative_aesthetic_score": 2.0,
+    "negative_conditioning": MicroConditioning(crop=(1, 2)),
+}
+
+
+@pytest.mark.parametrize("name", GUIDED_ONLY)
+def test_what_needs_guidance_is_told_and_not_written_without(bundle, caplog, name):
+    given = {name: GUIDED_ONLY[name]}
+    assert name in described(bundle, "a cat", given)[0].settings
+    assert not caplog.text
+    assert name not in described(bundle, "a cat", given | {"guidance": 1})[0].settings
+    assert f"{name}: given, but it has no effect: " in caplog.text
+    caplog.clear()
+    described(bundle, "a cat", {"guidance": 1, "negative": "", "guidance_rescale": 0.0})
+    assert not caplog.text
+
+
+def test_an_empty_interval_is_written_though_it_leaves_no_guidance(bundle, caplog):
+    metadata, _ = described(bundle, "a cat", {"guidance_interval": (0.5, 0.5), "negative": "dull"})
+    assert metadata.settings["guidance_interval"] == [0.5, 0.5]
+    assert "negative" not in metadata.settings
+    assert "negative: given, but it has no effect: no negative prompts are run: " in caplog.text
+
+
+def test_what_other_settings_decide_is_not_written(bundle, caplog):
+    latents = np.zeros((1, 4, 8, 8), np.float32)
+    assert "strength" not in described(bundle, "a", {"latents": latents, "denoising_start": 0.5})[0].settings
+    assert not caplog.text
+    pasted = {"image": PICTURE, "mask": PICTURE, "paste_back": True, "decode": False}
+    assert "paste_back" not in described(bundle, "a", pasted)[0].settings
+    assert "paste_back: given, but it has no effect: decode=False gives no pictures" in caplog.text
 
 
 def test_the_order_of_settings_does_not_matter(bundle):

@@ -142,7 +142,7 @@ def test_numbers_of_numpy_are_numbers(pipeline):
 
 @pytest.mark.parametrize("value", [-1, -0.01, float("nan"), float("inf"), float("-inf"), "5", True, 1j])
 def test_guidance_is_a_number_of_0_or_more(value):
-    message = f"guidance {value!r}: must be a number of 0 or more; 1 and below turn guidance off, 5 is usual"
+    message = f"guidance {value!r}: must be a number from 0 to 1000; 1 and below turn guidance off, 5 is usual"
     with pytest.raises(RequestError, match=f"^{re.escape(message)}$"):
         request(guidance=value)
 

@@ -34,7 +34,7 @@ STATES = {
     "tcd": 1,
     "unipc": 3,
 }
-DETERMINISTIC = set(SAMPLERS) - {"ddpm", "euler_a", "kdpm2_a", "lcm", "tcd"} - {n for n in SAMPLERS if SAMPLERS[n].sde}
+DETERMINISTIC = set(SAMPLERS) - {"ddpm", "euler_a", "kdpm2_a", "lcm"} - {n for n in SAMPLERS if SAMPLERS[n].sde}
 
 
 def rows(name: str, steps: int) -> int:
@@ -136,13 +136,20 @@ def test_dpmpp_first_order_keeps_no_history() -> None:
         ("euler_a", [True] * 4),
         ("kdpm2_a", [False, True, False, True, False, True, False]),
         ("lcm", [True, True, True, False]),
-        ("tcd", [True, True, True, False]),
     ],
 )
 def test_draws(name: str, expected: list[bool]) -> None:
     table = compile_sampler(name, SDXL, 4)
     assert table.draws.tolist() == expected
     assert np.count_nonzero(table.weights[:-1][~table.draws][:, :, -1]) == 0
+
+
+@pytest.mark.parametrize("name", ["ddim", "tcd"])
+def test_without_an_eta_it_is_zero_as_in_the_pipelines(name: str) -> None:
+    table, zero = compile_sampler(name, SDXL, 4), compile_sampler(name, replace(SDXL, eta=0.0), 4)
+    np.testing.assert_array_equal(table.weights, zero.weights)
+    assert not table.draws.any()
+    assert compile_sampler(name, replace(SDXL, eta=0.3), 4).draws.tolist()[:3] == [True] * 3
 
 
 def test_last_ancestral_step_adds_no_noise() -> None:

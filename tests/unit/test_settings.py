@@ -117,6 +117,11 @@ def test_of_a_picture_the_size_is_the_requests(pipeline: Pipeline) -> None:
         ({"latents": LATENTS.repeat(2, 0)}, "latents: 2 given for 1 pictures; give one, or one per picture"),
         ({"denoising_start": 0.8}, "denoising_start: means nothing without latents; add latents="),
         ({"denoising_start": 0.8, "image": IMAGE}, "denoising_start: means nothing without latents; add latents="),
+        (
+            {"denoising_start": 0.5, "latents": LATENTS, "strength": 0.1},
+            "strength, denoising_start: both given; the request goes on where the other model stopped; leave strength",
+        ),
+        ({"latents": LATENTS, "paste_back": True}, "paste_back: means nothing without mask; add mask="),
         ({"denoising_start": 1.5, "latents": LATENTS}, "denoising_start 1.5: must be a number from 0 to 1, a share of"),
         ({"denoising_end": "0.8"}, "denoising_end '0.8': must be a number from 0 to 1, a share of the denoising"),
         (
@@ -180,6 +185,25 @@ def test_what_base_and_refiner_decide_together(pipeline: Pipeline, tmp_path: Pat
         Ensemble(pipeline, other).generate("a cat", **{name: 0.5})
 
 
+@pytest.mark.parametrize("draw", [Ensemble.generate, Ensemble.refine])
+def test_a_refiner_keeps_nothing_that_a_mask_keeps(pipeline: Pipeline, tmp_path: Path, draw: Any) -> None:
+    with refiner(tmp_path) as other, pytest.raises(RequestError, match=r"^mask, paste_back: the refiner would draw ov"):
+        draw(Ensemble(pipeline, other), "a cat", mask=MASK, paste_back=True)
+
+
+@pytest.mark.parametrize("start", [{"image": IMAGE}, {"latents": LATENTS}])
+def test_two_passes_begin_with_a_prompt(pipeline: Pipeline, tmp_path: Path, start: dict[str, Any]) -> None:
+    with refiner(tmp_path) as other, pytest.raises(RequestError, match="two passes begin with a prompt alone; draw fi"):
+        Ensemble(pipeline, other).refine("a cat", **start)
+
+
+@pytest.mark.parametrize("share", [0, 1, float("nan"), "0.8", True, np.float32(1)])
+def test_a_handover_is_between_the_ends(pipeline: Pipeline, tmp_path: Path, share: Any) -> None:
+    message = f"handover {share!r}: must be a number between 0 and 1; the refiner was trained for 0.8 and up"
+    with refiner(tmp_path) as other, pytest.raises(RequestError, match=f"^{re.escape(message)}$"):
+        Ensemble(pipeline, other).generate("a cat", handover=share)
+
+
 # Embeddings
 
 HIDDEN, POOLED = np.zeros((1, 77, 2048), np.float32), np.zeros((1, 1280), np.float32)
@@ -211,6 +235,20 @@ def test_embeddings_that_the_model_does_not_read(pipeline: Pipeline, changes: di
         pipeline.generate(replace(WHOLE, **changes))
 
 
+@pytest.mark.parametrize("name", ["negative", "prompt_2", "negative_2", "clip_skip"])
+def test_embeddings_leave_no_text_to_encode(pipeline: Pipeline, name: str) -> None:
+    message = f"{name}, embeddings: both given; embeddings hold the encoded texts, so that it would be dropped. Give it"
+    assert refused(pipeline, WHOLE, **{name: 1 if name == "clip_skip" else "blue"}).startswith(message)
+    pipeline.request(WHOLE, **{name: 0 if name == "clip_skip" else None})
+
+
+@pytest.mark.parametrize("field", ["hidden", "pooled", "negative_hidden", "negative_pooled"])
+def test_embeddings_that_are_not_finite(pipeline: Pipeline, field: str) -> None:
+    assert refused(pipeline, replace(WHOLE, **{field: getattr(WHOLE, field) * np.nan})) == (
+        f"embeddings: {field} holds NaN or infinity; nothing can be drawn from it"
+    )
+
+
 def test_embeddings_without_guidance_need_no_negative_ones(pipeline: Pipeline) -> None:
     pipeline.check(pipeline.request(Embeddings(HIDDEN, POOLED), guidance=1.0))
     pipeline.check(pipeline.request(WHOLE))
@@ -229,7 +267,9 @@ def test_embeddings_of_another_length_than_is_needed(pipeline: Pipeline) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": 1}, "scale 1: must be above 1; it enlarges the picture before it is drawn again"),
+        ({"scale": 1}, "scale 1: must be a number above 1; it enlarges the picture before it is drawn again"),
+        ({"scale": "2"}, "scale '2': must be a number above 1; it enlarges the picture"),
+        ({"scale": np.uint8(2)}, "width 2048: this build serves 512 to 1536 in steps of 8."),
         ({"scale": 2}, "width 2048: this build serves 512 to 1536 in steps of 8."),
         ({"resample": "box"}, "resample 'box': the filters are bicubic, bilinear, lanczos, nearest"),
         ({"enlarge": "tokens"}, "enlarge 'tokens': must be 'pixels' or 'latents'"),

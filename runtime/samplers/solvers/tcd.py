@@ -22,7 +22,7 @@ def plan_tcd(config: ScheduleConfig, steps: int, first: int) -> Plan:
     """The plan of diffusers' TCDScheduler.
 
     Each step goes down to (1 - eta) times the next timestep and adds noise up to that one; the last goes to timestep
-    zero and adds none.
+    zero and adds none. Without an eta nothing is added: diffusers' pipelines pass 0 where TCDScheduler.step has 0.3.
     """
     eta = config.eta or 0.0
     timesteps = distilled_timesteps("tcd", config, steps)
@@ -47,6 +47,6 @@ def plan_tcd(config: ScheduleConfig, steps: int, first: int) -> Plan:
 TCD = Sampler(
     scheduler="TCDScheduler",
     plan=plan_tcd,
-    defaults={**LATENT_BETAS, "eta": 0.3},
+    defaults=LATENT_BETAS,
     reads=frozenset({"eta", "original_inference_steps", "rescale_betas_zero_snr"}),
 )
