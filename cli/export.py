@@ -10,6 +10,7 @@ import typer
 from latentrt.cli.groups import option_groups
 from latentrt.cli.options import CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
+from latentrt.runtime.backends.registry import ONNX_BACKEND, load_module
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import BackendError
@@ -17,7 +18,7 @@ from latentrt.runtime.errors import BackendError
 if TYPE_CHECKING:
     from latentrt.export.checkpoint import Checkpoint
 
-EXPORT_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "onnxscript", "onnxruntime")
+EXPORT_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "onnxscript")
 
 
 @option_groups
@@ -55,6 +56,13 @@ def check_export_installed() -> None:
             f"exporting needs torch and diffusers, which are not installed ({error}). "
             "Install them with: pip install 'latentrt[export]'"
         ) from error
+    try:
+        load_module(ONNX_BACKEND)
+    except BackendError as error:
+        raise BackendError(
+            "exporting compares with torch in ONNX Runtime, which is not installed. Install it with: "
+            "pip install 'latentrt[cpu]', or 'latentrt[cuda]' where pictures are drawn on an NVIDIA GPU"
+        ) from error
 
 
 def open_checkpoint(path: Path, options: CheckpointOptions) -> "Checkpoint":
@@ -85,10 +93,10 @@ def export_checkpoint(checkpoint: "Checkpoint", output: Path, networks: ExportOp
         return export_bundle(
             checkpoint,
             output,
-            precision=networks.precision.value,
+            precision=networks.precision,
             limits=limits,
-            vae_precision=networks.vae_precision.value,
+            vae_precision=networks.vae_precision,
             samples=networks.samples,
-            depth=networks.parity.value,
+            depth=networks.parity,
             progress=lambda part, done, total: update(f"exporting {part}", done, total),
         )

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+
+import onnxruntime
 
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.export.checks import parity
+from latentrt.export.choices import ParityDepth, VaePrecision
 from latentrt.export.component import VAE, ComponentExporter
 from latentrt.export.modules import MODULES
 from latentrt.runtime.bundle import Bundle
@@ -20,9 +21,8 @@ from latentrt.runtime.bundle.specs import Precision
 
 logger = logging.getLogger(__name__)
 
-TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 
-VaePrecision = Literal["auto", "fp16", "fp32", "bf16"]
 """`auto`: the bundle's precision, but fp32 for a half of the VAE that fp16 cannot hold even scaled and with islands."""
 
 Progress = Callable[[str, int, int], None]
@@ -37,7 +37,7 @@ def export_bundle(
     limits: Limits | None = None,
     vae_precision: VaePrecision = "auto",
     samples: Path | None = None,
-    depth: parity.Depth = "full",
+    depth: ParityDepth = "full",
     progress: Progress = lambda part, done, total: None,
 ) -> Bundle:
     """Export every component of a checkpoint into the bundle `target`, replacing one that is there.
@@ -95,7 +95,7 @@ def _manifest(
             **checkpoint.provenance(),
             weights_sha256=checkpoint.weights_sha256(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions={name: version(name) for name in TOOLS},
+            versions={name: version(name) for name in TOOLS} | {"onnxruntime": onnxruntime.__version__},
         ),
         files={path.relative_to(folder).as_posix(): describe_file(path) for path in files},
     )

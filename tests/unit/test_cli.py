@@ -304,6 +304,14 @@ def test_export_without_torch(tmp_path, capsys, monkeypatch):
     assert error.endswith("Install them with: pip install 'latentrt[export]'")
 
 
+def test_export_without_onnxruntime(tmp_path, capsys, monkeypatch):
+    """No extra but `cpu` and `cuda` brings it: the user chooses."""
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    error = failed(run_main(capsys, "export", tmp_path, "-o", tmp_path / "new"))
+    assert error.startswith("BackendError: exporting compares with torch in ONNX Runtime, which is not installed.")
+    assert error.endswith("pip install 'latentrt[cpu]', or 'latentrt[cuda]' where pictures are drawn on an NVIDIA GPU")
+
+
 def test_export_of_what_is_no_checkpoint(tmp_path, capsys):
     error = failed(run_main(capsys, "export", tmp_path / "nothing", "-o", tmp_path / "new"))
     assert error.startswith(f"CheckpointError: {tmp_path / 'nothing'}: not a checkpoint")

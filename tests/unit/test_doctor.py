@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +12,7 @@ import onnxruntime
 import pytest
 from command_line import run_main
 from cuda_stand_in import cudaError_t
+from packaging.requirements import Requirement
 
 from latentrt.cli import doctor as module
 from latentrt.cli.doctor import Finding, check_backend, check_duplicates, check_gpu, check_versions, examine
@@ -58,6 +61,31 @@ def test_both_onnxruntimes_as_pip_leaves_them(monkeypatch, tmp_path):
     distributions = importlib.metadata.distributions
     monkeypatch.setattr(importlib.metadata, "distributions", lambda: distributions(path=[str(tmp_path), *sys.path]))
     assert "onnxruntime and onnxruntime-gpu" in [finding.name for finding in examine() if finding.status == "problem"]
+
+
+def test_the_user_chooses_between_the_onnxruntimes():
+    """An extra that brought one of them would break an environment that has the other."""
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    brings = {
+        extra: {name for line in lines if (name := Requirement(line).name).startswith("onnxruntime")}
+        for extra, lines in extras.items()
+    }
+    assert {extra: names for extra, names in brings.items() if names} == {
+        "cpu": {"onnxruntime"},
+        "cuda": {"onnxruntime-gpu"},
+    }
+    for extra in ("bench", "export", "tensorrt", "tensorrt-rtx"):
+        others = [Requirement(line) for line in extras[extra]]
+        assert not {"cpu", "cuda"} & {found for one in others if one.name == "latentrt" for found in one.extras}
+
+
+def test_the_cuda_extra_brings_cudas_libraries():
+    root = Path(__file__).parents[2]
+    extras = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    found = {Requirement(line).name: Requirement(line).extras for line in extras["cuda"]}
+    assert found["onnxruntime-gpu"] == {"cuda", "cudnn"}
+    assert "nvidia-cublas" in found
 
 
 def test_versions_in_range():
