@@ -12,13 +12,20 @@ HEAVY_FIRST = ("packaging", "parity", "integration", "unit", "gpu")
 """Whatever is left at the end is small, so no process waits long for the last one."""
 
 
+def _cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 def _stay_on_one_core() -> None:
     """Give this process one of the cores that the run may use, before a library counts them and starts its threads.
 
     Tiny networks are computed faster by one thread than by two that share their cores with another test's.
     """
     if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
+        cores = _cores()
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
@@ -35,8 +42,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if not config.pluginmanager.hasplugin("xdist") or "PYTEST_XDIST_WORKER" in os.environ:
         return
     if option.numprocesses is None and not option.collectonly and all(Path(name).is_dir() for name in config.args):
-        option.numprocesses = "auto"
-        option.maxprocesses = option.maxprocesses or MOST_WORKERS
+        # xdist's "auto" counts physical cores where psutil is installed, also those that this process may not use.
+        option.numprocesses = min(len(_cores()), MOST_WORKERS)
     if option.numprocesses and option.dist == "no":
         option.dist = "worksteal"
 
