@@ -16,8 +16,6 @@ from latentrt.cli.home import demo_path, is_bundle
 from latentrt.cli.options import (
     CheckpointOptions,
     ExportOptions,
-    ParityDepth,
-    PrecisionName,
     RangeOptions,
     VerboseOption,
 )
@@ -30,7 +28,7 @@ from latentrt.runtime.pipeline import Pipeline
 RANGES = RangeOptions(width="48:96:160", height="48:96:160")
 """Sizes that the checkpoint was trained on, and smaller ones."""
 
-NETWORKS = ExportOptions(precision=PrecisionName.fp32, parity=ParityDepth.quick)
+NETWORKS = ExportOptions(precision="fp32", parity="quick")
 """fp32, since CPUs have no fast fp16 arithmetic."""
 
 

@@ -7,7 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
+from latentrt.export.choices import ParityDepth, VaePrecision
 from latentrt.runtime.backends import BACKENDS
+from latentrt.runtime.bundle.specs import Precision
+from latentrt.runtime.samplers.config import PredictionType
 
 # typer reads annotations at run time, which is why these are not written X | None.
 OptionalInt = Optional[int]  # noqa: UP045
@@ -17,39 +20,6 @@ OptionalPath = Optional[Path]  # noqa: UP045
 
 # mypy cannot see members that come from a table.
 BackendName = StrEnum("BackendName", {name: name for name in sorted(BACKENDS)})  # type: ignore[misc]
-
-
-class PrecisionName(StrEnum):
-    """Precisions in which a bundle can be exported."""
-
-    fp16 = "fp16"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class VaePrecisionName(StrEnum):
-    """Precisions of the VAE; auto follows the other networks."""
-
-    auto = "auto"
-    fp16 = "fp16"
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-
-class ParityDepth(StrEnum):
-    """How thoroughly an export is compared with torch."""
-
-    full = "full"
-    quick = "quick"
-    off = "off"
-
-
-class PredictionName(StrEnum):
-    """What a U-Net may predict."""
-
-    epsilon = "epsilon"
-    v_prediction = "v_prediction"
-    sample = "sample"
 
 
 def flag(name: str) -> str:
@@ -81,7 +51,7 @@ class CheckpointOptions:
         typer.Option("--tokenizer", help="For a single file: a folder with CLIP's vocabulary.", metavar="FOLDER"),
     ] = None
     prediction_type: Annotated[
-        Optional[PredictionName],  # noqa: UP045
+        Optional[PredictionType],  # noqa: UP045
         typer.Option("--prediction-type", help="For a single file that does not say what its U-Net predicts."),
     ] = None
     vae: Annotated[
@@ -100,15 +70,13 @@ class CheckpointOptions:
 class ExportOptions:
     """Options for exporting the networks."""
 
-    precision: Annotated[PrecisionName, typer.Option("--precision", help="Arithmetic of the exported networks.")] = (
-        PrecisionName.fp16
-    )
+    precision: Annotated[Precision, typer.Option("--precision", help="Arithmetic of the exported networks.")] = "fp16"
     vae_precision: Annotated[
-        VaePrecisionName,
+        VaePrecision,
         typer.Option(
             "--vae-precision", help="Arithmetic of the VAE. auto: as --precision, but fp32 if fp16 cannot hold it."
         ),
-    ] = VaePrecisionName.auto
+    ] = "auto"
     samples: Annotated[
         OptionalPath,
         typer.Option("--samples", help="Folder of further images on which to measure an fp16 VAE.", metavar="FOLDER"),
@@ -118,7 +86,7 @@ class ExportOptions:
         typer.Option(
             "--parity", help="Compare with torch at min, opt, max and special sizes; at small sizes; or not at all."
         ),
-    ] = ParityDepth.full
+    ] = "full"
 
 
 def _range(flag: str, what: str) -> typer.models.OptionInfo:

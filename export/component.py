@@ -11,6 +11,7 @@ import torch
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.checks import parity
+from latentrt.export.choices import ParityDepth
 from latentrt.export.modules import MODULES, component_vocabulary, wrap
 from latentrt.export.numerics.fp16 import fit_to_fp16
 from latentrt.export.numerics.islands import Islands, frame, to_fp16
@@ -50,7 +51,7 @@ class ComponentExporter:
     checkpoint: Checkpoint
     folder: Path
     precision: Precision
-    depth: parity.Depth
+    depth: ParityDepth
     samples: Path | None = None
 
     def export(

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from latentrt.export.choices import ParityDepth
 from latentrt.export.numerics.emulation import emulated
 from latentrt.export.sample_inputs import sample_inputs
 from latentrt.export.session import feed, open_session
@@ -18,7 +19,6 @@ from latentrt.runtime.bundle.manifest import ParityRecord
 from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK, ComponentSpec, Precision
 from latentrt.runtime.errors import ParityError
 
-Depth = Literal["full", "quick", "off"]
 """Which sizes are compared; see `case_sizes`."""
 
 BYTES = 1e-3
@@ -34,7 +34,7 @@ class Case:
     outputs: tuple[NDArray[Any], ...]
 
 
-def case_sizes(spec: ComponentSpec, depth: Depth) -> Iterator[tuple[str, dict[str, int]]]:
+def case_sizes(spec: ComponentSpec, depth: ParityDepth) -> Iterator[tuple[str, dict[str, int]]]:
     """Yield (name, sizes) of every case that says something new about this component's dims.
 
     `full`: min, opt, max, a non-square size, an odd size of the latents, and two chunks of tokens. `quick`: min, odd
@@ -63,7 +63,7 @@ def _odd(size: int, largest: int) -> int:
     return size if size % 2 else (size + 1 if size < largest else size - 1)
 
 
-def reference_cases(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int, depth: Depth) -> list[Case]:
+def reference_cases(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int, depth: ParityDepth) -> list[Case]:
     """Compute torch's outputs at every case; `module` has float32 weights."""
     cases = []
     with torch.no_grad():

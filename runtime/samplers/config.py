@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from latentrt.runtime.errors import CheckpointError
 
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+"""What a U-Net predicts, by diffusers' names."""
+
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "exp", "laplace"),
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "prediction_type": get_args(PredictionType),
     "timestep_spacing": ("leading", "trailing", "linspace"),
     "timestep_type": ("discrete", "continuous"),
     "interpolation_type": ("linear", "log_linear"),
