@@ -16,9 +16,10 @@ from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.drawing.batch import check_table
 from latentrt.runtime.drawing.inpainting import paste_back
 from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite
-from latentrt.runtime.drawing.picture import Drawing
+from latentrt.runtime.drawing.picture import Drawing, call_back, check_free
 from latentrt.runtime.drawing.start import start_pictures
 from latentrt.runtime.drawing.timing import Timeline, stage
+from latentrt.runtime.drawing.turns import Turns
 from latentrt.runtime.drawing.vae import Vae
 from latentrt.runtime.errors import CheckpointError, RequestError
 from latentrt.runtime.recent import Recent
@@ -41,7 +42,11 @@ LOADED_WHEN_NEEDED = frozenset({"vae_encoder"})
 
 
 class Pipeline:
-    """One bundle on one backend, for use by one thread at a time. A context manager, which closes itself."""
+    """One bundle on one backend. A context manager, which closes itself.
+
+    Threads may share it: each public call waits for its turn. Called from inside its own work, such as from `progress`,
+    or after `close`, it raises `RequestError`; `note`, `rebuild_command` and the attributes are there at any time.
+    """
 
     def __init__(self, bundle: Bundle, selection: Selection, backend: Backend, engines: Mapping[str, Engine]):
         self.bundle = bundle
@@ -54,7 +59,8 @@ class Pipeline:
             encoder.tokenizer: Tokenizer.load(bundle.path / encoder.tokenizer) for encoder in model.text_encoders
         }
         self._prompts = PromptEncoder(model, tokenizers, self._engines)
-        self._loop = Loop(backend, self._engines)
+        self._turns = Turns()
+        self._loop = Loop(backend, self._engines, self._turns)
         self._vae = Vae(backend, model, self._engine)
         self._tables: Recent[Hashable, SamplerTable] = Recent(KEPT_TABLES)
         ScheduleConfig.from_diffusers(model.scheduler)  # a schedule that cannot be followed is an error now
@@ -104,11 +110,12 @@ class Pipeline:
 
     @takes_settings()
     def request(self, prompt: Prompt, **settings: Unpack[Settings]) -> Request:
-        """Make the request that `generate` would run.
+        """Make the request that `generate` would run, without waiting for other threads.
 
         Raises:
             RequestError: a value that no build serves.
         """
+        self._turns.check()
         check = partial(check_size, limits=self.limits, rebuild=self.rebuild_command)
         return make_request(prompt, settings, self.bundle.manifest, check)
 
@@ -118,13 +125,16 @@ class Pipeline:
         Raises:
             RequestError: names the value, what is served, and what to do.
         """
-        self._prepare(request, tokens)
+        self._turns.take(self._prepare, request, tokens)
 
     def run(self, request: Request, progress: StepProgress | None = None) -> Result:
         """Serve a request; see `generate`."""
-        drawing = self.begin(request)
-        self.advance([drawing], drawing.steps_left, progress)
-        return self.finish(drawing)
+        return self._turns.take(self._run, request, progress)
+
+    def _run(self, request: Request, progress: StepProgress | None) -> Result:
+        drawing = self._begin(request)
+        self._advance([drawing], drawing.steps_left, progress)
+        return self._finish(drawing)
 
     def begin(self, request: Request, tokens: int = 0) -> Drawing:
         """Do everything that comes before the first step: checks, text encoders, noise.
@@ -135,6 +145,9 @@ class Pipeline:
         Raises:
             RequestError: a value that this build does not serve.
         """
+        return self._turns.take(self._begin, request, tokens)
+
+    def _begin(self, request: Request, tokens: int = 0) -> Drawing:
         self.backend.activate()
         tokens, table = self._prepare(request, tokens)
         timeline = Timeline()
@@ -143,7 +156,7 @@ class Pipeline:
         has_pixels = request.source is not None and request.source.pixels is not None
         with stage(self.backend, "encode" if has_pixels else "denoise", [timeline]):
             pictures = start_pictures(request, conditioning, table, self.bundle.manifest.model, self._vae.encode)
-        return Drawing(request, pictures, timeline)
+        return Drawing(request, self.bundle.manifest.model, pictures, timeline)
 
     def _prepare(self, request: Request, tokens: int) -> tuple[int, SamplerTable]:
         """A checked request's tokens and its sampler's table."""
@@ -197,8 +210,10 @@ class Pipeline:
         Raises:
             RequestError: a value that this build does not serve.
         """
+        return self._turns.take(self._embed, replace(self.request(prompt, **settings), guided=True))
+
+    def _embed(self, request: Request) -> Embeddings:
         self.backend.activate()
-        request = replace(self.request(prompt, **settings), guided=True)
         return self._prompts.embed(request, self._tokens(request))
 
     def advance(self, drawings: Sequence[Drawing], steps: int = 1, progress: StepProgress | None = None) -> None:
@@ -206,10 +221,16 @@ class Pipeline:
 
         The pictures come out as if each drawing were advanced alone. All must have one size and prompts of one length,
         and the build must serve so many images at once. Advancing the same drawings again costs only their steps.
+        Another pipeline of the same model may have begun and advanced a drawing.
 
         Raises:
-            RequestError: a drawing has fewer steps left, or the drawings do not fit into one batch.
+            RequestError: a drawing has fewer steps left or is of another model, or the drawings do not fit into one
+                batch.
         """
+        self._take_over(drawings)
+        self._turns.take(self._advance, drawings, steps, progress)
+
+    def _advance(self, drawings: Sequence[Drawing], steps: int, progress: StepProgress | None) -> None:
         self.backend.activate()
         pictures = [picture for drawing in drawings for picture in drawing.pictures]
         check_images(len(pictures), self.limits, self.rebuild_command)
@@ -217,17 +238,33 @@ class Pipeline:
             self._loop.advance(pictures, steps, progress)
 
     def finish(self, drawing: Drawing) -> Result:
-        """Decode a drawing that has no steps left.
+        """Decode a drawing that has no steps left, whichever pipeline of this model advanced it.
 
         Raises:
-            RequestError: it has steps left.
+            RequestError: it has steps left, or is of another model.
             NumericsError: a component gave NaN or infinity.
         """
+        self._take_over([drawing])
+        return self._turns.take(self._finish, drawing)
+
+    def _take_over(self, drawings: Sequence[Drawing]) -> None:
+        """Let other pipelines give these drawings back: before this one's turn, so that no turn waits for another."""
+        self._turns.check()
+        for drawing in drawings:
+            if drawing.model != self.bundle.manifest.model:
+                raise RequestError(
+                    f"this drawing is of another model than {self.bundle.path}. Go on with a pipeline of the model "
+                    "that began it"
+                )
+            call_back(drawing.pictures, besides=self._loop)
+
+    def _finish(self, drawing: Drawing) -> Result:
         if drawing.steps_left:
             raise RequestError(f"this drawing has {drawing.steps_left} steps left; advance it before it is finished")
         self.backend.activate()
         with stage(self.backend, "denoise", [drawing.timeline]):
             self._loop.read_back()
+        check_free(drawing.pictures)
         check_finite(drawing.pictures)
         latents = np.stack([picture.state[0] for picture in drawing.pictures])
         images: list[Image.Image] = []
@@ -244,21 +281,31 @@ class Pipeline:
 
     def forget_prompts(self) -> None:
         """Drop the encoded prompts that are kept: for measurements, and to release memory."""
-        self._prompts.forget()
+        self._turns.take(self._prompts.forget)
 
     def rebuild_command(self, limits: Limits) -> str:
         """The command that would build engines for other limits."""
         return self.bundle.build_command(self.backend.name, limits)
 
     def close(self) -> None:
-        """Release every engine, every buffer and the stream. Closing twice is allowed."""
-        self._loop.close()
-        self._prompts.close()
-        self._vae.close()
-        _close(self._engines, self.backend)
-        self._engines.clear()
+        """Release every engine, every buffer and the stream. Closing twice is allowed.
+
+        Waits for the turns of other threads. Drawings on their way keep their state: another pipeline of the model can
+        go on with them.
+        """
+        self._turns.take_last(self._release)
+
+    def _release(self) -> None:
+        try:
+            self._loop.close()
+        finally:
+            self._prompts.close()
+            self._vae.close()
+            _close(self._engines, self.backend)
+            self._engines.clear()
 
     def __enter__(self) -> Self:
+        self._turns.check()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from latentrt.runtime.backends import Backend, Engine, Mark
 from latentrt.runtime.drawing.batch import lay_out
 from latentrt.runtime.drawing.captured_step import CapturedStep
-from latentrt.runtime.drawing.picture import Picture
+from latentrt.runtime.drawing.picture import Picture, hold
+from latentrt.runtime.drawing.turns import Turns
 from latentrt.runtime.errors import NumericsError, RequestError
 from latentrt.runtime.recent import Recent
 
@@ -22,11 +23,15 @@ KEPT_STEPS = 4
 
 
 class Loop:
-    """Draws batches of pictures. The batch advanced last stays on the device until another one comes."""
+    """Draws batches of pictures. The batch advanced last stays on the device until another one comes.
 
-    def __init__(self, backend: Backend, engines: Mapping[str, Engine]):
+    Every method but `give_back` is called in a turn of `turns`.
+    """
+
+    def __init__(self, backend: Backend, engines: Mapping[str, Engine], turns: Turns):
         self._backend = backend
         self._engines = engines
+        self._turns = turns
         self._kept: Recent[tuple[tuple[str, int], ...], CapturedStep] = Recent(KEPT_STEPS)
         self._captured: CapturedStep | None = None
         self._held: tuple[Picture, ...] = ()
@@ -37,7 +42,8 @@ class Loop:
         """Advance every picture by `steps` steps as one batch; each may be at a step of its own.
 
         Raises:
-            RequestError: a picture has fewer steps left, stands twice in the batch, or does not go with the others.
+            RequestError: a picture has fewer steps left, stands twice in the batch, does not go with the others, or is
+                held by another loop.
         """
         check_steps(pictures, steps)
         report = None if progress is None else _ProgressReport(self._backend, progress, steps)
@@ -62,37 +68,58 @@ class Loop:
 
     def _upload(self, pictures: Sequence[Picture]) -> CapturedStep:
         """The captured step with these pictures, and the rows that their next step needs, on the device."""
-        if self._captured is None or tuple(pictures) != self._held or not self._steady_steps:
+        if self._captured is None or not self._holds(pictures) or not self._steady_steps:
             self.read_back()
+            self._held = tuple(pictures)
+            hold(pictures, self)
+            self._held_from = [picture.step for picture in pictures]
             sizes, arrays = lay_out(pictures)
             self._captured = self._kept.get(
                 tuple(sizes.items()), lambda: CapturedStep(self._backend, self._engines, sizes)
             )
             self._captured.upload(arrays)
-            self._held, self._held_from = tuple(pictures), [picture.step for picture in pictures]
             self._steady_steps = min(picture.steady_steps for picture in pictures)
         return self._captured
 
+    def _holds(self, pictures: Sequence[Picture]) -> bool:
+        return tuple(pictures) == self._held and all(picture.holder is self for picture in pictures)
+
+    def give_back(self) -> None:
+        """Bring the pictures on the device up to date and let go of them, when it is this thread's turn."""
+        self._turns.take_even_closed(self._give_back)
+
+    def _give_back(self) -> None:
+        if self._held:
+            self._backend.activate()
+            self.read_back()
+
     def read_back(self) -> None:
-        """Copy the state of the pictures on the device back into them."""
+        """Copy the state of the pictures on the device back into them, and let go of them."""
         if self._captured is None or not self._held:
             return
         states, failed = (self._captured.buffers[name].numpy() for name in ("state", "failed"))
-        for picture, state, step in zip(self._held, states, failed, strict=True):
-            picture.state = state[: picture.table.state_count]
-            picture.failed = int(step)
+        for picture, state, step in zip(self._held, states, failed.tolist(), strict=True):
+            if picture.holder is self:  # else an interrupted call has let go of it already
+                kept = state[: picture.table.state_count]
+                picture.state, picture.failed, picture.holder = kept, step, None
         self._held, self._held_from = (), []
 
     def _roll_back(self) -> None:
         """Leave the pictures as they were before they were uploaded, since a step failed or was interrupted."""
-        for picture, step in zip(self._held, self._held_from, strict=True):
-            picture.step = step
+        steps = self._held_from or [picture.step for picture in self._held]  # none: stopped while it took them
+        for picture, step in zip(self._held, steps, strict=True):
+            if picture.holder is self:
+                picture.step, picture.holder = step, None
         self._held, self._held_from = (), []
 
     def close(self) -> None:
-        """Release every buffer and captured step."""
-        self._held, self._held_from, self._captured = (), [], None
-        self._kept.clear()
+        """Release every buffer and captured step. The pictures on the device come back: others may go on with them."""
+        try:
+            self._give_back()
+        finally:
+            self._roll_back()
+            self._captured = None
+            self._kept.clear()
 
 
 class _ProgressReport:

@@ -1,17 +1,30 @@
 """One picture on its way from noise to latents."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from threading import Lock
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import Float32s
+from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.drawing.inpainting import Original
 from latentrt.runtime.drawing.timing import Timeline
+from latentrt.runtime.errors import RequestError
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.samplers import SamplerTable
+
+_changing_hands = Lock()
+"""Held while pictures are taken or copied, so that no two loops take one picture."""
+
+
+class Holder(Protocol):
+    """Has the state of pictures on its device."""
+
+    def give_back(self) -> None:
+        """Bring its pictures up to date and let go of them, when it is this thread's turn."""
 
 
 @dataclass(eq=False, slots=True)
@@ -21,9 +34,10 @@ class Picture:
     inputs: values (r, ...) by U-Net port that stay the same over all steps; the prompt's row comes last.
     guidance (S, r): the model output of step s is guidance[s] · rows; rows of weight zero are not computed.
     noise (draws, 4, h, w): one for each step that draws.
-    state (k, 4, h, w): the sampler's state, up to date whenever no loop holds the picture.
+    state (k, 4, h, w): the sampler's state, up to date whenever nobody holds the picture.
     extra: the channels that an inpainting U-Net takes beside the latents.
     failed: the first step at which the state was not finite, or -1.
+    holder: the loop that has the state on its device. Nobody else changes the picture; copies are brought up to date.
     """
 
     inputs: Mapping[str, NDArray[Any]]
@@ -36,6 +50,7 @@ class Picture:
     extra: Float32s | None = None
     step: int = 0
     failed: int = -1
+    holder: Holder | None = field(default=None, repr=False)
 
     @property
     def steps_left(self) -> int:
@@ -53,12 +68,20 @@ class Picture:
         changes = (self.guidance[self.step :] != self.guidance[self.step]).any(axis=1)
         return int(np.argmax(changes)) if changes.any() else self.steps_left
 
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        (now,) = copies([self])
+        return None, {field.name: getattr(now, field.name) for field in fields(now)}
+
 
 @dataclass(eq=False, slots=True)
 class Drawing:
-    """One request on its way; all its pictures are at the same step."""
+    """One request on its way; all its pictures are at the same step.
+
+    It may go on in any pipeline of its model, one at a time, and be copied or pickled between two steps.
+    """
 
     request: Request
+    model: Model
     pictures: list[Picture]
     timeline: Timeline = field(default_factory=Timeline)
 
@@ -66,3 +89,46 @@ class Drawing:
     def steps_left(self) -> int:
         """U-Net evaluations until the pictures can be finished."""
         return self.pictures[0].steps_left
+
+    def __getstate__(self) -> tuple[None, dict[str, Any]]:
+        pictures = copies(self.pictures)
+        timeline = Timeline(before=self.timeline.seconds())  # marks belong to one process
+        return None, {"request": self.request, "model": self.model, "pictures": pictures, "timeline": timeline}
+
+
+def hold(pictures: Sequence[Picture], holder: Holder) -> None:
+    """Make this their holder.
+
+    Raises:
+        RequestError: somebody else holds one of them.
+    """
+    with _changing_hands:
+        check_free(pictures, holder)
+        for picture in pictures:
+            picture.holder = holder
+
+
+def check_free(pictures: Sequence[Picture], besides: Holder | None = None) -> None:
+    """Raise `RequestError` if somebody else holds one of these pictures."""
+    if any(picture.holder is not None and picture.holder is not besides for picture in pictures):
+        raise RequestError(
+            "this drawing is being advanced by another pipeline. Use a drawing in one pipeline at a time, or copy it "
+            "first: copy.copy(drawing)"
+        )
+
+
+def call_back(pictures: Sequence[Picture], besides: Holder | None = None) -> None:
+    """Have these pictures brought up to date by whoever else holds them; waits for their turns."""
+    for picture in pictures:
+        holder = picture.holder
+        if holder is not None and holder is not besides:
+            holder.give_back()
+
+
+def copies(pictures: Sequence[Picture]) -> list[Picture]:
+    """Copies of pictures, up to date, that nobody holds."""
+    while True:
+        call_back(pictures)
+        with _changing_hands:
+            if all(picture.holder is None for picture in pictures):
+                return [replace(picture) for picture in pictures]
