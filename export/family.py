@@ -4,6 +4,7 @@ Families differ in data alone: which text encoders there are, which of their lay
 takes. Only what no config file says is looked up by the pipeline's class (`pipelines.py`).
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.bundle.model import Model, TextEncoder, TimeId
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.samplers import sampler_for
+
+logger = logging.getLogger(__name__)
 
 CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -85,7 +88,7 @@ def read_model(source: Source) -> Model:
         time_ids=time_ids,
         guidance_embedding=unet.get("time_cond_proj_dim") or 0,
         zero_negative=index.get("force_zeros_for_empty_prompt", conventions.zero_negative),
-        scheduler=source.config("scheduler", "scheduler_config.json"),
+        scheduler=_scheduler(source, index),
     )
     _check_widths(source.path, model, unet)
     return model
@@ -109,6 +112,21 @@ def read_defaults(source: Source, model: Model) -> Defaults:
 
 def _has(index: Mapping[str, Any], folder: str) -> bool:
     return bool(index.get(folder) and index[folder][1])
+
+
+def _scheduler(source: Source, index: Mapping[str, Any]) -> Config:
+    """Read the scheduler's config, for the class that the index names: diffusers loads that one, whatever it says."""
+    config = source.config("scheduler", "scheduler_config.json")
+    named, own = (index.get("scheduler") or [None, None])[1], config.get("_class_name")
+    if not named or named == own:
+        return config
+    logger.warning(
+        "%s: model_index.json names %s, scheduler_config.json %s; the index is followed, as in diffusers",
+        source.path,
+        named,
+        own,
+    )
+    return Config(config.file, config | {"_class_name": named})
 
 
 def _check_classes(source: Source, index: Mapping[str, Any]) -> None:

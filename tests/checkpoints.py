@@ -98,6 +98,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     for name, values in overrides.items():
         configs[name] |= values
+    index["scheduler"] = ["diffusers", configs["scheduler"]["_class_name"]]
     write_json(folder / "model_index.json", index)
     (folder / "scheduler").mkdir(exist_ok=True)
     write_json(folder / "scheduler" / "scheduler_config.json", configs["scheduler"])

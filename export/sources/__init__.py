@@ -14,7 +14,7 @@ from latentrt.export.sources.lora import LoraFile, WithLoras
 from latentrt.export.sources.single_file import SingleFile
 from latentrt.export.sources.source import Source
 from latentrt.export.sources.vae import OtherVae
-from latentrt.export.sources.weight_file import WeightFile
+from latentrt.export.sources.weight_file import WeightFile, given_path
 from latentrt.runtime.errors import CheckpointError, RequestError
 
 
@@ -36,14 +36,19 @@ def open_source(
         RequestError: an option is for another kind of checkpoint.
     """
     source: Source
+    for option, named in (("", path), ("--config ", config), ("--tokenizer ", tokenizer), ("--vae ", vae)):
+        if named is not None and not named.exists():
+            raise CheckpointError(
+                f"{option}{named}: no such file or folder. latentrt downloads nothing; name one that is there"
+            )
     if path.is_file():
         if random_seed is not None or variant is not None:
             raise RequestError(f"{path}: --random-weights and --variant are for folders in diffusers format, not files")
-        folder = None if config is None else Folder(config.resolve())
-        source = SingleFile(WeightFile.open(path.resolve()), folder, tokenizer, prediction_type)
+        folder = None if config is None else Folder(given_path(config))
+        source = SingleFile(WeightFile.open(given_path(path)), folder, tokenizer, prediction_type)
     else:
         _check_folder(path, {"--config": config, "--tokenizer": tokenizer, "--prediction-type": prediction_type})
-        source = Folder(path.resolve(), random_seed, variant)
+        source = Folder(given_path(path), random_seed, variant)
     if vae is not None:
         source = OtherVae(source, vae, random_seed, variant)
     return WithLoras(source, loras) if loras else source

@@ -1,6 +1,7 @@
 """A checkpoint as a folder in diffusers format, the form in which it is published together with its configs."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,10 @@ class Folder(Source):
         if self.random_seed is None:
             for folder in classes:
                 self.weight_files(folder)
+            if self.variant and not any(self._variant_name(folder) for folder in classes):
+                raise CheckpointError(
+                    f"{self.path}: no network has weights of the variant {self.variant}. Leave out --variant"
+                )
 
     def weight_files(self, folder: str) -> list[Path]:
         """Find the safetensors files of one network.
@@ -58,7 +63,7 @@ class Folder(Source):
             CheckpointError: a file is missing, or there are only pickles.
         """
         stem = "model" if folder.startswith("text_encoder") else "diffusion_pytorch_model"
-        variants = [self.variant] if self.variant else ["", "fp16"]
+        variants = [self.variant, ""] if self.variant else ["", "fp16"]
         for variant in variants:
             suffix = f".{variant}" if variant else ""
             single = self.path / folder / f"{stem}{suffix}.safetensors"
@@ -68,9 +73,19 @@ class Folder(Source):
             if index.is_file():
                 return self._shards(index)
         names = " or ".join(f"{stem}{'.' + v if v else ''}.safetensors" for v in variants)
+        files = sorted(file.name for file in (self.path / folder).glob("*"))
         pickles = [file.name for file in (self.path / folder).glob("*") if file.suffix.lower() in PICKLES]
         if pickles:
             raise CheckpointError(f"{self.path / folder}: only {pickles[0]}, {PICKLE_REMEDY} ({names})")
+        found = {match[1] for file in files if (match := re.match(rf"{stem}\.([^.]+)\.safetensors$", file))}
+        found |= {
+            match[1] for file in files if (match := re.match(rf"{stem}\.safetensors\.index\.([^.]+)\.json$", file))
+        }
+        if found:
+            raise CheckpointError(
+                f"{self.path / folder}: {names} is missing, but there is the variant {' and '.join(sorted(found))}. "
+                f"Add --variant {min(found)}"
+            )
         raise CheckpointError(f"{self.path / folder}: {names} is missing. Download the checkpoint again")
 
     def _shards(self, index: Path) -> list[Path]:
@@ -103,7 +118,8 @@ class Folder(Source):
 
     def _variant_name(self, folder: str) -> str | None:
         """Name the variant of the weights that `weight_files` chose, as diffusers and transformers take it."""
-        return "fp16" if ".fp16" in self.weight_files(folder)[0].name else self.variant
+        name = self.weight_files(folder)[0].name
+        return next((variant for variant in (self.variant, "fp16") if variant and f".{variant}" in name), None)
 
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
         """Yield hashes of every config and weight file; with random weights, of the configs, and the seed."""

@@ -9,12 +9,20 @@ from typing import Any
 
 import torch
 
+from latentrt.export.sources.describe import describe_other
 from latentrt.export.sources.families import CONFIGS, families_by_text_width, is_openai_clip, shipped_configs
 from latentrt.export.sources.folder import Folder
-from latentrt.export.sources.places import Place, clip_place, open_clip_place, unet_place, vae_place
+from latentrt.export.sources.places import Place, aliases, clip_place, open_clip_place, unet_place, vae_place
 from latentrt.export.sources.source import TOKENIZERS, Classes, Config, Source
 from latentrt.export.sources.tokenizers import END, check_vocabulary, folder_tokenizer, installed_vocabulary
-from latentrt.export.sources.weight_file import Naming, WeightFile, check_places, filled_network, list_keys, sha256
+from latentrt.export.sources.weight_file import (
+    Naming,
+    WeightFile,
+    check_places,
+    filled_network,
+    list_keys,
+    sha256,
+)
 from latentrt.runtime.errors import CheckpointError
 
 PREFIXES = {
@@ -24,6 +32,7 @@ PREFIXES = {
         "cond_stage_model.transformer.",
         "cond_stage_model.model.",
         "conditioner.embedders.0.transformer.",
+        "conditioner.embedders.0.model.",  # sd_turbo.safetensors
     ),
     "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
 }
@@ -33,7 +42,7 @@ UNUSED = re.compile(
     # what training leaves behind
     r"model_ema\..*|first_stage_model\.(loss|model_ema)\..*|global_step"
     # parts of CLIP that the loop does not use
-    r"|.*\bposition_ids|.*\blogit_scale|(cond_stage_model|conditioner\.embedders\.0\.transformer)\..*text_projection.*"
+    r"|.*\bposition_ids|.*\blogit_scale|(cond_stage_model|conditioner\.embedders\.0\.(transformer|model))\..*text_projection.*"
     # the schedule, which is computed
     r"|betas|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|lvlb_weights|logvar|scale_factor|denoiser\.sigmas"
     # markers that are read
@@ -46,8 +55,12 @@ INPAINT = {
     "StableDiffusionXLPipeline": "StableDiffusionXLInpaintPipeline",
 }
 INPAINT_CHANNELS = 9
-PREDICTIONS = {"v": "v_prediction", "epsilon": "epsilon"}
-"""Value of `modelspec.prediction_type` in a file's header -> diffusers' name for it."""
+PREDICTIONS = {
+    "epsilon": ("epsilon", "eps", "noise"),
+    "v_prediction": ("v_prediction", "v-prediction", "v prediction", "vpred", "v_pred", "v", "velocity"),
+    "sample": ("sample", "x0"),
+}
+"""diffusers' name of what a U-Net predicts -> values of `modelspec.prediction_type` in files' headers."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class SingleFile(Source):
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", self.file.path)
         if "model.diffusion_model.input_blocks.0.0.weight" not in self.file.shapes:
-            raise CheckpointError(f"{self.path}: {_describe(self.file)}")
+            raise CheckpointError(f"{self.path}: {describe_other(self.file)}")
 
     @cached_property
     def family(self) -> str:
@@ -99,10 +112,22 @@ class SingleFile(Source):
 
     @property
     def prediction(self) -> str | None:
-        """What the U-Net predicts: from the user, else the file's marker, else its header; None where none says."""
+        """What the U-Net predicts: from the user, else the file's marker, else its header; None where none says.
+
+        Raises:
+            CheckpointError: the header says it in a word that is not known.
+        """
         if self.prediction_type or "v_pred" in self.file.shapes:
             return self.prediction_type or "v_prediction"
-        return PREDICTIONS.get(self.file.metadata.get("modelspec.prediction_type", ""))
+        word = self.file.metadata.get("modelspec.prediction_type", "")
+        name = next((name for name, words in PREDICTIONS.items() if word.strip().lower() in words), None)
+        if word.strip() and name is None:
+            raise CheckpointError(
+                f"{self.path}: modelspec.prediction_type in its header is {word!r}; latentrt knows "
+                f"{', '.join(word for words in PREDICTIONS.values() for word in words)}. Say what the U-Net predicts "
+                f"with --prediction-type {' or '.join(PREDICTIONS)}"
+            )
+        return name
 
     @cached_property
     def _shipped(self) -> dict[str, Any]:
@@ -161,12 +186,14 @@ class SingleFile(Source):
 
     def _is_last_layer(self, key: str) -> bool:
         """Whether a key belongs to the last text layer of SD 2.x, which its files hold but its U-Net does not read."""
-        match = re.match(r"cond_stage_model\.model\.transformer\.resblocks\.(\d+)\.", key)
-        return match is not None and int(match[1]) >= self.config("text_encoder")["num_hidden_layers"]
+        match = re.match(r"(cond_stage_model|conditioner\.embedders\.0)\.model\.transformer\.resblocks\.(\d+)\.", key)
+        if match is None or not (self.config("", "model_index.json").get("text_encoder") or [None])[0]:
+            return False
+        return int(match[2]) >= self.config("text_encoder")["num_hidden_layers"]
 
     def _prefix(self, folder: str) -> str:
         for prefix in PREFIXES[folder]:
-            if any(key.startswith(prefix) for key in self.file.shapes):
+            if any(key.startswith(prefix) and not UNUSED.fullmatch(key) for key in self.file.shapes):
                 return prefix
         remedy = "Name one with --vae PATH" if folder == "vae" else "Take the complete checkpoint"
         raise CheckpointError(f"{self.path}: holds no {folder} (keys {' or '.join(PREFIXES[folder])}*). {remedy}")
@@ -182,6 +209,7 @@ class SingleFile(Source):
 
         def naming(name: str) -> Place:
             place = inner(name)
+            place = next((other for other in aliases(place) if prefix + other.key in self.file.shapes), place)
             return Place(prefix + place.key, place.third, place.transposed)
 
         return naming
@@ -207,19 +235,3 @@ def text_width(file: WeightFile) -> int:
         key: shape[1] for key, shape in file.shapes.items() if key.endswith(".attn2.to_k.weight") and len(shape) == 2
     }
     return next(iter(widths.values()), 0)
-
-
-def _describe(file: WeightFile) -> str:
-    """Describe a file that holds no U-Net in an original layout, and say what to do with it."""
-    keys = list(file.shapes)
-    if any("lora" in key for key in keys):
-        return "a LoRA, not a checkpoint. Export a checkpoint with --lora FILE:WEIGHT"
-    if any(key.startswith(("encoder.", "decoder.")) for key in keys):
-        return "a VAE, not a checkpoint. Export a checkpoint with --vae FILE"
-    if any(key.startswith("down_blocks.") for key in keys):
-        return "one network in diffusers format. Name the checkpoint's folder, which holds its model_index.json"
-    first = f"its first key is {keys[0]}" if keys else "it is empty"
-    return (
-        f"not a checkpoint in an original layout of Stable Diffusion 1.x, 2.x or XL (no model.diffusion_model.*; "
-        f"{first}). Convert it to diffusers format"
-    )

@@ -9,7 +9,15 @@ import torch
 from latentrt.export.sources.folder import Folder
 from latentrt.export.sources.places import Place, vae_place
 from latentrt.export.sources.source import Classes, Config, Overlay, Source
-from latentrt.export.sources.weight_file import WeightFile, check_places, filled_network, sha256
+from latentrt.export.sources.weight_file import (
+    TEXT_ENCODER,
+    WeightFile,
+    check_places,
+    filled_network,
+    given_path,
+    is_text_encoder,
+    sha256,
+)
 from latentrt.runtime.errors import CheckpointError
 
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -48,9 +56,12 @@ class VaeFile(Source):
         keys = self.file.shapes
         self._prefix = ORIGINAL if any(key.startswith(ORIGINAL) for key in keys) else ""
         self._original = f"{self._prefix}encoder.down.0.block.0.conv1.weight" in keys
+        if is_text_encoder(self.file):
+            raise CheckpointError(f"--vae {path}: {TEXT_ENCODER}, no VAE. Name the VAE's file or folder")
         beside = path.with_name("config.json")
-        if beside.is_file():
-            self._config = Folder(path.parent).config("")
+        found = Folder(path.parent).config("") if beside.is_file() else None
+        if found is not None and found.get("_class_name") in VAE_CLASSES:
+            self._config = found
         elif "decoder.layers.0.weight" in keys:
             self._config = Config(path, TINY)
         elif f"{self._prefix}decoder.conv_in.weight" in keys:
@@ -101,7 +112,7 @@ class OtherVae(Overlay):
 
     def __init__(self, base: Source, path: Path, random_seed: int | None = None, variant: str | None = None):
         super().__init__(base)
-        self.given = path.resolve()
+        self.given = given_path(path)
         is_checkpoint = (self.given / "model_index.json").is_file()
         place = self.given / "vae" if is_checkpoint else self.given
         self.folder = place.name

@@ -17,6 +17,9 @@ from latentrt.runtime.errors import CheckpointError
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 PICKLE_REMEDY = "a pickle, which can run any code when read. Convert it to safetensors"
 
+TEXT_ENCODER = "a text encoder (CLIP)"
+"""What messages call a file for which `is_text_encoder` is true."""
+
 LISTED_KEYS = 12
 """How many keys an error names."""
 
@@ -54,6 +57,17 @@ class WeightFile:
         with safe_open(self.path, framework="pt") as file:
             for key in keys:
                 yield key, file.get_tensor(key)
+
+
+def given_path(path: Path) -> Path:
+    """Make a path absolute and keep its own names: Hugging Face's cache links them to files named by a hash."""
+    return path.resolve() if path.name in ("", "..") else path.absolute()
+
+
+def is_text_encoder(file: WeightFile) -> bool:
+    """Whether a file holds nothing but a CLIP text encoder, in transformers' names or OpenCLIP's."""
+    keys = [key for key in file.shapes if ".self_attn." in key or ".resblocks." in key]
+    return bool(keys) and not any("down" in key or "conv_in" in key for key in file.shapes)
 
 
 def sha256(file: Path) -> bytes:

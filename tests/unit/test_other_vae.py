@@ -203,8 +203,9 @@ def test_a_vae_of_another_size(sdxl_checkpoint, other, tmp_path):
 @pytest.mark.parametrize("name", ["missing", "missing.safetensors", "vae.pt"])
 def test_a_vae_that_is_not_there(sdxl_checkpoint, tmp_path, name):
     (tmp_path / "vae.pt").write_bytes(b"\x80\x04")
-    said = "a pickle, which can run any code" if name == "vae.pt" else "no such file"
-    assert refused(sdxl_checkpoint, tmp_path / name).startswith(f"{tmp_path / name}: {said}")
+    path = tmp_path / name
+    said = f"{path}: a pickle, which can run any code" if name == "vae.pt" else f"--vae {path}: no such file or folder"
+    assert refused(sdxl_checkpoint, path).startswith(said)
 
 
 def test_a_folder_without_a_config(sdxl_checkpoint, tmp_path):
