@@ -72,7 +72,7 @@ def _prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:
     if prompt is not None:
         raise typer.BadParameter(f"PROMPT and --prompts-file {file}: both given; the prompts come from one of them")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise RequestError(f"--prompts-file {file}: not readable as text ({error})") from error
     prompts = tuple(line.strip() for line in lines if line.strip())

@@ -24,9 +24,17 @@ NEEDS: Mapping[str, str] = {
     },
     "refiner_start": "refiner",
     "refiner_strength": "refiner",
-    "upscale_strength": "upscale",
+    **dict.fromkeys(("upscale_strength", "upscale_resample", "upscale_enlarge"), "upscale"),
 }
 """Options that need another one."""
+
+UPSCALE: Mapping[str, str] = {
+    "scale": "upscale",
+    "strength": "upscale_strength",
+    "resample": "upscale_resample",
+    "enlarge": "upscale_enlarge",
+}
+"""The options of the high-resolution fix, by argument of `generate_large`; `UpscaleNote` has fields of these names."""
 
 EXCLUDES = {
     ("refiner_start", "refiner_strength"): "the refiner takes over before the end, or it refines what is finished",
@@ -66,14 +74,13 @@ class Job:
         """Load the pipelines that are needed, and draw."""
         options = dict(self.options)
         refiner, start = options.pop("refiner", None), options.pop("refiner_start", None)
-        strength, scale = options.pop("refiner_strength", None), options.pop("upscale", None)
-        upscale_strength = options.pop("upscale_strength", None)
+        strength = options.pop("refiner_strength", None)
+        upscale = {argument: options.pop(name) for argument, name in UPSCALE.items() if name in options}
         settings: Settings = {**options}  # type: ignore[typeddict-item]
         with ExitStack() as stack:
             pipeline = stack.enter_context(load(bundle))
-            if scale is not None:
-                settings["strength"] = upscale_strength
-                return generate_large(pipeline, self.prompts, scale=scale, progress=progress, **settings)
+            if upscale:
+                return generate_large(pipeline, self.prompts, progress=progress, **settings, **upscale)
             if refiner is None:
                 return pipeline.generate(self.prompts, progress=progress, **settings)
             both = Ensemble(pipeline, stack.enter_context(load(Bundle.open(refiner))))

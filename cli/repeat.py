@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from latentrt.cli.home import bundle_path, is_bundle
-from latentrt.cli.job import Job
+from latentrt.cli.job import UPSCALE, Job
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import PICTURES, BundleNote, Metadata, PictureNote, describe_picture
@@ -85,7 +85,7 @@ def _compare_bundles(file: Path, note: BundleNote, bundle: Bundle) -> None:
 def _second_pass(file: Path, stored: Metadata, bundle: Bundle, given: Collection[str]) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if stored.upscale is not None:
-        options |= {"upscale": stored.upscale.scale, "upscale_strength": stored.upscale.strength}
+        options |= {option: getattr(stored.upscale, field) for field, option in UPSCALE.items()}
     if stored.refiner is not None:
         if "refiner" not in given:
             options["refiner"] = _find_refiner(file, stored.refiner.bundle, bundle)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from latentrt.cli.groups import Options
-from latentrt.cli.options import OptionalFloat, OptionalPath, flag
+from latentrt.cli.options import OptionalFloat, OptionalPath, OptionalText, flag
 from latentrt.runtime.ensemble import HANDOVER
 from latentrt.runtime.request.kinds import FIELDS, FLAG
 from latentrt.runtime.request.setting import Setting
@@ -62,6 +62,16 @@ class SecondPassOptions:
     upscale_strength: Annotated[
         OptionalFloat,
         _second("--upscale-strength", help=f"How much of the enlarged picture to redraw. Default: {UPSCALE_STRENGTH}."),
+    ] = None
+    upscale_resample: Annotated[
+        OptionalText,
+        _second(
+            "--upscale-resample", metavar="FILTER", help="lanczos, bicubic, bilinear or nearest. Default: lanczos."
+        ),
+    ] = None
+    upscale_enlarge: Annotated[
+        OptionalText,
+        _second("--upscale-enlarge", metavar="WHAT", help="pixels, or latents, which stay undecoded. Default: pixels."),
     ] = None
 
 

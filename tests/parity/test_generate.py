@@ -94,7 +94,7 @@ def test_there_is_an_option_for_every_setting():
 
 
 def test_every_setting_is_reached(draw, pipe):
-    Path("prompts.txt").write_text("a red circle\n\n  a star \n")
+    Path("prompts.txt").write_text("a red circle\n\n  a star \n", encoding="utf-8-sig")
     options = {
         "--prompts-file": ["prompts.txt"],
         "--negative": ["dull", "grey"],
@@ -163,6 +163,8 @@ REPEATED = {
     "image": ("a cat", "--image", "photo.png", "--steps", "3", "--width", "64"),
     "mask": ("a cat", "--image", "photo.png", "--mask", "mask.png", "--steps", "2", "--no-paste-back"),
     "upscale": (*TEXT, "--upscale", "1.5", "--upscale-strength", "0.7"),
+    "upscaled latents": (*TEXT, "--upscale", "1.5", "--upscale-enlarge", "latents"),
+    "filter": (*TEXT, "--upscale", "1.5", "--upscale-resample", "nearest"),
     "ensemble": (*TEXT, "--refiner", "{bundle}", "--refiner-start", "0.5"),
     "two passes": (*TEXT, "--refiner", "{bundle}", "--refiner-strength", "0.6"),
 }
@@ -172,6 +174,7 @@ REPEATED = {
 def test_a_png_is_repeated_to_the_byte(draw, sdxl_bundle, options):
     files = draw(*(word.format(bundle=sdxl_bundle) for word in options))
     again = draw("--from-png", files[-1], to="again.png")
+    assert stored(again[0])["upscale"] == stored(files[0])["upscale"]
     assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
     assert "drawn" not in draw.said
 
@@ -269,6 +272,25 @@ def test_a_png_of_the_web_interface_is_repeated(draw):
     wanted |= {"schedule": {"use_karras_sigmas": True}, "width": 64, "height": 72}
     assert (stored(drawn)["prompt"], stored(drawn)["settings"]) == (["a (red) cat"], wanted)
     assert "some of its `parameters` are left out: Model: x, Clip skip: 2" in draw.said
+
+
+def test_a_schedule_type_that_the_sampler_does_not_read_is_told(draw):
+    (drawn,) = draw("--from-png", with_parameters(WEBUI.format("Euler a") + ", Schedule type: Karras"))
+    assert "schedule" not in stored(drawn)["settings"]
+    assert "Schedule type" not in Image.open(drawn).text["parameters"]
+    assert "schedule: sampler 'euler_a' does not read use_karras_sigmas, so it has no effect" in draw.said
+
+
+def test_a_turned_photo_is_repeated(draw, pipe):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    with Image.open("photo.png") as photo:
+        photo.save("turned.png", exif=exif)
+    result = pipe.generate("a cat", image=Image.open("turned.png"), steps=2, seed=1)
+    assert result.images[0].size == (64, 72)
+    (file,) = result.save("library.png")
+    (again,) = draw("--from-png", file, to="again.png")
+    assert again.read_bytes() == file.read_bytes()
 
 
 def test_an_unknown_sampler_of_the_web_interface(draw):
