@@ -314,7 +314,7 @@ def test_export_without_onnxruntime(tmp_path, capsys, monkeypatch):
 
 def test_export_of_what_is_no_checkpoint(tmp_path, capsys):
     error = failed(run_main(capsys, "export", tmp_path / "nothing", "-o", tmp_path / "new"))
-    assert error.startswith(f"CheckpointError: {tmp_path / 'nothing'}: not a checkpoint")
+    assert error.startswith(f"CheckpointError: {tmp_path / 'nothing'}: no such file or folder")
     assert not (tmp_path / "new").exists()
 
 
