@@ -16,3 +16,18 @@ def fake_device(request: pytest.FixtureRequest) -> FakeDevice:
         return FakeDevice(build_libraries(cache), make_environment(cache))
     except Missing as missing:
         pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def demo_bundle_fp16(shared_folder: Path) -> Path:
+    """The checkpoint that ships, exported in fp16; read only."""
+    from exports import made_once
+
+    from latentrt.demo import CHECKPOINT
+    from latentrt.export.checkpoint import Checkpoint
+    from latentrt.export.exporter import export_bundle
+
+    def export(folder: Path) -> None:
+        export_bundle(Checkpoint.open(CHECKPOINT), folder, precision="fp16", depth="quick")
+
+    return made_once(shared_folder / "demo" / "fp16", export)
