@@ -189,7 +189,7 @@ class SingleFile(Source):
         match = re.match(r"(cond_stage_model|conditioner\.embedders\.0)\.model\.transformer\.resblocks\.(\d+)\.", key)
         if match is None or not (self.config("", "model_index.json").get("text_encoder") or [None])[0]:
             return False
-        return int(match[2]) >= self.config("text_encoder")["num_hidden_layers"]
+        return bool(int(match[2]) >= self.config("text_encoder")["num_hidden_layers"])
 
     def _prefix(self, folder: str) -> str:
         for prefix in PREFIXES[folder]:

@@ -97,7 +97,7 @@ def read_special_tokens(folder: Path, added: Mapping[int, AddedToken]) -> Specia
 
 def _extra_tokens(path: Path, config: Json) -> tuple[AddedToken, ...]:
     """Special tokens beyond the four that CLIP uses: a list, or an object whose values are the tokens."""
-    extra = next((config[name] for name in EXTRA_NAMES if config.get(name)), [])
+    extra: Any = next((config[name] for name in EXTRA_NAMES if config.get(name)), [])
     values = list(extra.values()) if isinstance(extra, dict) else extra
     if not isinstance(values, list):
         raise BundleError(f"{path}: extra special tokens must be a list or an object of tokens, not {values!r}")
