@@ -7,11 +7,11 @@ import typer
 
 from latentrt.cli.export import export_checkpoint, open_checkpoint
 from latentrt.cli.groups import option_groups
-from latentrt.cli.home import bundle_path, is_bundle
 from latentrt.cli.options import BackendName, CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.build_record import BuildRecord
+from latentrt.runtime.bundle.bundle import bundle_folder, is_bundle
 from latentrt.runtime.errors import RequestError
 
 
@@ -39,8 +39,8 @@ def build_engine(
 ) -> None:
     """Build the engines of a bundle for one backend, keeping those that are up to date."""
     configure_logging(verbose)
-    if is_bundle(bundle_path(source)):
-        bundle = Bundle.open(bundle_path(source))
+    if is_bundle(bundle_folder(source)):
+        bundle = Bundle.open(bundle_folder(source))
         if output is not None and output.resolve() != bundle.path.resolve():
             raise RequestError(f"--output {output}: {source} is a bundle already, and its engines go into it")
         if checkpoint.vae is not None or checkpoint.lora:

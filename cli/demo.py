@@ -12,7 +12,6 @@ from rich.table import Table
 
 from latentrt.cli.build import build_with_progress
 from latentrt.cli.export import export_checkpoint, open_checkpoint
-from latentrt.cli.home import demo_path, is_bundle
 from latentrt.cli.options import (
     CheckpointOptions,
     ExportOptions,
@@ -23,7 +22,9 @@ from latentrt.cli.output import configure_logging, console, finish, progress_bar
 from latentrt.demo import CHECKPOINT, PROMPTS
 from latentrt.demo.sheet import contact_sheet
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.bundle import demo_folder, is_bundle
 from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.record.png import check_output
 
 RANGES = RangeOptions(width="48:96:160", height="48:96:160")
 """Sizes that the checkpoint was trained on, and smaller ones."""
@@ -44,6 +45,7 @@ def demo(
 ) -> None:
     """Export the checkpoint that ships, build its engines for this CPU, and draw a contact sheet."""
     configure_logging(verbose)
+    check_output(output)
     seconds: dict[str, float] = {}
     with _timed(seconds, "export"):
         bundle = demo_bundle()
@@ -57,7 +59,6 @@ def demo(
         for done, text in enumerate(prompts):
             update(text, done, len(prompts))
             pictures += pipeline.generate(text, steps=steps, seed=seed).images
-    output.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, prompts).save(output)
     _report(seconds, output)
     finish(
@@ -68,7 +69,7 @@ def demo(
 def demo_bundle() -> Bundle:
     """The demo's bundle in latentrt's cache, exported if it is missing or was made from something else."""
     checkpoint = open_checkpoint(CHECKPOINT, CheckpointOptions())
-    path = demo_path()
+    path = demo_folder()
     if is_bundle(path):
         kept = Bundle.open(path)
         wanted = checkpoint.weights_sha256()

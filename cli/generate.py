@@ -6,16 +6,17 @@ from typing import Annotated, Any, Optional
 import typer
 
 from latentrt.cli.groups import option_groups
-from latentrt.cli.home import bundle_path
 from latentrt.cli.job import Job
 from latentrt.cli.options import BackendOption, BuildOption, BundleArgument, OptionalPath, OptionalText, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.cli.repeat import open_picture, repeated
 from latentrt.cli.request_options import GivenSettings, SecondPassOptions, given_options
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.bundle import bundle_folder
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import PICTURES
+from latentrt.runtime.record.png import check_output
 
 
 @option_groups
@@ -43,11 +44,12 @@ def generate(
 ) -> None:
     """Draw a prompt, several at once, or the request in a PNG of latentrt or the AUTOMATIC1111 web interface."""
     configure_logging(verbose)
+    check_output(output)
     job = Job(_prompts(prompt, prompts_file), given_options(settings, second_pass))
     if from_png is None:
         job.check()
     _refuse_loras(lora, bundle)
-    opened = Bundle.open(bundle_path(bundle))
+    opened = Bundle.open(bundle_folder(bundle))
     options = dict(job.options)
     for name in PICTURES.keys() & options.keys():
         options[name] = _open_pictures(options[name])
@@ -62,7 +64,8 @@ def generate(
     with progress_bar("steps") as update:
         result = job.draw(opened, load, lambda done, total: update("drawing", done, total))
     seconds = {stage: round(value, 4) for stage, value in result.timings.items()}
-    finish(files=result.save(output), seed=result.request.seeds[0], seconds=seconds)
+    seeds = result.request.seeds
+    finish(files=result.save(output), seed=seeds[0] if len(seeds) == 1 else seeds, seconds=seconds)
 
 
 def _prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:

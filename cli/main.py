@@ -1,5 +1,8 @@
 """The entry points: `latentrt COMMAND` and `build-engine`."""
 
+from importlib.metadata import version
+from typing import Annotated
+
 import typer
 
 from latentrt.cli.bench import bench
@@ -16,12 +19,13 @@ from latentrt.cli.verify import verify
 def application() -> typer.Typer:
     """The `latentrt` command with its subcommands."""
     app = typer.Typer(
-        help="Stable Diffusion XL as TensorRT engines, run without torch.",
+        help="Run Stable Diffusion XL, 1.5 and 2 as TensorRT or ONNX Runtime engines, without torch.",
         add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
     )
+    app.callback()(_with_version)
     for name, command in (
         ("export", export),
         ("build-engine", build_engine_command),
@@ -34,6 +38,20 @@ def application() -> typer.Typer:
     ):
         app.command(name)(command)
     return app
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"latentrt {version('latentrt')}")
+        raise typer.Exit
+
+
+def _with_version(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

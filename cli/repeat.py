@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from latentrt.cli.home import bundle_path, is_bundle
 from latentrt.cli.job import UPSCALE, Job
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.bundle import bundle_folder, is_bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import PICTURES, BundleNote, Metadata, PictureNote, describe_picture
 from latentrt.runtime.record.png import read_request
@@ -113,7 +113,7 @@ def _find_picture(png: Path, name: str, note: PictureNote) -> Image.Image:
 
 
 def _find_refiner(png: Path, note: BundleNote, bundle: Bundle) -> Path:
-    places = [bundle_path(Path(note.name)), bundle.path.parent / note.name]
+    places = [bundle_folder(Path(note.name)), bundle.path.parent / note.name]
     found = next((place for place in places if is_bundle(place)), None)
     if found is None:
         raise RequestError(

@@ -100,6 +100,9 @@ class Pipeline:
     def generate(self, prompt: Prompt, *, progress: StepProgress | None = None, **settings: Unpack[Settings]) -> Result:
         """Draw one request as one batch.
 
+        `prompt`: a text, a list of texts, or `Embeddings`. `progress`: called after each step with (steps done,
+        steps in all).
+
         Raises:
             RequestError: a value that this build does not serve; nothing has run.
             NumericsError: a component gave NaN or infinity.

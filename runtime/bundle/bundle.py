@@ -11,7 +11,37 @@ from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.manifest import Manifest, port_table
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import component_of, passes_of, recorded_parts, replace_whole
+from latentrt.runtime.cache import cache_folder
 from latentrt.runtime.errors import BundleError, StaleBuildError
+
+DEMO = "demo"
+"""The name of the bundle that `latentrt demo` makes."""
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder claims to be a bundle."""
+    return (path / MANIFEST).is_file()
+
+
+def demo_folder() -> Path:
+    """The folder of the demo's bundle, which may not exist yet."""
+    return cache_folder() / DEMO
+
+
+def bundle_folder(name: Path) -> Path:
+    """The folder of the bundle that a user names: a path, or `demo` unless a bundle here has that name."""
+    return demo_folder() if str(name) == DEMO and not is_bundle(name) else name
+
+
+def _what_it_is(path: Path) -> str:
+    """What a path is that is no bundle, and how to get one."""
+    if path == demo_folder():
+        return "the demo has no bundle yet. Make it with: latentrt demo"
+    if (path / "model_index.json").is_file():
+        return f"a checkpoint, not a bundle. Export it with: latentrt export {path} -o {path.name}-bundle"
+    if path.is_file():
+        return "a file, not the folder of a bundle. Make one with: latentrt export CHECKPOINT -o BUNDLE"
+    return f"not a bundle, it has no {MANIFEST}. Make one with: latentrt export CHECKPOINT -o {path}"
 
 
 class Bundle:
@@ -25,14 +55,14 @@ class Bundle:
     def open(cls, path: str | Path) -> "Bundle":
         """Read the manifest and check that every file it names exists with the recorded size.
 
+        `path`: the bundle's folder, or `demo` for the bundle that `latentrt demo` makes.
+
         Raises:
             BundleError: not a bundle, a newer format, a damaged manifest, a missing or truncated file.
         """
-        path = Path(path)
-        if not (path / MANIFEST).is_file():
-            raise BundleError(
-                f"{path}: not a bundle, it has no {MANIFEST}. Make one with: latentrt export CHECKPOINT -o {path}"
-            )
+        path = bundle_folder(Path(path))
+        if not is_bundle(path):
+            raise BundleError(f"{path}: {_what_it_is(path)}")
         manifest = read_record(path / MANIFEST, Manifest)
         remedy = f"Export the checkpoint again with: latentrt export CHECKPOINT -o {path}"
         for component, record in manifest.components.items():

@@ -14,6 +14,7 @@ from latentrt.runtime.drawing.picture import Picture, hold
 from latentrt.runtime.drawing.turns import Turns
 from latentrt.runtime.errors import NumericsError, RequestError
 from latentrt.runtime.recent import Recent
+from latentrt.runtime.request.kinds import is_whole
 
 StepProgress = Callable[[int, int], None]
 """Called after each step with (steps done, total steps)."""
@@ -154,7 +155,9 @@ def check_steps(pictures: Sequence[Picture], steps: int) -> None:
     if not pictures or len({id(picture) for picture in pictures}) < len(pictures):
         raise RequestError("a batch needs at least one picture, and each only once")
     least = min(picture.steps_left for picture in pictures)
-    if not 1 <= steps <= least:
+    if not is_whole(steps, 1):
+        raise RequestError(f"steps {steps!r}: must be a whole number of at least 1")
+    if steps > least:
         raise RequestError(f"advance by {steps} steps: the picture that is furthest has {least} left")
 
 

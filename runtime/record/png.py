@@ -4,6 +4,7 @@ Their text chunks are `parameters`, as the AUTOMATIC1111 web interface writes it
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,14 @@ WEBUI_KEY = "parameters"
 
 
 def save_images(images: Sequence[Image.Image], path: Path, metadata: Metadata | None = None) -> list[Path]:
-    """Write `path`, or several pictures as `path` with -1, -2, ... before the suffix; make missing folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write `path`, or several pictures as `path` with -1, -2, ... before the suffix; make missing folders.
+
+    Raises:
+        RequestError: there is nothing to write, or it cannot be written there.
+    """
+    if not images:
+        raise RequestError(f"{path}: there is no picture to save; the request had decode=False")
+    check_output(path)
     files = [path.with_stem(f"{path.stem}-{number}") for number in range(1, len(images) + 1)]
     files = files if len(files) > 1 else [path]
     for number, (file, image) in enumerate(zip(files, images, strict=True), 1):
@@ -31,8 +38,25 @@ def save_images(images: Sequence[Image.Image], path: Path, metadata: Metadata | 
             numbered = metadata.model_copy(update={"picture": number})
             text.add_text(WEBUI_KEY, webui.write(numbered))
             text.add_text(KEY, json.dumps(numbered.model_dump()))
-        image.save(file, format="PNG", pnginfo=text)
+        try:
+            image.save(file, format="PNG", pnginfo=text)
+        except OSError as error:
+            raise RequestError(f"{file}: cannot be written ({error.strerror or error})") from error
     return files
+
+
+def check_output(path: Path) -> None:
+    """Make the folder of a file that is to be written, and raise `RequestError` if it cannot be written there."""
+    if path.suffix.lower() != ".png":
+        raise RequestError(f"{path}: pictures are written as PNG; name it {path.with_suffix('.png').name}")
+    if path.is_dir():
+        raise RequestError(f"{path}: a folder; name a file in it, such as {path / 'out.png'}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{path.parent}: cannot be made ({error.strerror or error})") from error
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise RequestError(f"{path}: cannot be written, permission is missing. Name another place")
 
 
 def read_request(file: Path, sampler: bool = True) -> Metadata | Parameters:

@@ -1,7 +1,7 @@
 """The result of a request."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
@@ -20,9 +20,9 @@ class Result:
     """
 
     images: list[Image.Image]
-    latents: Float32s
+    latents: Float32s = field(repr=False)
     timings: Mapping[str, float]
-    request: Request
+    request: Request = field(repr=False)
     metadata: Metadata | None = None
 
     def save(self, path: str | Path) -> list[Path]:

@@ -73,7 +73,7 @@ class Setting:
     @property
     def repetition(self) -> str:
         """How many values it takes, in words; empty for a single one."""
-        return "" if self.per == "request" else f"once for all, or one per {self.per}"
+        return "" if self.per == "request" else f"one for all, or one per {self.per}"
 
 
 def check_count(name: str, values: Sized, wanted: int, what: str) -> None:
@@ -83,17 +83,24 @@ def check_count(name: str, values: Sized, wanted: int, what: str) -> None:
 
 
 DIFFUSERS_ARGUMENTS: Mapping[str, str] = {
+    "callback": "give progress=, a function of (steps done, steps in all)",
     "callback_on_step_end": "give progress=, a function of (steps done, steps in all)",
     "cross_attention_kwargs": "LoRAs are added by the export: latentrt export CHECKPOINT -o BUNDLE --lora FILE:WEIGHT",
-    "eta": "it is a field of the schedule here: schedule={'eta': 0.5}",
+    "eta": "it is a field of the schedule here: schedule={'eta': ...}",
     "generator": "give seed=, which draws what torch's CPU generator of that seed would",
+    "negative_crops_coords_top_left": "give negative_conditioning=MicroConditioning(crop=...)",
+    "negative_original_size": "give negative_conditioning=MicroConditioning(original=...)",
     "negative_pooled_prompt_embeds": "give Embeddings as the prompt",
     "negative_prompt_embeds": "give Embeddings as the prompt",
+    "negative_target_size": "give negative_conditioning=MicroConditioning(target=...)",
     "output_type": "a result has pictures and latents; decode=False draws the latents alone",
     "pooled_prompt_embeds": "give Embeddings as the prompt",
     "prompt_embeds": "give Embeddings as the prompt",
     "return_dict": "a result is always a Result; leave it out",
+    "padding_mask_crop": "not here yet; crop the image around the mask, and paste the result",
     "scheduler": "give sampler=, and schedule= for fields of its config",
+    "sigmas": "give schedule=, whose fields space the sigmas",
+    "timesteps": "give steps= and schedule=, whose fields space the timesteps",
 }
 """Arguments of diffusers' pipelines that no setting corresponds to, and what to do instead."""
 
@@ -101,18 +108,21 @@ DIFFUSERS_ARGUMENTS: Mapping[str, str] = {
 def check_names(given: Iterable[str], settings: Mapping[str, Setting]) -> None:
     """Raise `RequestError` for unknown settings; it names the nearest one, or ours for a name of another program."""
     if unknown := sorted(set(given) - settings.keys()):
-        answers = "; ".join(f"{name}: {_answer(name, settings)}" for name in unknown)
-        raise RequestError(f"{answers}. The settings are {', '.join(sorted(settings))}")
+        answers = {name: _answer(name, settings) for name in unknown}
+        known = "" if all(answers.values()) else f". The settings are {', '.join(sorted(settings))}"
+        told = "; ".join(f"{name}: {answer or 'no such setting'}" for name, answer in answers.items())
+        raise RequestError(f"{told}{known}")
 
 
 def _answer(name: str, settings: Mapping[str, Setting]) -> str:
+    """What to write instead; empty if nothing is known of the name."""
     if name in DIFFUSERS_ARGUMENTS:
         return DIFFUSERS_ARGUMENTS[name]
     ours = next((own for own, setting in settings.items() if name in setting.aliases), None)
     if ours is not None:
-        return f"its name here is {ours}"
+        return f"it is called {ours} here"
     nearest = get_close_matches(name, settings, n=1, cutoff=0.7)
-    return "no such setting" + (f", the nearest is {nearest[0]}" if nearest else "")
+    return f"no such setting, the nearest is {nearest[0]}" if nearest else ""
 
 
 def check_together(given: Iterable[str], settings: Mapping[str, Setting]) -> None:
@@ -129,4 +139,4 @@ def check_together(given: Iterable[str], settings: Mapping[str, Setting]) -> Non
         needs = settings[name].needs
         if needs and not names & set(needs):
             remedy = " or ".join(f"{other}=" for other in needs)
-            raise RequestError(f"{name}: means nothing without {' or '.join(needs)}; add {remedy}")
+            raise RequestError(f"{name}: it needs {remedy}")

@@ -171,7 +171,7 @@ class Settings(TypedDict, total=False):
     seed: Annotated[
         int | Sequence[int] | None,
         Setting(
-            "Seed of the noise; the same seed gives the same picture, which is also diffusers' picture.",
+            "Seed of the noise; the same seed and settings give the same picture, which is also diffusers'.",
             whole(0, MAX_SEED),
             Group.PICTURES,
             per="picture",
@@ -195,7 +195,7 @@ class Settings(TypedDict, total=False):
             "Width in pixels, a multiple of 8.",
             whole(1),
             Group.PICTURES,
-            default_text="the image's, or native",
+            default_text="the image's width, or the model's native one",
         ),
     ]
     height: Annotated[
@@ -204,7 +204,7 @@ class Settings(TypedDict, total=False):
             "Height in pixels, a multiple of 8.",
             whole(1),
             Group.PICTURES,
-            default_text="the image's, or native",
+            default_text="the image's height, or the model's native one",
         ),
     ]
     # Starting from a picture
@@ -245,7 +245,7 @@ class Settings(TypedDict, total=False):
             "How much of the image to replace: 0 keeps it, 1 starts from pure noise.",
             number("a number from 0 (keep) to 1 (draw anew)", 0, 1),
             Group.SOURCE,
-            default_text=f"{STRENGTH}, with a mask {STRENGTH_WITH_MASK:.0f}",
+            default_text=f"{STRENGTH}, or {STRENGTH_WITH_MASK:.0f} with a mask",
             aliases=("denoising_strength", "denoise"),
             needs=("image", "latents"),
             not_with={"denoising_start": "the request goes on where the other model stopped; leave strength out"},
@@ -350,7 +350,6 @@ class Settings(TypedDict, total=False):
             Group.MICRO_CONDITIONING,
             default_text="those of the prompts",
             use=GUIDED,
-            aliases=("negative_original_size", "negative_target_size", "negative_crops_coords_top_left"),
             option=False,
         ),
     ]

@@ -69,7 +69,8 @@ def _paragraphs(settings: dict[str, Setting]) -> Iterator[str]:
         if members:
             yield f"{group}:"
         for name, setting in members.items():
-            form = f" ({setting.kind.form.strip('()')})" if setting.kind.form else ""
+            form = setting.kind.form
+            form = f" {form}" if form.startswith("(") else f" ({form})" if form else ""
             text = f"{name}{form}: {describe(setting)}"
             yield textwrap.fill(text, 110, initial_indent="    ", subsequent_indent="        ")
 

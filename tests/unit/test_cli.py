@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import graph_bundles
@@ -12,11 +13,11 @@ import pytest
 from command_line import run_main
 from hollow_bundles import write_hollow_bundle
 
-from latentrt.cli.home import bundle_path
 from latentrt.cli.main import build_engine
 from latentrt.cli.options import BackendName
 from latentrt.cli.output import run_command
 from latentrt.runtime.backends import BACKENDS
+from latentrt.runtime.bundle.bundle import bundle_folder
 from latentrt.runtime.cache import cache_folder
 from latentrt.runtime.errors import LatentRTError
 
@@ -174,24 +175,26 @@ def test_the_cache_is_the_folder_named_or_the_user_s(monkeypatch, tmp_path):
 
 def test_demo_is_the_bundle_in_home(own_home, capsys):
     Path("demo").mkdir()  # as in this project's own folder; not a bundle
-    assert bundle_path(Path("demo")) == own_home / "demo"
-    assert f"BundleError: {own_home / 'demo'}: not a bundle" in failed(run_main(capsys, "inspect", "demo"))
+    assert bundle_folder(Path("demo")) == own_home / "demo"
+    assert f"BundleError: {own_home / 'demo'}: the demo has no bundle yet" in failed(
+        run_main(capsys, "inspect", "demo")
+    )
     write_hollow_bundle(own_home / "demo")
     assert run_main(capsys, "inspect", "demo").exit == 0
 
 
 def test_demo_is_a_bundle_that_lies_here(own_home):
     write_hollow_bundle(Path("demo"))
-    assert bundle_path(Path("demo")) == Path("demo")
+    assert bundle_folder(Path("demo")) == Path("demo")
 
 
 @pytest.mark.parametrize("name", ["other", "./demo2", "a/demo", "/abs/demo"])
 def test_other_names_are_paths(own_home, name):
-    assert bundle_path(Path(name)) == Path(name)
+    assert bundle_folder(Path(name)) == Path(name)
 
 
 def test_generate_finds_the_demo(own_home, capsys):
-    assert f"{own_home / 'demo'}: not a bundle" in failed(run_main(capsys, "generate", "demo", "a cat"))
+    assert f"{own_home / 'demo'}: the demo has no bundle yet" in failed(run_main(capsys, "generate", "demo", "a cat"))
 
 
 # inspect
@@ -367,3 +370,36 @@ class Closable:
 
     def close(self):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "a folder; name a file in it, such as "),
+        ("picture.jpg", "pictures are written as PNG; name it picture.png"),
+        ("picture", "pictures are written as PNG; name it picture.png"),
+        ("file/out.png", "cannot be made (File exists)"),
+    ],
+)
+def test_a_bad_output_is_refused_before_anything_is_loaded(tmp_path, capsys, name, message):
+    folder = tmp_path / "folder.png" if not name else tmp_path
+    folder.mkdir(exist_ok=True)
+    (tmp_path / "file").write_text("")
+    run = run_main(capsys, "generate", tmp_path / "no-bundle", "a cat", "-o", folder / name)
+    assert message in failed(run)
+    assert "no-bundle" not in run.error
+
+
+def test_the_version(capsys):
+    run = run_main(capsys, "--version")
+    assert run.stdout == f"latentrt {version('latentrt')}\n"
+
+
+def test_what_is_no_bundle_is_named(tmp_path, capsys):
+    (tmp_path / "model_index.json").write_text("{}")
+    assert f"a checkpoint, not a bundle. Export it with: latentrt export {tmp_path}" in failed(
+        run_main(capsys, "inspect", tmp_path)
+    )
+    file = tmp_path / "out.png"
+    file.write_bytes(b"")
+    assert f"{file}: a file, not the folder of a bundle" in failed(run_main(capsys, "inspect", file))

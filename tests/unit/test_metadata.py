@@ -257,3 +257,8 @@ def test_what_is_no_picture(tmp_path):
     for name in ("x.png", "nothing.png"):
         with pytest.raises(RequestError, match=f"{name}: not readable as a picture"):
             read_request(tmp_path / name)
+
+
+def test_a_result_without_pictures_cannot_be_saved(tmp_path):
+    with pytest.raises(RequestError, match=r"there is no picture to save; the request had decode=False"):
+        save_images([], tmp_path / "out.png")
