@@ -163,6 +163,8 @@ class Pipeline:
 
     def _prepare(self, request: Request, tokens: int) -> tuple[int, SamplerTable]:
         """A checked request's tokens and its sampler's table."""
+        if not isinstance(request, Request):
+            raise RequestError(f"request: a {type(request).__name__}; make one with this pipeline's `request`")
         request.check(self.limits, self.rebuild_command)
         request.check_model(self.bundle.manifest.model)
         return self._tokens(request, tokens), self._table(request)

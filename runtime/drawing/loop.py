@@ -47,6 +47,8 @@ class Loop:
                 held by another loop.
         """
         check_steps(pictures, steps)
+        if progress is not None and not callable(progress):
+            raise RequestError(f"progress {progress!r}: must be a function of (steps done, steps in all)")
         report = None if progress is None else _ProgressReport(self._backend, progress, steps)
         try:
             left = steps

@@ -89,6 +89,11 @@ def test_what_cannot_be_advanced_says_why(pipe: Pipeline) -> None:
         pipe.advance([begin(images=8), one])
     with pytest.raises(RequestError, match="this drawing has 3 steps left; advance it before it is finished"):
         pipe.finish(one)
+    for steps in (0, -1, 1.5):
+        with pytest.raises(RequestError, match=rf"^steps {steps}: must be a whole number of at least 1$"):
+            pipe.advance([one], steps)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"^progress 3: must be a function of \(steps done, steps in all\)$"):
+        pipe.advance([one], 1, 3)  # type: ignore[arg-type]
     pipe.advance([one], 3)  # none of it has harmed the drawing
     assert np.isfinite(pipe.finish(one).latents).all()
 

@@ -368,3 +368,9 @@ def test_second_prompts_count_their_tokens(pipeline):
 def test_aesthetic_scores_default_to_the_branch():
     assert MicroConditioning().time_ids(TIME_IDS[5], 768, 512, 2.5) == (768, 512, 0, 0, 2.5)
     assert MicroConditioning(aesthetic_score=9).time_ids(TIME_IDS[5], 768, 512, 2.5) == (768, 512, 0, 0, 9)
+
+
+def test_a_text_is_no_request(pipeline):
+    for call in (pipeline.begin, pipeline.run, pipeline.check):
+        with pytest.raises(RequestError, match=r"^request: a str; make one with this pipeline's `request`$"):
+            call("a cat")
