@@ -1,4 +1,4 @@
-"""`latentrt doctor`: what is installed, what works, and how to mend what does not."""
+"""`latentrt doctor`: what is installed, what works, and how to fix what does not."""
 
 import platform
 import subprocess

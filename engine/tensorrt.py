@@ -81,7 +81,7 @@ class TensorRTBuilder:
         """A config for the target, without a profile."""
         config = builder.create_builder_config()
         config.profiling_verbosity = self.trt.ProfilingVerbosity.DETAILED
-        # fp32 requested is fp32 obtained: float32 layers would otherwise run in TF32.
+        # If you ask for fp32, you get fp32: float32 layers would otherwise run in TF32.
         config.clear_flag(self.trt.BuilderFlag.TF32)
         # Otherwise small pictures would need the activation memory of the largest.
         if (resize := getattr(self.trt.PreviewFeature, ACTIVATION_RESIZE, None)) is not None:

@@ -155,7 +155,7 @@ def _is_zero_or_one(values: NDArray[Any]) -> bool:
 
 
 def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
-    """An image turned as its camera says, in another mode; Pillow itself cuts wide grey values off at 255."""
+    """An image with its EXIF orientation applied, in another mode; Pillow itself cuts wide grey values off at 255."""
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode == "F" or upright.mode.startswith("I"):
