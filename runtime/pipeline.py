@@ -15,7 +15,7 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.drawing.batch import check_table
 from latentrt.runtime.drawing.inpainting import paste_back
-from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite
+from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite, check_steps
 from latentrt.runtime.drawing.picture import Drawing, call_back, check_free
 from latentrt.runtime.drawing.start import start_pictures
 from latentrt.runtime.drawing.timing import Timeline, stage
@@ -238,6 +238,7 @@ class Pipeline:
     def _advance(self, drawings: Sequence[Drawing], steps: int, progress: StepProgress | None) -> None:
         self.backend.activate()
         pictures = [picture for drawing in drawings for picture in drawing.pictures]
+        check_steps(pictures, steps)
         check_images(len(pictures), self.limits, self.rebuild_command)
         with stage(self.backend, "denoise", [drawing.timeline for drawing in drawings]):
             self._loop.advance(pictures, steps, progress)

@@ -42,11 +42,11 @@ class Loop:
     def advance(self, pictures: Sequence[Picture], steps: int = 1, progress: StepProgress | None = None) -> None:
         """Advance every picture by `steps` steps as one batch; each may be at a step of its own.
 
+        The caller has called `check_steps`.
+
         Raises:
-            RequestError: a picture has fewer steps left, stands twice in the batch, does not go with the others, or is
-                held by another loop.
+            RequestError: a picture does not go with the others, or is held by another loop.
         """
-        check_steps(pictures, steps)
         if progress is not None and not callable(progress):
             raise RequestError(f"progress {progress!r}: must be a function of (steps done, steps in all)")
         report = None if progress is None else _ProgressReport(self._backend, progress, steps)

@@ -89,6 +89,8 @@ def test_what_cannot_be_advanced_says_why(pipe: Pipeline) -> None:
         pipe.advance([begin(images=8), one])
     with pytest.raises(RequestError, match="this drawing has 3 steps left; advance it before it is finished"):
         pipe.finish(one)
+    with pytest.raises(RequestError, match=r"^a batch needs at least one picture, and each only once$"):
+        pipe.advance([])
     for steps in (0, -1, 1.5):
         with pytest.raises(RequestError, match=rf"^steps {steps}: must be a whole number of at least 1$"):
             pipe.advance([one], steps)  # type: ignore[arg-type]
