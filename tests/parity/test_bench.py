@@ -57,6 +57,7 @@ def test_the_stages_of_a_request(sdxl_bundle):
     assert [work.evaluations for work in stages.values()] == [1, 3, 2]
 
 
+@pytest.mark.slow
 def test_a_race_of_two_from_end_to_end(capsys, monkeypatch, tmp_path, sdxl_checkpoint, sdxl_bundle):
     """Ours and diffusers, real workers, the tiny checkpoint; its export is taken from the other tests."""
     monkeypatch.setenv("LATENTRT_HOME", str(tmp_path / "home"))
