@@ -40,7 +40,7 @@ def build_engine(
     """Build the engines of a bundle for one backend, keeping those that are up to date."""
     configure_logging(verbose)
     if is_bundle(bundle_folder(source)):
-        bundle = Bundle.open(bundle_folder(source))
+        bundle = Bundle.open(source)
         if output is not None and output.resolve() != bundle.path.resolve():
             raise RequestError(f"--output {output}: {source} is a bundle already, and its engines go into it")
         if checkpoint.vae is not None or checkpoint.lora:

@@ -12,7 +12,6 @@ from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.cli.repeat import open_picture, repeated
 from latentrt.cli.request_options import GivenSettings, SecondPassOptions, given_options
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.bundle.bundle import bundle_folder
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import PICTURES
@@ -49,7 +48,7 @@ def generate(
     if from_png is None:
         job.check()
     _refuse_loras(lora, bundle)
-    opened = Bundle.open(bundle_folder(bundle))
+    opened = Bundle.open(bundle)
     options = dict(job.options)
     for name in PICTURES.keys() & options.keys():
         options[name] = _open_pictures(options[name])

@@ -12,7 +12,6 @@ from latentrt.cli.output import console, finish
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.atomic_files import check_sizes, describe_file
 from latentrt.runtime.bundle.build_record import BuildRecord
-from latentrt.runtime.bundle.bundle import bundle_folder
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.manifest import Manifest
 from latentrt.runtime.errors import BundleError
@@ -23,7 +22,7 @@ def inspect(
     check: Annotated[bool, typer.Option("--check", help="Also check the SHA-256 of every file.")] = False,
 ) -> None:
     """Show a bundle's components, dims, precisions, parity, builds, sizes and provenance."""
-    opened = Bundle.open(bundle_folder(bundle))
+    opened = Bundle.open(bundle)
     if check:
         check_hashes(opened)
     builds = opened.builds()

@@ -14,7 +14,6 @@ from latentrt.cli.options import BackendOption, BuildOption, BundleArgument, Che
 from latentrt.cli.output import FAILED, configure_logging, console, finish
 from latentrt.runtime.backends import open_backend
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.bundle.bundle import bundle_folder
 from latentrt.runtime.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def verify(
     compared = open_checkpoint(reference, checkpoint)
     from latentrt.export.checks.bundle_verification import verify_facts
 
-    with Pipeline.load(bundle_folder(bundle), backend, build=build) as pipeline:
+    with Pipeline.load(bundle, backend, build=build) as pipeline:
         differences = verify_facts(pipeline, compared)
         figures = [] if differences else list(_figures(pipeline, compared))
     for difference in differences:
