@@ -22,6 +22,8 @@ weights.
 
 from pathlib import Path
 
+import latentrt.runtime as _runtime  # noqa: F401 - before ONNX Runtime, whose telemetry it switches off
+
 __all__ = ["CONFIGS"]
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -11,9 +11,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from latentrt.cli.ending import FAILED
 from latentrt.cli.export import check_export_installed
 from latentrt.cli.options import VerboseOption
-from latentrt.cli.output import FAILED, configure_logging, console, finish
+from latentrt.cli.output import configure_logging, console, finish
 from latentrt.runtime.errors import BackendError
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 from rich.markup import escape
 from rich.table import Table
 
-from latentrt.cli.output import FAILED, console, finish
+from latentrt.cli.ending import FAILED
+from latentrt.cli.output import console, finish
 from latentrt.runtime.backends.cuda_provider import find_fault, preload
 from latentrt.runtime.backends.registry import BACKENDS, load_module
 from latentrt.runtime.errors import BackendError

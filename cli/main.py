@@ -1,31 +1,44 @@
-"""The entry points: `latentrt COMMAND` and `build-engine`."""
+"""The entry points: `latentrt COMMAND` and `build-engine`.
 
-from importlib.metadata import version
-from typing import Annotated
+Imports are inside functions, so that Ctrl-C during them ends as it does later.
+"""
 
-import typer
+from typing import TYPE_CHECKING, Annotated
 
-from latentrt.cli.bench import bench
-from latentrt.cli.build import build_engine as build_engine_command
-from latentrt.cli.demo import demo
-from latentrt.cli.doctor import doctor
-from latentrt.cli.export import export
-from latentrt.cli.generate import generate
-from latentrt.cli.inspect import inspect
-from latentrt.cli.output import run_command
-from latentrt.cli.verify import verify
+from latentrt.cli.ending import run_command
+
+if TYPE_CHECKING:
+    import typer
 
 
-def application() -> typer.Typer:
+def application() -> "typer.Typer":
     """The `latentrt` command with its subcommands."""
+    import typer
+
+    from latentrt.cli.bench import bench
+    from latentrt.cli.build import build_engine as build_engine_command
+    from latentrt.cli.demo import demo
+    from latentrt.cli.doctor import doctor
+    from latentrt.cli.export import export
+    from latentrt.cli.generate import generate
+    from latentrt.cli.inspect import inspect
+    from latentrt.cli.verify import verify
+
     app = typer.Typer(
         help="Run Stable Diffusion XL, 1.5 and 2 as TensorRT or ONNX Runtime engines, without torch.",
-        add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
     )
-    app.callback()(_with_version)
+
+    @app.callback()
+    def with_version(
+        _version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        pass
+
     for name, command in (
         ("export", export),
         ("build-engine", build_engine_command),
@@ -41,26 +54,30 @@ def application() -> typer.Typer:
 
 
 def _show_version(wanted: bool) -> None:
+    from importlib.metadata import version
+
+    import typer
+
     if wanted:
         typer.echo(f"latentrt {version('latentrt')}")
         raise typer.Exit
 
 
-def _with_version(
-    _version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
-    ] = False,
-) -> None:
-    pass
+def _build_engine_application() -> "typer.Typer":
+    import typer
+
+    from latentrt.cli.build import build_engine as build_engine_command
+
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(build_engine_command)
+    return app
 
 
 def main() -> None:
     """Run `latentrt`."""
-    run_command(application())
+    run_command(lambda: application()())
 
 
 def build_engine() -> None:
     """Run `build-engine`, short for `latentrt build-engine`."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(build_engine_command)
-    run_command(app)
+    run_command(lambda: _build_engine_application()())

@@ -1,4 +1,4 @@
-"""Output of every command: progress and logs on stderr, a JSON line at the end of stdout, errors without traceback."""
+"""Output of every command: progress and logs on stderr, a JSON line at the end of stdout."""
 
 import json
 import logging
@@ -11,12 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from latentrt.runtime.errors import LatentRTError
-
 LOG_WIDTH = 160
-
-FAILED = 1
-"""Exit code after an error that latentrt raised on purpose; wrong usage gives 2."""
 
 
 def console(stream: TextIO | None = None) -> Console:
@@ -38,19 +33,6 @@ def finish(**values: Any) -> None:
     """Print a command's result: one JSON object, the last line of stdout."""
     sys.stdout.write(json.dumps(values, default=str) + "\n")
     sys.stdout.flush()
-
-
-def run_command(command: Callable[[], Any]) -> None:
-    """Run a command, turning latentrt's own errors into one line on stderr and exit code 1."""
-    try:
-        command()
-    except LatentRTError as error:
-        console().print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console().print(str(error), markup=False)
-        sys.exit(FAILED)
-    except KeyboardInterrupt:
-        console().print("stopped; nothing was left half done")
-        sys.exit(130)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from latentrt.cli.ending import FAILED
 from latentrt.cli.export import open_checkpoint
 from latentrt.cli.groups import option_groups
 from latentrt.cli.options import BackendOption, BuildOption, BundleArgument, CheckpointOptions, VerboseOption
-from latentrt.cli.output import FAILED, configure_logging, console, finish
+from latentrt.cli.output import configure_logging, console, finish
 from latentrt.runtime.backends import open_backend
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.pipeline import Pipeline

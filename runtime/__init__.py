@@ -8,6 +8,7 @@
 Errors form one tree under `LatentRTError` (`latentrt.runtime.errors`).
 """
 
+import os
 from importlib.metadata import version
 
 from latentrt.runtime.bundle import Bundle
@@ -32,6 +33,10 @@ from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.upscale import generate_large
 
 __version__ = version("latentrt")
+
+# Read when ONNX Runtime is imported: without it, that writes an identifier of this machine and a database into the
+# user's cache, and sends events to Microsoft (its Privacy.md). Who sets the variable to 0 decides otherwise.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "BackendError",

@@ -1,18 +1,23 @@
 r"""Weights inside a prompt: `a (red:1.3) circle` makes red count more, `(red:0.6)` less.
 
-Only parentheses that end in a colon and a number are weights, and they may be nested; other parentheses are part of the
-text. `\(` and `\)` are parentheses that never begin or end a weight.
+Only parentheses that end in a colon and a number from 0 to 10 are weights, and they may be nested; whatever else stands
+in a prompt is text: `(style: anime)`, `(happy :)`. A number has digits after its point, if it has one: `(word:1.)` is
+text. So are two whole numbers around the colon, as in `(12:30)` and `(16:9)`. `\(` and `\)` are parentheses that never
+begin or end a weight.
 """
 
+import logging
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
-from latentrt.runtime.errors import RequestError
+log = logging.getLogger(__name__)
 
 MARKS = re.compile(r"\\[()]|\(|:[^():\\]*\)|\)")
 
 NUMBER = re.compile(r"\s*\d*\.?\d+\s*")
-UNCLOSED = re.compile(r":\s*\d*\.?\d+\s*$")
+NEARLY = re.compile(r"\(([^():\\]*)(:\s*[-+]?\d*\.?\d+(?:\.|e\d+)?\s*(?:\)|$))")
+"""Like a weight: a word, a colon and a number, though it may be out of range, or lack its parenthesis."""
 
 LARGEST_WEIGHT = 10.0
 
@@ -26,11 +31,7 @@ class Fragment:
 
 
 def parse_weights(prompt: str) -> list[Fragment]:
-    """The fragments of a prompt, in order; their texts, joined, are the prompt without its weights.
-
-    Raises:
-        RequestError: a weight is not a number from 0 to 10, or its parenthesis is not closed.
-    """
+    """The fragments of a prompt, in order; their texts, joined, are the prompt without its weights."""
     fragments: list[Fragment] = []
     opened: list[int] = []
     place = 0
@@ -45,29 +46,38 @@ def parse_weights(prompt: str) -> list[Fragment]:
         if symbol == "(":
             opened.append(len(fragments))
             take(symbol)
-        elif symbol.startswith(":") and opened:
+        elif opened and (weight := _weight(prompt[: mark.start()], symbol)) is not None:
             first = opened.pop()
-            weight = _weight(prompt, symbol[1:-1])
             del fragments[first]  # the parenthesis itself
             for fragment in fragments[first:]:
                 fragment.weight *= weight
         else:
-            if symbol == ")" and opened:
+            if symbol.endswith(")") and not symbol.startswith("\\") and opened:
                 opened.pop()
             take(symbol.removeprefix("\\"))
     take(prompt[place:])
-    if opened and UNCLOSED.search(prompt):
-        raise RequestError(f"prompt {_brief(prompt)}: the weight at its end has no closing parenthesis; add )")
+    _tell_of_text(prompt)
     return _merged(fragments)
 
 
-def _weight(prompt: str, text: str) -> float:
-    if not NUMBER.fullmatch(text) or not float(text) <= LARGEST_WEIGHT:
-        raise RequestError(
-            f"prompt {_brief(prompt)}: {text.strip()!r} is not a weight; write a number from 0 to "
-            rf"{LARGEST_WEIGHT:.0f}, as in (word:1.3), or \( and \) for parentheses that belong to the text"
-        )
-    return float(text)
+def _weight(before: str, symbol: str) -> float | None:
+    """The weight that a colon, a text and a parenthesis stand for; None where they are text, after what is `before`."""
+    text = symbol[1:-1]
+    if not symbol.startswith(":") or not NUMBER.fullmatch(text) or float(text) > LARGEST_WEIGHT:
+        return None
+    is_ratio = before[-1:].isdigit() and text.isdigit()
+    return None if is_ratio else float(text)
+
+
+@lru_cache(maxsize=1024)
+def _tell_of_text(prompt: str) -> None:
+    """Say once of a prompt what in it is text, though it may have been meant as a weight."""
+    for match in NEARLY.finditer(prompt):
+        has_word = any(letter.isalpha() for letter in match[1])
+        if has_word and (_weight(match[1], match[2]) is None or not match[2].endswith(")")):
+            log.warning(
+                "prompt: %r is text. A weight is a number from 0 to %d, as in (word:1.3)", match[0], LARGEST_WEIGHT
+            )
 
 
 def _merged(fragments: list[Fragment]) -> list[Fragment]:
@@ -79,7 +89,3 @@ def _merged(fragments: list[Fragment]) -> list[Fragment]:
         else:
             merged.append(fragment)
     return merged
-
-
-def _brief(prompt: str) -> str:
-    return repr(prompt if len(prompt) <= 40 else f"{prompt[:40]}…")

@@ -13,9 +13,9 @@ import pytest
 from command_line import run_main
 from hollow_bundles import write_hollow_bundle
 
+from latentrt.cli.ending import run_command
 from latentrt.cli.main import build_engine
 from latentrt.cli.options import BackendName
-from latentrt.cli.output import run_command
 from latentrt.runtime.backends import BACKENDS
 from latentrt.runtime.bundle.bundle import bundle_folder
 from latentrt.runtime.cache import cache_folder

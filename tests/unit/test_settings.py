@@ -141,9 +141,6 @@ def test_of_a_picture_the_size_is_the_requests(pipeline: Pipeline) -> None:
         ({"schedule": {"timestep_spacing": "odd"}}, "schedule: scheduler config: timestep_spacing 'odd': latentrt "),
         ({"steps": 1000, "sampler": "heun"}, "heun: 1999 evaluations of the U-Net; at most "),
         ({"steps": 1001}, "steps 1001: this checkpoint's schedule takes 1 to 1000"),
-        # prompts
-        ({"prompt": "a (red:much) cat"}, "prompt 'a (red:much) cat': 'much' is not a weight; write a number from 0 "),
-        ({"negative": "(blur:99)"}, "prompt '(blur:99)': '99' is not a weight"),
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
