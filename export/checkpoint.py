@@ -12,7 +12,9 @@ import torch
 from pydantic import ValidationError
 
 from latentrt.export.family import read_defaults, read_model
+from latentrt.export.schedule import SCHEDULER_CONFIG, check_schedule
 from latentrt.export.sources import open_source
+from latentrt.export.sources.config_fields import check_constructs
 from latentrt.export.sources.source import Config, Source
 from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.bundle.model import Model
@@ -37,7 +39,12 @@ class Checkpoint:
         """
         checkpoint = cls(open_source(Path(path), random_seed, variant, **options))
         # `folders` reads and checks every config first.
-        checkpoint.source.check({folder: checkpoint.network_class(folder) for folder in checkpoint.folders})
+        classes = {folder: checkpoint.network_class(folder) for folder in checkpoint.folders}
+        for folder, kind in classes.items():
+            check_constructs(kind, checkpoint.config(folder))
+        scheduler = checkpoint.config("scheduler", SCHEDULER_CONFIG).file
+        check_schedule(scheduler, checkpoint.model.scheduler, checkpoint.defaults)
+        checkpoint.source.check(classes)
         return checkpoint
 
     @property

@@ -4,12 +4,15 @@ Families differ in data alone: which text encoders there are, which of their lay
 takes. Only what no config file says is looked up by the pipeline's class (`pipelines.py`).
 """
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from packaging.version import InvalidVersion, Version
+
 from latentrt.export.pipelines import Conventions, find_conventions
+from latentrt.export.schedule import SCHEDULER_CONFIG, named, read_schedule
+from latentrt.export.sources.config_fields import one_for_all, positive
 from latentrt.export.sources.families import is_openai_clip
 from latentrt.export.sources.source import TOKENIZERS, Config, Source
 from latentrt.export.sources.vae import VAE_CLASSES, latent_scale
@@ -17,8 +20,6 @@ from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.bundle.model import Model, TextEncoder, TimeId
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.samplers import sampler_for
-
-logger = logging.getLogger(__name__)
 
 CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -49,9 +50,6 @@ UNSUPPORTED: Mapping[str, Mapping[str, str]] = {
 
 Null, false and 0 turn an option off."""
 
-FIRST_SCALING_FACTOR = 0.18215
-"""Scaling factor of the VAEs of SD 1 and 2, whose first configs lack the field."""
-
 STEPS, FEW_STEPS = 30, 4
 """Default steps of an ordinary and of a distilled model."""
 
@@ -81,14 +79,14 @@ def read_model(source: Source) -> Model:
         unet_channels=unet["in_channels"],
         latent_channels=vae["latent_channels"],
         latent_scale=scale,
-        scaling_factor=vae.get("scaling_factor", FIRST_SCALING_FACTOR),
+        scaling_factor=vae["scaling_factor"],
         latents_mean=vae.get("latents_mean") or (),
         latents_std=vae.get("latents_std") or (),
-        native_size=_one_for_all(source.path, "sample_size", unet["sample_size"]) * scale,
+        native_size=_sample_size(unet, conventions) * scale,
         time_ids=time_ids,
         guidance_embedding=unet.get("time_cond_proj_dim") or 0,
-        zero_negative=index.get("force_zeros_for_empty_prompt", conventions.zero_negative),
-        scheduler=_scheduler(source, index),
+        zero_negative=bool(index.get("force_zeros_for_empty_prompt", conventions.zero_negative)),
+        scheduler=read_schedule(source, index, conventions),
     )
     _check_widths(source.path, model, unet)
     return model
@@ -101,7 +99,10 @@ def read_defaults(source: Source, model: Model) -> Defaults:
     Euler steps with trailing spacing; together with a zero terminal SNR that spacing is an ordinary model's.
     """
     scheduler = model.scheduler
-    sampler = sampler_for(scheduler)
+    try:
+        sampler = sampler_for(scheduler)
+    except CheckpointError as error:
+        raise CheckpointError(named(source.config("scheduler", SCHEDULER_CONFIG).file, error)) from error
     embedded = bool(model.guidance_embedding)
     trailing = scheduler.get("timestep_spacing") == "trailing" and not scheduler.get("rescale_betas_zero_snr")
     if embedded or sampler == "lcm" or (trailing and sampler in ("euler", "euler_a")):
@@ -112,21 +113,6 @@ def read_defaults(source: Source, model: Model) -> Defaults:
 
 def _has(index: Mapping[str, Any], folder: str) -> bool:
     return bool(index.get(folder) and index[folder][1])
-
-
-def _scheduler(source: Source, index: Mapping[str, Any]) -> Config:
-    """Read the scheduler's config, for the class that the index names: diffusers loads that one, whatever it says."""
-    config = source.config("scheduler", "scheduler_config.json")
-    named, own = (index.get("scheduler") or [None, None])[1], config.get("_class_name")
-    if not named or named == own:
-        return config
-    logger.warning(
-        "%s: model_index.json names %s, scheduler_config.json %s; the index is followed, as in diffusers",
-        source.path,
-        named,
-        own,
-    )
-    return Config(config.file, config | {"_class_name": named})
 
 
 def _check_classes(source: Source, index: Mapping[str, Any]) -> None:
@@ -164,7 +150,7 @@ def _text_encoder(folder: str, config: Config, conventions: Conventions) -> Text
         component=folder,
         tokenizer=TOKENIZERS[folder],
         width=config["hidden_size"],
-        pooled=config["projection_dim"] if CLASSES[folder][1].endswith("WithProjection") else 0,
+        pooled=positive(config, "projection_dim") if CLASSES[folder][1].endswith("WithProjection") else 0,
         layers=config["num_hidden_layers"],
         skipped=conventions.skipped,
         final_norm=conventions.final_norm,
@@ -176,7 +162,8 @@ def _time_ids(path: Path, unet: Config, pooled: int) -> tuple[TimeId, ...]:
         return ()
     if not pooled:
         raise CheckpointError(f"{path}: the U-Net takes pooled text, but there is no text_encoder_2 to give it")
-    count, rest = divmod(unet["projection_class_embeddings_input_dim"] - pooled, unet["addition_time_embed_dim"])
+    width, per_id = positive(unet, "projection_class_embeddings_input_dim"), positive(unet, "addition_time_embed_dim")
+    count, rest = divmod(width - pooled, per_id)
     if rest or count not in TIME_IDS:
         raise CheckpointError(
             f"{path}: the U-Net's number of time ids is {count}; latentrt serves {' and '.join(map(str, TIME_IDS))}"
@@ -191,13 +178,19 @@ def _family(time_ids: tuple[TimeId, ...], first_encoder: Mapping[str, Any]) -> s
     return "sd15" if is_openai_clip(first_encoder) else "sd2"
 
 
-def _one_for_all(path: Path, name: str, value: Any) -> int:
-    """The one number behind a field that holds a number, or a list with an equal number per block or axis."""
-    values = value if isinstance(value, list) else [value]
-    if len(set(values)) != 1:
-        raise CheckpointError(f"{path}: the U-Net's {name} is {value}; latentrt serves one value for all")
-    number: int = values[0]
-    return number
+def _sample_size(unet: Config, conventions: Conventions) -> int:
+    """Latents along each axis of the size that the model was trained with, as diffusers' pipelines find it."""
+    if unet.get("sample_size") is None:
+        return conventions.sample_size
+    size = one_for_all(unet, "sample_size")
+    written = unet.get("_diffusers_version")
+    if not conventions.repairs_sample_size or written is None or isinstance(unet["sample_size"], list):
+        return size
+    try:
+        is_old = Version(Version(str(written)).base_version) < Version("0.9.0.dev0")
+    except InvalidVersion as error:
+        raise CheckpointError(f"{unet.file}: _diffusers_version is {written!r}, which is no version") from error
+    return max(size, conventions.sample_size) if is_old else size
 
 
 def _check_widths(path: Path, model: Model, unet: Config) -> None:
@@ -207,11 +200,11 @@ def _check_widths(path: Path, model: Model, unet: Config) -> None:
     for name, width, allowed in (
         (
             "cross_attention_dim",
-            _one_for_all(path, "cross_attention_dim", unet["cross_attention_dim"]),
+            one_for_all(unet, "cross_attention_dim"),
             {model.context_width: ""},
         ),
         ("in_channels", unet["in_channels"], inputs),
-        ("out_channels", unet.get("out_channels", 4), {latents: ""}),
+        ("out_channels", unet["out_channels"], {latents: ""}),
     ):
         if width not in allowed:
             needed = "".join(f"{before}{number}" for number, before in allowed.items())

@@ -1,7 +1,7 @@
 """The pipeline classes whose checkpoints latentrt serves, and what each of them does that no config file says."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ class Conventions:
 
     The U-Net reads the text encoders without their last `skipped` layers, through the final norm or not.
     `zero_negative` and `guidance` are the pipeline's defaults. `addition_embed_type` is what the pipeline requires of
-    the U-Net's config.
+    the U-Net's config. `sample_size` is the one that the family was trained with, for configs without any.
+
+    The pipelines of Stable Diffusion also repair old configs when they load them: `schedule` replaces fields of the
+    scheduler's config, and `repairs_sample_size` says that a `sample_size` below 64, in a U-Net that diffusers before
+    0.9 saved, becomes 64.
     """
 
     addition_embed_type: str | None
@@ -22,17 +26,26 @@ class Conventions:
     final_norm: bool
     zero_negative: bool
     guidance: float
+    sample_size: int
+    schedule: Mapping[str, Any] = field(default_factory=dict)
+    repairs_sample_size: bool = False
 
 
-SD = Conventions(addition_embed_type=None, skipped=0, final_norm=True, zero_negative=False, guidance=7.5)
-SDXL = Conventions(addition_embed_type="text_time", skipped=1, final_norm=False, zero_negative=True, guidance=5.0)
+LCM = Conventions(
+    addition_embed_type=None, skipped=0, final_norm=True, zero_negative=False, guidance=7.5, sample_size=64
+)
+SD = replace(LCM, schedule={"steps_offset": 1, "clip_sample": False}, repairs_sample_size=True)
+SD_INPAINT = replace(SD, schedule={"steps_offset": 1, "skip_prk_steps": True})
+SDXL = Conventions(
+    addition_embed_type="text_time", skipped=1, final_norm=False, zero_negative=True, guidance=5.0, sample_size=128
+)
 
 PIPELINES: Mapping[str, Conventions] = {
     "StableDiffusionPipeline": SD,
     "StableDiffusionImg2ImgPipeline": SD,
-    "StableDiffusionInpaintPipeline": SD,
-    "LatentConsistencyModelPipeline": SD,
-    "LatentConsistencyModelImg2ImgPipeline": SD,
+    "StableDiffusionInpaintPipeline": SD_INPAINT,
+    "LatentConsistencyModelPipeline": LCM,
+    "LatentConsistencyModelImg2ImgPipeline": LCM,
     "StableDiffusionXLPipeline": SDXL,
     "StableDiffusionXLImg2ImgPipeline": SDXL,
     "StableDiffusionXLInpaintPipeline": SDXL,

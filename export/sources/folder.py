@@ -1,6 +1,5 @@
 """A checkpoint as a folder in diffusers format, the form in which it is published together with its configs."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,11 +9,27 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
-from latentrt.export.random_weights import random_network
-from latentrt.export.sources.source import Classes, Config, Source
-from latentrt.export.sources.tokenizers import read_tokenizer_files
-from latentrt.export.sources.weight_file import PICKLE_REMEDY, PICKLES, refuse_keys, sha256
+from latentrt.export.random_weights import random_network, tensor_shapes
+from latentrt.export.sources.config_fields import checked_config, checked_index
+from latentrt.export.sources.places import Shape
+from latentrt.export.sources.source import TOKENIZERS, Classes, Config, Source, read_config
+from latentrt.export.sources.tokenizers import check_vocabulary, read_tokenizer_files
+from latentrt.export.sources.weight_file import (
+    OLD_ATTENTION,
+    PICKLE_REMEDY,
+    PICKLES,
+    WeightFile,
+    refuse_keys,
+    sha256,
+)
 from latentrt.runtime.errors import CheckpointError
+
+
+def network_name(key: str) -> str:
+    """The one name of a tensor that the libraries read under several: with `text_model.`, or with old attentions."""
+    for new, old in OLD_ATTENTION.items():
+        key = key.replace(f".{old}.", f".{new}.")
+    return key.removeprefix("text_model.")
 
 
 @dataclass(frozen=True)
@@ -30,14 +45,11 @@ class Folder(Source):
     variant: str | None = None
 
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """Read a JSON file of the folder."""
-        file = self.path / folder / name
-        try:
-            return Config(file, json.loads(file.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise CheckpointError(f"{file}: missing. The checkpoint is incomplete; download it again") from None
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(f"{file}: not valid JSON ({error}). Download the checkpoint again") from error
+        """Read a JSON file of the folder; its fields are checked, and those that are missing have their defaults."""
+        config = read_config(self.path / folder / name)
+        if name == "model_index.json":
+            return checked_index(config)
+        return checked_config(config, folder) if name == "config.json" else config
 
     def tokenizer(self, folder: str) -> dict[str, bytes]:
         """Read the tokenizer's files as they are."""
@@ -47,14 +59,31 @@ class Folder(Source):
         return files
 
     def check(self, classes: Classes) -> None:
-        """Find every weight file, unless the weights are random."""
+        """Read the header of every weight file, unless the weights are random, and every tokenizer."""
         if self.random_seed is None:
-            for folder in classes:
-                self.weight_files(folder)
+            for folder, kind in classes.items():
+                self._check_weights(folder, kind)
             if self.variant and not any(self._variant_name(folder) for folder in classes):
                 raise CheckpointError(
                     f"{self.path}: no network has weights of the variant {self.variant}. Leave out --variant"
                 )
+        for folder in classes.keys() & TOKENIZERS:
+            check_vocabulary(self, TOKENIZERS[folder], self.config(folder)["vocab_size"], exactly=False)
+
+    def _check_weights(self, folder: str, kind: Any) -> None:
+        """Refuse weight files that cannot be read, or whose tensors are not exactly the network's."""
+        found: dict[str, Shape] = {}
+        for file in self.weight_files(folder):
+            found |= {network_name(key): shape for key, shape in WeightFile.open(file).shapes.items()}
+        needed = {network_name(name): shape for name, shape in tensor_shapes(kind, self.config(folder)).items()}
+        report = {
+            "missing_keys": needed.keys() - found.keys(),
+            "mismatched_keys": {
+                (name, found[name], needed[name]) for name in needed.keys() & found if found[name] != needed[name]
+            },
+            "unexpected_keys": found.keys() - needed.keys(),
+        }
+        refuse_keys(self.path / folder, report)
 
     def weight_files(self, folder: str) -> list[Path]:
         """Find the safetensors files of one network.
@@ -89,7 +118,12 @@ class Folder(Source):
         raise CheckpointError(f"{self.path / folder}: {names} is missing. Download the checkpoint again")
 
     def _shards(self, index: Path) -> list[Path]:
-        names = sorted(set(self.config(index.parent.name, index.name)["weight_map"].values()))
+        places = read_config(index)["weight_map"]
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise CheckpointError(f"{index}: weight_map must map keys to files. Download it again")
+        names = sorted(set(places.values()))
+        if not names or any(Path(name).name != name for name in names):
+            raise CheckpointError(f"{index}: weight_map must name files of its folder, not {names}. Download it again")
         for name in names:
             if not (index.parent / name).is_file():
                 raise CheckpointError(f"{index.parent / name}: missing, but {index.name} names it. Download it again")
@@ -108,13 +142,22 @@ class Folder(Source):
                 local_files_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # or transformers' error names no tensor; ours does
+                **self._overrides(folder, kind),
             )
-        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
             raise CheckpointError(
                 f"{self.path / folder}: the weights do not load as {kind.__name__}: {error}"
             ) from error
         refuse_keys(self.path / folder, report)
         return cast(torch.nn.Module, network).eval()
+
+    def _overrides(self, folder: str, kind: Any) -> dict[str, Any]:
+        """Arguments of `from_pretrained` that replace nulls for which the libraries do not take their own defaults."""
+        written, config = read_config(self.path / folder / "config.json"), self.config(folder)
+        nulls = {name: config[name] for name, value in written.items() if value is None and config[name] is not None}
+        if not nulls or hasattr(kind, "load_config"):
+            return nulls
+        return {"config": kind.config_class(**config)}
 
     def _variant_name(self, folder: str) -> str | None:
         """Name the variant of the weights that `weight_files` chose, as diffusers and transformers take it."""

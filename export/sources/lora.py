@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from latentrt.export.sources.config_fields import one_for_all
 from latentrt.export.sources.families import FAMILIES, families_by_text_width
 from latentrt.export.sources.lora_files import LoraFile
 from latentrt.export.sources.lora_keys import Key, Layer, describe_unread, layers, other_kind, read_key
@@ -174,7 +175,7 @@ class WithLoras(Overlay):
         networks = {folder: kind for folder, kind in classes.items() if folder != "vae"}
         known = {folder: layers(folder, kind, self.config(folder)) for folder, kind in networks.items()}
         for _, _, lora in self.loras:
-            lora.check(known, self.config("unet")["cross_attention_dim"])
+            lora.check(known, one_for_all(self.config("unet"), "cross_attention_dim"))
 
     def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
         """Load the base's network and add every LoRA to it."""

@@ -101,18 +101,29 @@ def unet_module(name: str, config: Mapping[str, Any]) -> str:
         return name
     path, block, kind, index = match[1], int(match[2] or 0), match[3], int(match[4])
     inner = RESNET.get(match[5], match[5]) if kind == "resnets" else match[5]
-    layers = config["layers_per_block"]
     if path == "mid":
-        place = f"middle_block.{2 * index if kind == 'resnets' else 1}"
-    elif kind == "downsamplers":
-        return f"input_blocks.{(block + 1) * (layers + 1)}.0.op"
-    elif kind == "upsamplers":
+        return f"middle_block.{2 * index if kind == 'resnets' else 1}.{inner}"
+    before, own = _blocks(path, block, config)
+    if kind == "downsamplers":
+        return f"input_blocks.{before + own + 1}.0.op"
+    if kind == "upsamplers":
         attends = "CrossAttn" in config["up_block_types"][block]
-        place = f"output_blocks.{block * (layers + 1) + layers}.{2 if attends else 1}"
-    else:
-        number = block * (layers + 1) + index + (path == "down")
-        place = f"{'in' if path == 'down' else 'out'}put_blocks.{number}.{0 if kind == 'resnets' else 1}"
-    return f"{place}.{inner}"
+        return f"output_blocks.{before + own - 1}.{2 if attends else 1}.{inner}"
+    number = before + index + (path == "down")
+    return f"{'in' if path == 'down' else 'out'}put_blocks.{number}.{0 if kind == 'resnets' else 1}.{inner}"
+
+
+def _blocks(path: str, block: int, config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many original blocks lie before a block of the U-Net, and how many it has: one per residual block.
+
+    On the way down each downsampling is a block too, on the way up there is one more residual block.
+    """
+    layers = config["layers_per_block"]
+    counts = list(layers) if isinstance(layers, list | tuple) else [layers] * len(config["down_block_types"])
+    if path == "down":
+        return sum(counts[:block]) + block, counts[block]
+    counts.reverse()
+    return sum(counts[:block]) + block, counts[block] + 1
 
 
 def unet_place(name: str, config: Mapping[str, Any]) -> Place:

@@ -33,6 +33,25 @@ class Config(dict[str, Any]):
         return json.dumps(self, sort_keys=True).encode()
 
 
+def read_config(file: Path) -> Config:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        CheckpointError: it is missing, cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file}: missing. The checkpoint is incomplete; download it again") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: not valid JSON ({error}). Download the checkpoint again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: must hold a JSON object, not {str(values)[:40]}. Download the checkpoint again")
+    return Config(file, values)
+
+
 class Source(ABC):
     """A checkpoint's configs, tokenizers and weights, by the names they have in a folder in diffusers format."""
 

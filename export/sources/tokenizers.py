@@ -125,17 +125,26 @@ def vocabulary_files(file: Path) -> dict[str, bytes]:
     }
 
 
-def check_vocabulary(source: Source, tokenizer: str, known: int) -> None:
-    """Raise `CheckpointError` if a tokenizer does not have exactly `known` tokens, as many as its text encoder."""
+def check_vocabulary(source: Source, tokenizer: str, known: int, *, exactly: bool = True) -> None:
+    """Raise `CheckpointError` if a tokenizer is not the one of a text encoder that knows `known` tokens.
+
+    `exactly`: it must have as many, which tells CLIP's apart; else none of its ids may be beyond the encoder's.
+    """
     with TemporaryDirectory() as folder:
         for name, content in source.tokenizer(tokenizer).items():
             (Path(folder) / name).write_bytes(content)
         try:
-            tokens = Tokenizer.load(Path(folder)).backend.get_vocab_size()
+            backend = Tokenizer.load(Path(folder)).backend
         except BundleError as error:
             raise CheckpointError(f"{source.path}: {tokenizer}: {str(error).replace(folder, tokenizer)}") from error
-    if tokens != known:
+    if exactly and (tokens := backend.get_vocab_size()) != known:
         raise CheckpointError(
             f"{source.path}: {tokenizer} has {tokens} tokens, but its text encoder knows {known}. "
             "Name the tokenizer of this model with --tokenizer FOLDER"
+        )
+    word, largest = max(backend.get_vocab().items(), key=lambda entry: entry[1], default=("", -1))
+    if largest >= known:
+        raise CheckpointError(
+            f"{source.path}: {tokenizer} gives {word!r} the id {largest}, but its text encoder knows {known} tokens. "
+            "Take both from one checkpoint"
         )

@@ -10,6 +10,7 @@ from latentrt.export.sources.folder import Folder
 from latentrt.export.sources.places import Place, vae_place
 from latentrt.export.sources.source import Classes, Config, Overlay, Source
 from latentrt.export.sources.weight_file import (
+    OLD_ATTENTION,
     TEXT_ENCODER,
     WeightFile,
     check_places,
@@ -29,9 +30,6 @@ TINY = {
     "scaling_factor": 1.0,
 }
 """Config of TAESD (https://github.com/madebyollin/taesd), whose latents are the loop's own: scaling factor 1."""
-
-OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-"""Name of a part of attention -> its name in files that early versions of diffusers wrote."""
 
 ORIGINAL = "first_stage_model."
 """Beginning of the keys of some VAEs that were cut out of a checkpoint."""

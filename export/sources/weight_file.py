@@ -10,15 +10,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from latentrt.export.random_weights import empty_network, meta_network
+from latentrt.export.random_weights import empty_network, tensor_shapes
 from latentrt.export.sources.places import Place, Shape
 from latentrt.runtime.errors import CheckpointError
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+LFS_POINTER = b"version https://git-lfs"
+"""How the text begins that Git LFS puts in place of a large file."""
+
 PICKLE_REMEDY = "a pickle, which can run any code when read. Convert it to safetensors"
 
 TEXT_ENCODER = "a text encoder (CLIP)"
 """What messages call a file for which `is_text_encoder` is true."""
+
+OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+"""Name of a part of attention -> its name in files that early versions of diffusers wrote."""
 
 LISTED_KEYS = 12
 """How many keys an error names."""
@@ -43,6 +49,7 @@ class WeightFile:
             raise CheckpointError(f"{path}: no such file. Give the path of a .safetensors file")
         if path.suffix.lower() in PICKLES:
             raise CheckpointError(f"{path}: {PICKLE_REMEDY}, or download that form")
+        _refuse_placeholder(path)
         try:
             with safe_open(path, framework="pt") as file:
                 shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -57,6 +64,22 @@ class WeightFile:
         with safe_open(self.path, framework="pt") as file:
             for key in keys:
                 yield key, file.get_tensor(key)
+
+
+def _refuse_placeholder(path: Path) -> None:
+    """Raise `CheckpointError` for what stands where weights were not downloaded: nothing, or Git LFS's pointer."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(LFS_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not start:
+        raise CheckpointError(f"{path}: empty, 0 bytes. Download it again")
+    if start == LFS_POINTER:
+        raise CheckpointError(
+            f"{path}: a pointer of Git LFS, not the weights themselves. Fetch them with `git lfs pull` in its "
+            "repository, or download the file again"
+        )
 
 
 def given_path(path: Path) -> Path:
@@ -86,8 +109,7 @@ def check_places(file: WeightFile, kind: Any, config: Mapping[str, Any], naming:
     Raises:
         CheckpointError: keys are missing, or tensors have other shapes.
     """
-    state = meta_network(kind, config).state_dict()
-    places = [(naming(name), tuple(value.shape)) for name, value in state.items()]
+    places = [(naming(name), shape) for name, shape in tensor_shapes(kind, config).items()]
     missing = {place.key for place, _ in places if place.key not in file.shapes}
     mismatched = {
         (place.key, file.shapes[place.key], shape)

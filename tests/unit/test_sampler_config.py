@@ -97,7 +97,6 @@ def test_too_few_steps_for_runge_kutta(steps: int) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("ddim", {"clip_sample": None}, r"clip_sample is True \(the default of DDIMScheduler\): .*set clip_sample to"),
         ("ddim", {"clip_sample": True}, "clip_sample is True: clipping the predicted latents is not linear"),
         ("lcm", {"clip_sample": True}, "sampler 'lcm': clip_sample is True"),
         (
@@ -105,7 +104,7 @@ def test_too_few_steps_for_runge_kutta(steps: int) -> None:
             {"thresholding": True},
             "thresholding is True: thresholding is not linear; set thresholding to false",
         ),
-        ("ddpm", {"clip_sample": None}, r"clip_sample is True \(the default of DDPMScheduler\)"),
+        ("ddpm", {"clip_sample": True}, "sampler 'ddpm': clip_sample is True"),
         ("heun", {"clip_sample": True}, "sampler 'heun': clip_sample is True"),
         ("pndm", {"prediction_type": "sample"}, "pndm: prediction_type 'sample': the method averages predicted noise"),
         ("edm_euler", {"prediction_type": "sample"}, "edm_euler: prediction_type 'sample': EDM's preconditioning"),

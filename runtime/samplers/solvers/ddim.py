@@ -54,6 +54,12 @@ def plan_ddim(config: ScheduleConfig, steps: int, first: int) -> Plan:
 DDIM = Sampler(
     scheduler="DDIMScheduler",
     plan=plan_ddim,
-    defaults={**LINEAR_BETAS, "timestep_spacing": "leading", "clip_sample": True, "set_alpha_to_one": True, "eta": 0.0},
+    defaults={
+        **LINEAR_BETAS,
+        "timestep_spacing": "leading",
+        "clip_sample": False,
+        "set_alpha_to_one": True,
+        "eta": 0.0,
+    },
     reads=SPACING_FIELDS | {"clip_sample", "eta", "rescale_betas_zero_snr", "set_alpha_to_one", "thresholding"},
 )

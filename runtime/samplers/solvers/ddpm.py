@@ -57,6 +57,6 @@ def plan_ddpm(config: ScheduleConfig, steps: int, first: int) -> Plan:
 DDPM = Sampler(
     scheduler="DDPMScheduler",
     plan=plan_ddpm,
-    defaults={**LINEAR_BETAS, "timestep_spacing": "leading", "clip_sample": True},
+    defaults={**LINEAR_BETAS, "timestep_spacing": "leading", "clip_sample": False},
     reads=SPACING_FIELDS | {"clip_sample", "rescale_betas_zero_snr", "thresholding", "variance_type"},
 )
