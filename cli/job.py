@@ -14,6 +14,7 @@ from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.settings import SETTINGS, Settings
+from latentrt.runtime.samplers import over
 from latentrt.runtime.upscale import generate_large
 
 NEEDS: Mapping[str, str] = {
@@ -53,10 +54,19 @@ class Job:
     options: Mapping[str, Any]
 
     def over(self, stored: "Job") -> "Job":
-        """Put these options on top of a stored job's; schedules are merged field by field."""
-        options = {**stored.options, **self.options}
+        """Put these options on top of a stored job's; schedules are merged field by field.
+
+        Steps and a schedule of one's own decide one another, so that the stored ones give way.
+        """
+        decided = {"steps", "timesteps", "sigmas"}
+        kept = (
+            {name: value for name, value in stored.options.items() if name not in decided}
+            if decided & self.options.keys()
+            else stored.options
+        )
+        options = {**kept, **self.options}
         if "schedule" in options:
-            options["schedule"] = {**stored.options.get("schedule", {}), **self.options.get("schedule", {})}
+            options["schedule"] = over(stored.options.get("schedule", {}), self.options.get("schedule", {}))
         return Job(self.prompts or stored.prompts, options)
 
     def check(self) -> None:

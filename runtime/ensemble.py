@@ -184,6 +184,7 @@ def _shared_settings(first: Request) -> Settings:
         "seed": first.seeds,
         "steps": first.steps,
         "sampler": first.sampler,
+        "schedule": first.settings["schedule"],
         "guidance": first.guidance,
         "width": None,
         "height": None,

@@ -187,7 +187,7 @@ class Pipeline:
     def _table(self, request: Request) -> SamplerTable:
         """The sampler's table for the steps that the request runs."""
         try:
-            schedule = ScheduleConfig.from_diffusers(self.bundle.manifest.model.scheduler | dict(request.schedule))
+            schedule = ScheduleConfig.from_diffusers(self.bundle.manifest.model.scheduler | request.schedule_fields)
         except CheckpointError as error:  # the checkpoint's own config was read at load
             raise RequestError(f"schedule: {error}") from error
         strength = request.source.strength if request.source else 1.0

@@ -12,6 +12,9 @@ from latentrt.runtime.samplers import SAMPLERS
 
 Config = Mapping[str, Any]
 
+PEERED = tuple(name for name, sampler in SAMPLERS.items() if sampler.scheduler and name != "dpmpp_sde")
+"""Samplers with a diffusers class that runs here: dpmpp_sde's needs torchsde. `test_k_diffusion` has the others."""
+
 HAS_SCIPY = importlib.util.find_spec("scipy") is not None
 """diffusers needs scipy for LMSDiscreteScheduler and for beta sigmas."""
 
@@ -216,17 +219,17 @@ def has(name: str, option: str) -> bool:
 
 def common_cases() -> list[Case]:
     """Every sampler with every common option that its diffusers class has."""
-    return [Case(name, option, changes) for name in SAMPLERS for option, changes in COMMON.items() if has(name, option)]
+    return [Case(name, option, changes) for name in PEERED for option, changes in COMMON.items() if has(name, option)]
 
 
 def own_cases() -> list[Case]:
     """The options of single samplers."""
-    return [Case(name, describe(changes), changes) for name in SAMPLERS for changes in OWN.get(name, ())]
+    return [Case(name, describe(changes), changes) for name in PEERED for changes in OWN.get(name, ())]
 
 
 def training_cases() -> Iterator[Case]:
     """Every sampler on other training schedules; an `edm_` sampler has none."""
-    for name in SAMPLERS:
+    for name in PEERED:
         for option, changes in TRAINING.items():
             if not name.startswith("edm_"):
                 yield Case(name, option, changes)
@@ -234,7 +237,7 @@ def training_cases() -> Iterator[Case]:
 
 def crossed_cases() -> Iterator[Case]:
     """Every combination of spacing, prediction type, sigma spacing and zero SNR that a sampler has."""
-    for name in SAMPLERS:
+    for name in PEERED:
         for spacing, prediction, sigmas, snr in product(SPACINGS, PREDICTIONS, (None, *SIGMAS), (False, True)):
             options = [option for option in (spacing, prediction, sigmas, "zero SNR" if snr else None) if option]
             # epsilon divides by a signal of zero there: diffusers returns infinities, latentrt refuses

@@ -145,6 +145,8 @@ def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Re
     """
     values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     values |= {name: getattr(request, name) for name in ("steps", "sampler", "width", "height")}
+    if request.schedule:
+        values["schedule"] = dict(request.schedule)
     values |= {"guidance": _one_or_list(request.guidance), "seed": _one_or_list(request.seeds)}
     if request.source is not None:
         values["strength"] = request.source.strength

@@ -9,37 +9,27 @@ from typing import Any
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import Metadata
 from latentrt.runtime.request.settings import Settings
-from latentrt.runtime.samplers import SAMPLERS
+from latentrt.runtime.samplers import SAMPLERS, fields_read, over, sampler_named, schedule_named
+from latentrt.runtime.samplers.names import WEBUI_SAMPLERS, WEBUI_SCHEDULES
 
-NAMES: Mapping[str, str] = {
-    "ddim": "DDIM",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "euler": "Euler",
-    "euler_a": "Euler a",
-    "heun": "Heun",
-    "kdpm2": "DPM2",
-    "kdpm2_a": "DPM2 a",
-    "lcm": "LCM",
-    "lms": "LMS",
-    "pndm": "PLMS",
-    "unipc": "UniPC",
-}
-"""The web interface's names of samplers. Others have none there: its DPM++ 2S a, for one, is not our dpmpp_2s."""
-
-SCHEDULES: Mapping[str, tuple[str, Any]] = {
+DIFFUSERS_SPACINGS: Mapping[str, tuple[str, Any]] = {
     "Karras": ("use_karras_sigmas", True),
     "Exponential": ("use_exponential_sigmas", True),
     "Beta": ("use_beta_sigmas", True),
     "SGM Uniform": ("timestep_spacing", "trailing"),
 }
-"""The web interface's schedule types -> the field and value of the scheduler config."""
+"""Schedule types that are written for diffusers' fields, which are nearly the same."""
 
-PLAIN_SCHEDULES = ("Automatic", "Uniform", "Normal")
-"""Schedule types that change nothing, except that `Automatic` stands for another one with some samplers."""
-
-AUTOMATIC = {"dpmpp_2m": "Karras", "dpmpp_2m_sde": "Exponential", "kdpm2": "Karras", "kdpm2_a": "Karras"}
-"""Sampler -> the schedule type that `Automatic` stands for."""
+AUTOMATIC = {
+    "dpmpp_2m": "Karras",
+    "dpmpp_2m_sde": "Exponential",
+    "dpmpp_2s_a": "Karras",
+    "dpmpp_3m_sde": "Exponential",
+    "dpmpp_sde": "Karras",
+    "kdpm2": "Karras",
+    "kdpm2_a": "Karras",
+}
+"""Sampler -> the schedule type that `Automatic` stands for. With others it changes nothing."""
 
 NEGATIVE = "Negative prompt:"
 FIELD = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
@@ -69,10 +59,10 @@ def write(metadata: Metadata) -> str:
 
 def _fields(metadata: Metadata) -> dict[str, object]:
     settings, bundle = metadata.settings, metadata.bundle
-    sampler, schedule = settings["sampler"], settings.get("schedule", {}).items()
-    fields: dict[str, object] = {"Steps": settings["steps"], "Sampler": NAMES.get(sampler, sampler)}
-    for name in (name for name, setting in SCHEDULES.items() if setting in schedule):
-        fields["Schedule type"] = name
+    sampler = settings["sampler"]
+    fields: dict[str, object] = {"Steps": settings["steps"], "Sampler": WEBUI_SAMPLERS.get(sampler, sampler)}
+    if schedule := _schedule_type(settings.get("schedule", {})):
+        fields["Schedule type"] = schedule
     fields |= {"CFG scale": metadata.for_picture("guidance"), "Seed": metadata.for_picture("seed")}
     fields["Size"] = f"{settings['width']}x{settings['height']}"
     fields |= {"Model hash": bundle.weights_sha256[:10], "Model": bundle.name}
@@ -89,6 +79,14 @@ def _fields(metadata: Metadata) -> dict[str, object]:
         if metadata.refiner.start is not None:
             fields["Refiner switch at"] = metadata.refiner.start
     return fields | {"Version": f"latentrt {metadata.latentrt}"}
+
+
+def _schedule_type(schedule: Mapping[str, Any]) -> str | None:
+    """The web interface's name of a schedule, if it has one."""
+    spacing = str(schedule.get("sigma_spacing", "")).removesuffix("_xl").removesuffix("_15")
+    if spacing:
+        return WEBUI_SCHEDULES.get(spacing)
+    return next((name for name, setting in DIFFUSERS_SPACINGS.items() if setting in schedule.items()), None)
 
 
 def _quoted(value: object) -> str:
@@ -153,26 +151,16 @@ def _size(value: str) -> tuple[int, int]:
 
 def _sampler(name: str, schedule: str | None) -> dict[str, Any]:
     """The settings for a sampler's name and a schedule type; older texts have both in the name."""
-    if schedule is None:
-        for suffix in SCHEDULES:
-            if name.endswith(f" {suffix}"):
-                name, schedule = name.removesuffix(f" {suffix}"), suffix
-    names = {theirs.lower(): ours for ours, theirs in NAMES.items()} | {ours: ours for ours in SAMPLERS}
-    if name.lower() not in names:
-        raise RequestError(
-            f"parameters: Sampler {name!r}: latentrt has no sampler of that name. It knows "
-            f"{', '.join(NAMES.values())}; name another sampler, one of {', '.join(sorted(SAMPLERS))}"
-        )
-    sampler = names[name.lower()]
-    if schedule == "Automatic":
-        schedule = AUTOMATIC.get(sampler)
-    if schedule is not None and schedule in SCHEDULES:
-        return {"sampler": sampler, "schedule": dict([SCHEDULES[schedule]])}
-    if schedule is not None and schedule not in PLAIN_SCHEDULES:
-        raise RequestError(
-            f"parameters: Schedule type {schedule!r}: latentrt knows {', '.join((*PLAIN_SCHEDULES, *SCHEDULES))}"
-        )
-    return {"sampler": sampler}
+    try:
+        named = sampler_named(name)
+        if schedule == "Automatic":
+            schedule = AUTOMATIC.get(named.sampler)
+        fields = over(named.fields, {} if schedule is None else schedule_named(schedule))
+    except RequestError as error:
+        raise RequestError(f"parameters: {error}") from error
+    if "sigma_spacing" not in fields_read(SAMPLERS[named.sampler]):
+        fields.pop("sigma_spacing", None)  # the interface, too, has one schedule for these
+    return {"sampler": named.sampler} | ({"schedule": fields} if fields else {})
 
 
 def _unquoted(value: str) -> str:

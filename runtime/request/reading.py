@@ -14,10 +14,12 @@ from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.images import CheckSize, check_lit, read_masks, read_pictures
 from latentrt.runtime.request.kinds import TEXT, one_or_more
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
-from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.request import OWN_SCHEDULE, Request
 from latentrt.runtime.request.setting import check_count, check_names, check_together
 from latentrt.runtime.request.settings import SETTINGS, STRENGTH, STRENGTH_WITH_MASK, Settings
 from latentrt.runtime.request.source import Source
+from latentrt.runtime.samplers import SAMPLERS, fields_read, over, sampler_named
+from latentrt.runtime.samplers.names import SPACINGS
 
 Value = TypeVar("Value")
 
@@ -44,6 +46,7 @@ def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_s
     if source is not None:
         _check_source_count(source, count)
     positive, negative = _micro_conditioning(values)
+    values["sampler"], values["schedule"] = _read_sampler(values, manifest)
     return Request(
         prompts=prompts,
         negatives=_or_default(per_prompt["negative"], (None,) * len(prompts)),
@@ -52,8 +55,8 @@ def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_s
         guidance=guidance,
         guided=_takes_negative_rows(guidance, values["guidance_interval"], manifest.model),
         seeds=seeds,
-        steps=_or_default(values["steps"], manifest.defaults.steps),
-        sampler=_or_default(values["sampler"], manifest.defaults.sampler),
+        steps=_read_steps(values, manifest.defaults.steps),
+        sampler=values["sampler"],
         schedule=tuple((values["schedule"] or {}).items()),
         width=width,
         height=height,
@@ -109,6 +112,34 @@ def _spread(name: str, values: Mapping[str, Any], prompts: int) -> Any:
         return None
     check_count(name, given, prompts, "prompt")
     return given * prompts if len(given) == 1 else given
+
+
+def _read_sampler(values: Mapping[str, Any], manifest: Manifest) -> tuple[str, dict[str, Any] | None]:
+    """Our name of the sampler, and the fields of the schedule, those that its name implies among them."""
+    named = sampler_named(_or_default(values["sampler"], manifest.defaults.sampler))
+    fields = over(named.fields, values["schedule"] or {})
+    if fields.get("sigma_spacing") == "align_your_steps":
+        fields["sigma_spacing"] = "align_your_steps_xl" if manifest.model.time_ids else "align_your_steps_15"
+    for name in OWN_SCHEDULE:
+        takers = sorted(other for other, sampler in SAMPLERS.items() if name in fields_read(sampler))
+        if values[name] is not None and named.sampler not in takers:
+            raise RequestError(
+                f"{name}: sampler {named.sampler!r} follows its own; those that take {name} are {', '.join(takers)}"
+            )
+        if values[name] is not None and (spaced := SPACINGS & fields.keys()):
+            raise RequestError(f"{name}, {', '.join(sorted(spaced))}: both given; {name} are the whole schedule")
+    return named.sampler, fields or None
+
+
+def _read_steps(values: Mapping[str, Any], default: int) -> int:
+    """The number of steps: given, that of the request's own schedule, or the bundle's."""
+    for name in OWN_SCHEDULE:
+        if values[name] is not None:
+            own = sum(value > 0 or name == "timesteps" for value in values[name])
+            if values["steps"] not in (None, own):
+                raise RequestError(f"steps {values['steps']}, {name}: these are {own} steps; leave steps out")
+            return own
+    return _or_default(values["steps"], default)
 
 
 def _takes_negative_rows(guidance: Sequence[float], interval: tuple[float, float], model: Model) -> bool:

@@ -12,6 +12,9 @@ from latentrt.runtime.request.size_checks import Rebuild, check_images, check_si
 from latentrt.runtime.request.source import Source
 from latentrt.runtime.samplers import SAMPLERS, fields_read
 
+OWN_SCHEDULE = ("timesteps", "sigmas")
+"""Settings that hold the schedule itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -61,6 +64,12 @@ class Request:
             return set()
         negatives = (*self.negatives, *self.negatives_2) if self.guided else ()
         return {text for text in (*self.prompts, *self.prompts_2, *negatives) if text is not None}
+
+    @property
+    def schedule_fields(self) -> dict[str, object]:
+        """Fields of the scheduler config that the request sets, with timesteps or sigmas of its own."""
+        own = {name: self.settings[name] for name in OWN_SCHEDULE if self.settings[name] is not None}
+        return dict(self.schedule) | own
 
     @property
     def unread_fields(self) -> list[str]:

@@ -99,8 +99,6 @@ DIFFUSERS_ARGUMENTS: Mapping[str, str] = {
     "return_dict": "a result is always a Result; leave it out",
     "padding_mask_crop": "not here yet; crop the image around the mask, and paste the result",
     "scheduler": "give sampler=, and schedule= for fields of its config",
-    "sigmas": "give schedule=, whose fields space the sigmas",
-    "timesteps": "give steps= and schedule=, whose fields space the timesteps",
 }
 """Arguments of diffusers' pipelines that no setting corresponds to, and what to do instead."""
 

@@ -17,8 +17,9 @@ from latentrt.runtime.request.kinds import (
     MASK,
     OPTIONAL_TEXT,
     PICTURE,
+    SAMPLER,
+    falling,
     number,
-    one_of,
     pair,
     share,
     whole,
@@ -117,20 +118,38 @@ class Settings(TypedDict, total=False):
     sampler: Annotated[
         str | None,
         Setting(
-            f"Sampler, one of {', '.join(sorted(SAMPLERS))} (docs/samplers.md).",
-            one_of(SAMPLERS),
+            f"Sampler, one of {', '.join(sorted(SAMPLERS))}, or its name in AUTOMATIC1111, ComfyUI or diffusers "
+            "(docs/samplers.md).",
+            SAMPLER,
             Group.STEPS,
             default_text="the checkpoint's",
             aliases=("sampler_name", "sampler_index"),
         ),
     ]
     schedule: Annotated[
-        Mapping[str, Any] | None,
+        str | Mapping[str, Any] | None,
         Setting(
-            "Scheduler config fields to override, such as use_karras_sigmas (docs/samplers.md).",
+            "Noise schedule: a name, such as karras, or scheduler config fields to override (docs/samplers.md).",
             FIELDS,
             Group.STEPS,
-            aliases=("scheduler_config",),
+            aliases=("scheduler_config", "scheduler_name"),
+        ),
+    ]
+    timesteps: Annotated[
+        Sequence[float] | None,
+        Setting(
+            "Training timesteps of the steps, in place of a schedule; they say how many steps there are.",
+            falling("[999, 749, 499, 249]"),
+            Group.STEPS,
+            not_with={"sigmas": "the schedule is given as one of them"},
+        ),
+    ]
+    sigmas: Annotated[
+        Sequence[float] | None,
+        Setting(
+            "Noise levels of the steps, in place of a schedule; a 0 at the end may be there or not.",
+            falling("[14.6, 6.3, 2.2, 0.6, 0.1, 0]"),
+            Group.STEPS,
         ),
     ]
     guidance: Annotated[

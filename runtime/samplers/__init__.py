@@ -2,6 +2,7 @@
 
 from latentrt.runtime.samplers.compile import compile_sampler
 from latentrt.runtime.samplers.config import ScheduleConfig
+from latentrt.runtime.samplers.names import over, sampler_named, schedule_named
 from latentrt.runtime.samplers.registry import SAMPLERS
 from latentrt.runtime.samplers.resolve import fields_read
 from latentrt.runtime.samplers.schedule_part import compile_part, kept_rows
@@ -16,5 +17,8 @@ __all__ = [
     "compile_sampler",
     "fields_read",
     "kept_rows",
+    "over",
     "sampler_for",
+    "sampler_named",
+    "schedule_named",
 ]

@@ -55,6 +55,8 @@ def plan_sampler(name: str, config: ScheduleConfig, steps: int, first: int = 0) 
     if not 1 <= steps <= config.num_train_timesteps:
         raise RequestError(f"steps {steps}: this checkpoint's schedule takes 1 to {config.num_train_timesteps}")
     resolved = resolve(name, SAMPLERS[name], config)
+    if resolved.own_steps not in (None, steps):
+        raise RequestError(f"steps {steps}: the timesteps or sigmas given are {resolved.own_steps} steps")
     with np.errstate(all="ignore"):
         try:
             return SAMPLERS[name].plan(resolved, steps, first)

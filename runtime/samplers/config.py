@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
+from math import isfinite
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -18,6 +20,19 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "interpolation_type": ("linear", "log_linear"),
     "final_sigmas_type": ("zero", "sigma_min"),
     "sigma_schedule": ("karras", "exponential"),
+    "sigma_spacing": (
+        "align_your_steps_15",
+        "align_your_steps_xl",
+        "beta",
+        "ddim",
+        "exponential",
+        "karras",
+        "kl_optimal",
+        "normal",
+        "polyexponential",
+        "sgm_uniform",
+        "simple",
+    ),
 }
 """Allowed values of the text fields. Solver types are checked by the samplers that read them."""
 
@@ -28,8 +43,16 @@ SIGMA_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigma
 class ScheduleConfig:
     """A scheduler's settings, with diffusers' names and meaning; None where the default differs between its classes.
 
-    One config serves every sampler, as diffusers' `from_config` carries it from class to class. `eta`, the share of
-    fresh noise in ddim and tcd, is an argument of diffusers' `step` rather than a config field; None means its default.
+    One config serves every sampler, as diffusers' `from_config` carries it from class to class. These are no config
+    fields in diffusers, but arguments, or nothing there:
+
+    eta                             share of fresh noise; None: the sampler's own default
+    s_noise                         factor of all fresh noise
+    s_churn, s_tmin, s_tmax         noise added before a step, and the sigmas at which it is; Karras et al. 2022
+                                    (arXiv:2206.00364), algorithm 2
+    timesteps, sigmas               the schedule itself, one per step, falling; a zero may stand behind the sigmas
+    sigma_spacing                   a schedule of the web interfaces, over the whole training range; goes before the
+                                    spacings that diffusers has
 
     Raises:
         CheckpointError: a field holds a value that diffusers does not know either.
@@ -71,8 +94,15 @@ class ScheduleConfig:
     skip_prk_steps: bool = False
     sigma_data: float = 0.5
     sigma_schedule: str = "karras"
-    rho: float = 7.0
+    rho: float | None = None
     eta: float | None = None
+    s_noise: float = 1.0
+    s_churn: float = 0.0
+    s_tmin: float = 0.0
+    s_tmax: float = float("inf")
+    timesteps: tuple[float, ...] | None = None
+    sigmas: tuple[float, ...] | None = None
+    sigma_spacing: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -90,8 +120,38 @@ class ScheduleConfig:
             )
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise CheckpointError(f"scheduler config: eta {self.eta}: it is a share, from 0 to 1")
+        for name in ("s_noise", "s_churn", "s_tmin", "s_tmax"):
+            if not getattr(self, name) >= 0:
+                raise CheckpointError(f"scheduler config: {name} {getattr(self, name)}: it must be at least 0")
+        self._check_own_schedule()
         if sum(getattr(self, name) for name in SIGMA_SPACINGS) > 1:
             raise CheckpointError(f"scheduler config: only one of {', '.join(SIGMA_SPACINGS)} may be true")
+
+    @property
+    def own_steps(self) -> int | None:
+        """Steps of the schedule that `timesteps` or `sigmas` hold; None where neither is there."""
+        if self.timesteps is not None:
+            return len(self.timesteps)
+        return None if self.sigmas is None else sum(sigma > 0 for sigma in self.sigmas)
+
+    def _check_own_schedule(self) -> None:
+        """Check the schedule given as `timesteps` or `sigmas`."""
+        if self.timesteps is not None and self.sigmas is not None:
+            raise CheckpointError("scheduler config: timesteps, sigmas: both given; a schedule is one of them")
+        if self.timesteps is not None:
+            _check_falling("timesteps", self.timesteps)
+            if self.timesteps[0] > self.num_train_timesteps - 1 or self.timesteps[-1] < 0:
+                raise CheckpointError(
+                    f"scheduler config: timesteps {_brief(self.timesteps)}: this model was trained on 0 to "
+                    f"{self.num_train_timesteps - 1}"
+                )
+        if self.sigmas is not None:
+            _check_falling("sigmas", self.sigmas)
+            if self.sigmas[-1] < 0 or self.sigmas[0] == 0:
+                raise CheckpointError(
+                    f"scheduler config: sigmas {_brief(self.sigmas)}: they must be above 0; only the last may be 0, "
+                    "the end of the schedule"
+                )
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, object]) -> "ScheduleConfig":
@@ -104,6 +164,20 @@ class ScheduleConfig:
         names = [field.name for field in fields(cls) if config.get(field.name) is not None]
         stated: dict[str, Any] = {name: _read(name, config[name], types[name]) for name in names}
         return cls(**stated)
+
+
+def _check_falling(name: str, values: tuple[float, ...]) -> None:
+    """Raise `CheckpointError` unless each value is below the one before."""
+    if not values or not all(one > other for one, other in pairwise(values)) or not all(map(isfinite, values)):
+        raise CheckpointError(
+            f"scheduler config: {name} {_brief(values)}: give at least one, each below the one before, from noise to "
+            "picture"
+        )
+
+
+def _brief(values: tuple[float, ...]) -> str:
+    shown = [f"{value:g}" for value in values]
+    return ", ".join(shown if len(shown) <= 5 else [*shown[:3], "…", shown[-1]]) or "(none)"
 
 
 def _read(name: str, value: object, hint: object) -> object:

@@ -56,14 +56,14 @@ Planner = Callable[[ScheduleConfig, int, int], Plan]
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """A sampler: the diffusers class that it equals, its planner, and what it reads from a config.
+    """A sampler: the diffusers class that it equals, if there is one, its planner, and what it reads from a config.
 
     `defaults` holds the fields whose default differs between diffusers' classes. `reads` names the fields that it obeys
     beyond the training schedule and the prediction type; others are ignored, as in diffusers. Where two samplers share
     a class, `sde` marks the one for the config's `sde-` algorithm types.
     """
 
-    scheduler: str
+    scheduler: str | None
     plan: Planner
     defaults: Mapping[str, object] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from sampler_cases import PEERED
 
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.samplers import SAMPLERS
@@ -94,7 +95,7 @@ def test_pictures_equal_diffusers(sdxl_pipeline: Pipeline, sdxl_peer: StableDiff
     assert largest_difference(sdxl_pipeline, sdxl_peer, case) <= TOLERANCE
 
 
-@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in GRID_SAMPLERS])
+@pytest.mark.parametrize("sampler", [name for name in PEERED if name not in GRID_SAMPLERS])
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # diffusers hands torch tensors to numpy
 def test_one_picture_of_each_other_sampler(
     sdxl_pipeline: Pipeline, sdxl_peer: StableDiffusionXLPipeline, sampler: str

@@ -13,6 +13,7 @@ import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline
 from sampler_cases import (
     HAS_SCIPY,
+    PEERED,
     SDXL,
     SIGMAS,
     SPACINGS,
@@ -43,7 +44,7 @@ LATE_OPTIONS: Mapping[str, Config] = {
 }
 LATE = tuple(
     Case(name, option, changes)
-    for name in SAMPLERS
+    for name in PEERED
     for option, changes in LATE_OPTIONS.items()
     if not changes or (set(changes) <= SAMPLERS[name].reads and (name, option) != ("edm_dpmpp_2m_sde", "third order"))
 )
@@ -91,7 +92,7 @@ def test_parts_of_a_schedule(case: Case) -> None:
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if HAS_SCIPY or name != "lms"])
+@pytest.mark.parametrize("name", [name for name in PEERED if HAS_SCIPY or name != "lms"])
 def test_kept_rows(name: str, spacing: str) -> None:
     """The rows that diffusers' image-to-image pipelines keep; its own method on its own schedule."""
     changes = SPACINGS[spacing]
@@ -113,7 +114,7 @@ def test_kept_rows(name: str, spacing: str) -> None:
             assert kept_rows(name, config, steps, denoising_end=share) == (0, left)
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if HAS_SCIPY or name != "lms"])
+@pytest.mark.parametrize("name", [name for name in PEERED if HAS_SCIPY or name != "lms"])
 def test_saved_config(name: str) -> None:
     """The config that diffusers itself writes for the class leads back to the sampler and to the same table."""
     needed = {"algorithm_type": "sde-dpmsolver++"} if SAMPLERS[name].sde else {}

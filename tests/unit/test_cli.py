@@ -108,7 +108,11 @@ def test_no_command_at_all_is_wrong_usage(capsys):
             ["generate", "x", "a cat", "--image", "y.png", "--refiner", "y", "--refiner-strength", "0.3"],
             "--image and --refiner-strength do not go together: two passes begin with a prompt alone",
         ),
-        (["generate", "x", "a cat", "--schedule", "karras"], "'--schedule': 'karras' is not FIELD=VALUE with one of"),
+        (
+            ["generate", "x", "a cat", "--schedule", "steep"],
+            "'--schedule': schedule 'steep': latentrt knows align_your",
+        ),
+        (["generate", "x", "a cat", "--timesteps", "nine"], "'nine' is not a list of numbers, such as 999,749,499,249"),
         (["generate", "x", "a cat", "--schedule", "rhoo=7"], "'rhoo=7' is not FIELD=VALUE with one of the fields"),
         (["generate", "x", "a cat", "--guidance-interval", "0.2"], "'0.2' is not FROM:TO, such as 0.2:0.8"),
         (["generate", "x", "a cat", "--original-size", "64"], "'64' is not two whole numbers, across x down"),

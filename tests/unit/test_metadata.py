@@ -53,8 +53,8 @@ DAMAGED_NOTE = json.dumps(
     | {"settings": {"image": [{"file": None, "width": 1, "sha256": "0"}]}}
 )
 BACKEND = {"backend": "onnxruntime", "device": "cpu", "build": None}
-ELSEWHERE = {"image", "mask", "latents", "denoising_start"}
-"""Settings that other tests here are about, or that need latents."""
+ELSEWHERE = {"image", "mask", "latents", "denoising_start", "timesteps", "sigmas"}
+"""Settings that other tests are about (of schedules, `test_repeat`), or that need latents."""
 
 
 def any_size(width: int, height: int) -> None:

@@ -11,6 +11,7 @@ from hollow_bundles import without_engines, write_hollow_bundle
 from PIL import Image
 
 from latentrt.cli import job as jobs
+from latentrt.cli.job import Job
 from latentrt.cli.repeat import open_picture, repeated
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.ensemble import Ensemble
@@ -50,6 +51,7 @@ VALUES: dict[str, list[Any]] = {
     "negative_aesthetic_score": [1],
     "negative_conditioning": [CONDITIONING],
 }
+OWN_SCHEDULES: dict[str, tuple[float, ...]] = {"timesteps": (900, 400, 30), "sigmas": (9.5, 2, 0.25, 0)}
 NOT_WRITTEN = {"latents", "denoising_start", "decode"}
 """Settings of requests that a PNG cannot hold, or that give no picture."""
 DECIDED = ["prompts", "prompts_2", "guidance", "guided", "seeds", "steps", "sampler", "width", "height", "conditioning"]
@@ -93,7 +95,34 @@ def write(bundle: Bundle, settings: dict[str, Any], **notes: Any) -> tuple[Path,
 
 
 def test_every_setting_has_values_here() -> None:
-    assert VALUES.keys() | NOT_WRITTEN | {"image", "mask"} == SETTINGS.keys()
+    assert VALUES.keys() | NOT_WRITTEN | {"image", "mask"} | OWN_SCHEDULES.keys() == SETTINGS.keys()
+
+
+@pytest.mark.parametrize("name", OWN_SCHEDULES)
+def test_a_schedule_of_ones_own_is_read_back(bundle: Bundle, name: str) -> None:
+    file, request = write(bundle, {name: OWN_SCHEDULES[name], "schedule": {"eta": 0.5}, "sampler": "euler_a"})
+    again = make_request(["x", "y"], {**repeated(file, bundle, ()).options}, bundle.manifest, any_size)  # type: ignore[typeddict-item]
+    assert again.schedule_fields == request.schedule_fields == {"eta": 0.5, name: OWN_SCHEDULES[name]}
+    assert again.steps == request.steps == 3
+
+
+def test_steps_of_the_command_line_go_before_a_stored_schedule(bundle: Bundle) -> None:
+    file, _ = write(bundle, {"timesteps": (900, 400, 30)})
+    stored = repeated(file, bundle, ())
+    assert {"steps", "timesteps"} <= stored.options.keys()
+    assert Job((), {"steps": 20}).over(stored).options["steps"] == 20
+    assert "timesteps" not in Job((), {"steps": 20}).over(stored).options
+    over = Job((), {"sigmas": (9, 1)}).over(stored).options
+    assert over["sigmas"] == (9, 1)
+    assert not {"steps", "timesteps"} & over.keys()
+
+
+def test_a_named_schedule_of_the_command_line_replaces_a_stored_one(bundle: Bundle) -> None:
+    file, _ = write(bundle, {"schedule": "karras", "sampler": "DPM++ 2M"})
+    stored = repeated(file, bundle, ())
+    assert stored.options["schedule"] == {"sigma_spacing": "karras"}
+    given = Job((), {"schedule": {"use_beta_sigmas": True}})
+    assert given.over(stored).options["schedule"] == {"use_beta_sigmas": True}
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -19,7 +19,10 @@ STATES = {
     "dpmpp_2m": 2,
     "dpmpp_2m_sde": 2,
     "dpmpp_2s": 3,
+    "dpmpp_2s_a": 2,
     "dpmpp_2s_sde": 3,
+    "dpmpp_3m_sde": 3,
+    "dpmpp_sde": 3,
     "edm_dpmpp_2m": 2,
     "edm_dpmpp_2m_sde": 2,
     "edm_euler": 1,
@@ -34,12 +37,13 @@ STATES = {
     "tcd": 1,
     "unipc": 3,
 }
-DETERMINISTIC = set(SAMPLERS) - {"ddpm", "euler_a", "kdpm2_a", "lcm"} - {n for n in SAMPLERS if SAMPLERS[n].sde}
+STOCHASTIC = {"ddpm", "dpmpp_2s_a", "dpmpp_3m_sde", "dpmpp_sde", "euler_a", "kdpm2_a", "lcm"}
+DETERMINISTIC = set(SAMPLERS) - STOCHASTIC - {n for n in SAMPLERS if SAMPLERS[n].sde}
 
 
 def rows(name: str, steps: int) -> int:
     """U-Net evaluations of so many steps."""
-    if name in ("heun", "kdpm2", "kdpm2_a"):
+    if name in ("dpmpp_2s_a", "dpmpp_sde", "heun", "kdpm2", "kdpm2_a"):
         return 2 * steps - 1
     return steps + (name == "pndm" and steps > 1)
 
@@ -134,6 +138,9 @@ def test_dpmpp_first_order_keeps_no_history() -> None:
         ("dpmpp_2s_sde", [True] * 4),
         ("edm_dpmpp_2m_sde", [True] * 4),
         ("euler_a", [True] * 4),
+        ("dpmpp_2s_a", [False, True, False, True, False, True, False]),
+        ("dpmpp_3m_sde", [True, True, True, False]),
+        ("dpmpp_sde", [True] * 6 + [False]),
         ("kdpm2_a", [False, True, False, True, False, True, False]),
         ("lcm", [True, True, True, False]),
     ],
@@ -172,7 +179,7 @@ def test_euler_by_hand() -> None:
 
 
 EXACT_AT_THE_END = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_sde", "unipc"]
-EXACT_AT_THE_END_EXPLODING = ["euler", "euler_a", "heun", "kdpm2", "kdpm2_a"]
+EXACT_AT_THE_END_EXPLODING = ["dpmpp_2s_a", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_a", "heun", "kdpm2", "kdpm2_a"]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

@@ -4,8 +4,16 @@ import pytest
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import BundleNote, Metadata, RefinerNote, UpscaleNote
-from latentrt.runtime.record.webui import AUTOMATIC, NAMES, SCHEDULES, read, write
-from latentrt.runtime.samplers import SAMPLERS
+from latentrt.runtime.record.webui import AUTOMATIC, DIFFUSERS_SPACINGS, read, write
+from latentrt.runtime.samplers import SAMPLERS, fields_read
+from latentrt.runtime.samplers.names import WEBUI_SAMPLERS, WEBUI_SCHEDULES
+
+SPACINGS = {label: spacing for spacing, label in WEBUI_SCHEDULES.items()} | {"Uniform": "normal"}
+
+
+def takes_names(sampler):
+    return "sigma_spacing" in fields_read(SAMPLERS[sampler])
+
 
 BUNDLE = BundleNote(
     name="sdxl", weights_sha256="0123456789abcdef", precision="fp16", backend="tensorrt", device="cuda:0", build="b"
@@ -106,23 +114,38 @@ def test_what_is_read(text, prompt, settings, ignored):
     assert (found.prompt, found.settings, found.ignored) == (prompt, settings, ignored)
 
 
-@pytest.mark.parametrize("sampler", NAMES)
-@pytest.mark.parametrize("schedule", ["Automatic", "Uniform", *SCHEDULES])
+@pytest.mark.parametrize("sampler", WEBUI_SAMPLERS)
+@pytest.mark.parametrize("schedule", ["Automatic", *SPACINGS])
 def test_sampler_names(sampler, schedule):
     assert sampler in SAMPLERS
-    meant = AUTOMATIC.get(sampler) if schedule == "Automatic" else schedule
-    wanted = {"sampler": sampler} | ({"schedule": dict([SCHEDULES[meant]])} if meant in SCHEDULES else {})
-    assert read(f"x\nSteps: 1, Sampler: {NAMES[sampler]}, Schedule type: {schedule}").settings == wanted | {"steps": 1}
-    if schedule in SCHEDULES:
-        assert read(f"x\nSteps: 1, Sampler: {NAMES[sampler]} {schedule}").settings == wanted | {"steps": 1}
+    meant = SPACINGS.get(AUTOMATIC.get(sampler) if schedule == "Automatic" else schedule)
+    wanted = {"sampler": sampler, "steps": 1}
+    wanted |= {"schedule": {"sigma_spacing": meant}} if meant and takes_names(sampler) else {}
+    name = WEBUI_SAMPLERS[sampler]
+    assert read(f"x\nSteps: 1, Sampler: {name}, Schedule type: {schedule}").settings == wanted
+    if schedule != "Automatic":
+        assert read(f"x\nSteps: 1, Sampler: {name} {schedule}").settings == wanted
+
+
+@pytest.mark.parametrize("label", DIFFUSERS_SPACINGS)
+def test_diffusers_spacings_are_written_as_the_nearest_type(label):
+    field, value = DIFFUSERS_SPACINGS[label]
+    assert f"Schedule type: {label}, " in write(metadata(settings={"schedule": {field: value}}))
+
+
+def test_both_align_your_steps_have_one_name():
+    for spacing in ("align_your_steps_xl", "align_your_steps_15"):
+        text = write(metadata(settings={"schedule": {"sigma_spacing": spacing}}))
+        assert "Schedule type: Align Your Steps, " in text
+        assert read(text).settings["schedule"] == {"sigma_spacing": "align_your_steps"}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("schedule", [{}, *({field: value} for field, value in SCHEDULES.values())])
+@pytest.mark.parametrize("schedule", [{}, *({"sigma_spacing": spacing} for spacing in WEBUI_SCHEDULES)])
 def test_what_is_written_reads_back(sampler, schedule):
     """A prompt of one line: the text cannot say where a longer one ends, the JSON beside it can."""
     settings = SETTINGS | {"sampler": sampler, "negative": 'dull, "grey"', "clip_skip": 2}
-    settings |= {"schedule": schedule} if schedule else {}
+    settings |= {"schedule": schedule} if schedule and takes_names(sampler) else {}
     found = read(write(metadata(("a (red:1.2) cat, Size: 1x1",), settings)))
     assert found.prompt == "a (red:1.2) cat, Size: 1x1"
     assert found.settings == settings
@@ -148,10 +171,13 @@ def test_an_unknown_sampler_may_be_left_unread():
         ("Steps: 9, CFG scale: 1x", "parameters: CFG scale '1x' is not a number"),
         ("Steps: 9, Size: large", "parameters: Size 'large' is not WIDTHxHEIGHT"),
         (
-            "Steps: 9, Sampler: DPM++ 3M SDE",
-            r"Sampler 'DPM\+\+ 3M SDE': latentrt has no sampler of that name. It knows",
+            "Steps: 9, Sampler: DPM adaptive",
+            r"parameters: sampler 'DPM adaptive': latentrt does not have it: it chooses its steps by what the model",
         ),
-        ("Steps: 9, Sampler: Euler, Schedule type: Turbo", "Schedule type 'Turbo': latentrt knows Automatic, Uniform"),
+        (
+            "Steps: 9, Sampler: Euler, Schedule type: Turbo",
+            "parameters: schedule 'Turbo': latentrt knows align_your_steps, beta",
+        ),
     ],
 )
 def test_what_cannot_be_read(line, message):

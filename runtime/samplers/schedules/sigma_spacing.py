@@ -8,7 +8,16 @@ from latentrt.runtime.samplers.schedules.beta_sigmas import beta_sigmas
 from latentrt.runtime.samplers.schedules.exponential_sigmas import exponential_sigmas
 from latentrt.runtime.samplers.schedules.karras_sigmas import karras_sigmas
 
-SIGMA_FIELDS = frozenset({"sigma_max", "sigma_min", "use_beta_sigmas", "use_exponential_sigmas", "use_karras_sigmas"})
+NAMED_FIELDS = frozenset({"rho", "sigma_spacing", "sigmas"})
+"""Config fields, beyond diffusers', of samplers whose sigmas may have any values."""
+
+SIGMA_FIELDS = NAMED_FIELDS | {
+    "sigma_max",
+    "sigma_min",
+    "use_beta_sigmas",
+    "use_exponential_sigmas",
+    "use_karras_sigmas",
+}
 """Config fields that space the sigmas themselves, in place of the timesteps."""
 
 

@@ -6,11 +6,12 @@ from numpy.typing import NDArray
 from latentrt.runtime.arrays import Float64s
 from latentrt.runtime.errors import CheckpointError, RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
+from latentrt.runtime.samplers.schedules.own_schedule import OWN_TIMESTEPS
 
 Timesteps = NDArray[np.int64]
 
-SPACING_FIELDS = frozenset({"steps_offset", "timestep_spacing"})
-"""Config fields that space the timesteps."""
+SPACING_FIELDS = frozenset({"steps_offset", "timestep_spacing"}) | OWN_TIMESTEPS
+"""Config fields that space the timesteps, or hold them."""
 
 
 def spaced_timesteps(
@@ -38,6 +39,8 @@ def whole_timesteps(name: str, config: ScheduleConfig, steps: int) -> Timesteps:
     Raises:
         RequestError: the offset pushes the first one beyond the training timesteps.
     """
+    if config.timesteps is not None:
+        return whole_own_timesteps(name, config.timesteps)
     timesteps = np.round(spaced_timesteps(config, steps)).astype(np.int64)
     if timesteps.max() >= config.num_train_timesteps:
         raise RequestError(
@@ -47,13 +50,27 @@ def whole_timesteps(name: str, config: ScheduleConfig, steps: int) -> Timesteps:
     return timesteps
 
 
+def whole_own_timesteps(name: str, given: tuple[float, ...]) -> Timesteps:
+    """The request's own timesteps (S,), for a sampler that stands on whole ones; `name` is the sampler's.
+
+    Raises:
+        RequestError: one of them has a fraction.
+    """
+    timesteps = np.array(given).astype(np.int64)
+    if (timesteps != np.array(given)).any():
+        raise RequestError(f"timesteps: {name} stands on whole training timesteps; give whole numbers")
+    return timesteps
+
+
 def distilled_timesteps(name: str, config: ScheduleConfig, steps: int) -> Timesteps:
-    """S of the timesteps that the model was distilled on, evenly spaced, from the highest down.
+    """The request's own timesteps, or S of those that the model was distilled on, evenly spaced, from the highest down.
 
     Raises:
         CheckpointError: `original_inference_steps` does not fit the training schedule.
         RequestError: more steps than the model was distilled on.
     """
+    if config.timesteps is not None:
+        return whole_own_timesteps(name, config.timesteps)
     distilled = config.original_inference_steps
     if not 1 <= distilled <= config.num_train_timesteps:
         raise CheckpointError(

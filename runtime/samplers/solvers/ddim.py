@@ -31,13 +31,17 @@ def fresh_rate(alpha_bar: float, alpha_bar_next: float) -> float:
 def plan_ddim(config: ScheduleConfig, steps: int, first: int) -> Plan:
     """The plan of diffusers' DDIMScheduler.
 
-    The next timestep is always T // S lower, whatever the spacing. Below zero, `set_alpha_to_one` decides the level.
+    The next timestep is always T // S lower, whatever the spacing; of timesteps that the request gives, it is the next
+    one. Below zero, `set_alpha_to_one` decides the level.
     """
     training = alpha_bars(config).astype(np.float64)
     timesteps = whole_timesteps("ddim", config, steps)
     signal = training[timesteps]
     final = 1.0 if config.set_alpha_to_one else training[0]
-    signal_next = signal_at(training, timesteps - config.num_train_timesteps // steps, final)
+    below = timesteps - config.num_train_timesteps // steps
+    if config.timesteps is not None:
+        below = np.append(timesteps[1:], -1)
+    signal_next = signal_at(training, below, final)
     eta = config.eta or 0.0
 
     def advance(state: State, output: Value, noise: Value, row: int) -> State:

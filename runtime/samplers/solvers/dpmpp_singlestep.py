@@ -9,6 +9,7 @@ from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Plan, Sampler, State, Value
 from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
 from latentrt.runtime.samplers.schedules.dpm_solver import dpm_solver_schedule
+from latentrt.runtime.samplers.schedules.own_schedule import OWN_TIMESTEPS
 from latentrt.runtime.samplers.schedules.sigma_schedule import SigmaSchedule
 from latentrt.runtime.samplers.schedules.sigma_spacing import SIGMA_FIELDS
 from latentrt.runtime.samplers.solvers.exponential_integrator import Interval, interval, log_snr_rise
@@ -100,7 +101,12 @@ def block_step(
 
 
 _DEFAULTS = {**LINEAR_BETAS, "lower_order_final": False}
-_READS = SOLVER_FIELDS | SIGMA_FIELDS | {"algorithm_type", "final_sigmas_type", "lambda_min_clipped", "variance_type"}
+_READS = (
+    SOLVER_FIELDS
+    | SIGMA_FIELDS
+    | OWN_TIMESTEPS
+    | {"algorithm_type", "final_sigmas_type", "lambda_min_clipped", "variance_type"}
+)
 
 DPMPP_2S = Sampler(
     scheduler="DPMSolverSinglestepScheduler",

@@ -75,7 +75,7 @@ def _check_prediction(name: str, config: ScheduleConfig) -> None:
 
 
 _DEFAULTS = {"sigma_min": 0.002, "sigma_max": 80.0, "lower_order_final": True}
-_READS = frozenset({"final_sigmas_type", "rho", "sigma_data", "sigma_max", "sigma_min", "sigma_schedule"})
+_READS = frozenset({"final_sigmas_type", "rho", "sigma_data", "sigma_max", "sigma_min", "sigma_schedule", "sigmas"})
 _SOLVER_READS = _READS | (SOLVER_FIELDS - {"use_flow_sigmas"}) | {"algorithm_type", "euler_at_final"}
 
 EDM_EULER = Sampler(scheduler="EDMEulerScheduler", plan=plan_edm_euler, defaults=_DEFAULTS, reads=_READS)

@@ -19,6 +19,7 @@ from latentrt.runtime.samplers.solvers.sigma_space import alternate, denoised, t
 def plan_kdpm2(config: ScheduleConfig, steps: int, first: int, *, fresh_noise: bool) -> Plan:
     """The plan of diffusers' KDPM2DiscreteScheduler or, with `fresh_noise`, KDPM2AncestralDiscreteScheduler.
 
+    The latter with `eta` and `s_noise`, which k-diffusion has.
     Even rows step to the geometric mean of sigma and sigma_down, odd rows take the slope there over the whole step. The
     last step is Euler's. State: the latents, and those before the step. Lu et al. 2022 (arXiv:2206.00927), algorithm 1
     with r = 1/2, as k-diffusion writes it.
@@ -27,7 +28,10 @@ def plan_kdpm2(config: ScheduleConfig, steps: int, first: int, *, fresh_noise: b
     sigma = schedule.sigmas[:-1]
     sigma_down, sigma_up = schedule.sigmas[1:], np.zeros(steps)
     if fresh_noise:
-        sigma_down, sigma_up = np.transpose([ancestral(*pair) for pair in zip(sigma, sigma_down, strict=True)])
+        eta = 1.0 if config.eta is None else config.eta
+        sigma_down, sigma_up = np.transpose([ancestral(*pair, eta) for pair in zip(sigma, sigma_down, strict=True)])
+        sigma_up = config.s_noise * sigma_up
+        fresh_noise = eta > 0
     middle = np.sqrt(sigma * sigma_down)
     sigma_read = alternate(sigma, middle[:-1])
 
@@ -39,7 +43,8 @@ def plan_kdpm2(config: ScheduleConfig, steps: int, first: int, *, fresh_noise: b
             return x + (middle[step] - sigma[step]) * slope, x
         return start + (sigma_down[step] - sigma[step]) * slope + sigma_up[step] * noise, 0 * x
 
-    timesteps = np.round(schedule.timesteps) if config.use_karras_sigmas else schedule.timesteps
+    rounded = config.use_karras_sigmas and config.sigma_spacing is None and config.own_steps is None
+    timesteps = np.round(schedule.timesteps) if rounded else schedule.timesteps
     between = timesteps_of(middle[:-1].astype(np.float32).astype(np.float64), training_sigmas(config))
     level = twice(sigma)
     return Plan(
@@ -67,5 +72,5 @@ KDPM2_ANCESTRAL = Sampler(
     scheduler="KDPM2AncestralDiscreteScheduler",
     plan=partial(plan_kdpm2, fresh_noise=True),
     defaults=_DEFAULTS,
-    reads=SPACING_FIELDS | SIGMA_FIELDS,
+    reads=SPACING_FIELDS | SIGMA_FIELDS | {"eta", "s_noise"},
 )

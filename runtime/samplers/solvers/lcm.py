@@ -51,6 +51,13 @@ LCM = Sampler(
     plan=plan_lcm,
     defaults={**LATENT_BETAS, "timestep_spacing": "leading", "clip_sample": False},
     reads=frozenset(
-        {"clip_sample", "original_inference_steps", "rescale_betas_zero_snr", "thresholding", "timestep_scaling"}
+        {
+            "clip_sample",
+            "original_inference_steps",
+            "rescale_betas_zero_snr",
+            "thresholding",
+            "timestep_scaling",
+            "timesteps",
+        }
     ),
 )

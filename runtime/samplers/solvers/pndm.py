@@ -9,6 +9,7 @@ from latentrt.runtime.errors import RequestError
 from latentrt.runtime.samplers.config import ScheduleConfig
 from latentrt.runtime.samplers.plan import Advance, Plan, Sampler, State, Value, no_draws
 from latentrt.runtime.samplers.schedules.betas import LINEAR_BETAS
+from latentrt.runtime.samplers.schedules.own_schedule import OWN_TIMESTEPS
 from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS, Timesteps, whole_timesteps
 from latentrt.runtime.samplers.schedules.training import alpha_bars
 from latentrt.runtime.samplers.solvers.ddim import ddim
@@ -140,5 +141,5 @@ PNDM = Sampler(
     scheduler="PNDMScheduler",
     plan=plan_pndm,
     defaults={**LINEAR_BETAS, "timestep_spacing": "leading", "set_alpha_to_one": False},
-    reads=SPACING_FIELDS | {"set_alpha_to_one", "skip_prk_steps"},
+    reads=(SPACING_FIELDS - OWN_TIMESTEPS) | {"set_alpha_to_one", "skip_prk_steps"},
 )

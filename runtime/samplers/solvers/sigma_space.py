@@ -1,4 +1,4 @@
-"""Code shared by the samplers whose latents are x0 + sigma * noise: Euler, Heun, KDPM2, LMS."""
+"""Code shared by the samplers whose latents are x0 + sigma * noise: Euler, Heun, KDPM2, LMS, k-diffusion's DPM++."""
 
 import numpy as np
 
@@ -16,14 +16,17 @@ def denoised(x: Value, output: Value, sigma: float, config: ScheduleConfig) -> V
     return predicted_x0(alpha * x, output, alpha, alpha * sigma, config.prediction_type)
 
 
-def one_row_per_step(config: ScheduleConfig, schedule: SigmaSchedule, advance: Advance, draws: Flags) -> Plan:
-    """The plan of a stateless sampler with one evaluation per step."""
+def one_row_per_step(
+    config: ScheduleConfig, schedule: SigmaSchedule, advance: Advance, draws: Flags, state_count: int = 1
+) -> Plan:
+    """The plan of a sampler with one evaluation per step."""
     return Plan(
         timesteps=schedule.timesteps,
         input_scale=preserving_alphas(schedule.sigmas[:-1]),
         levels=schedule.levels,
         draws=draws,
         advance=advance,
+        state_count=state_count,
         initial_scale=initial_scale(config, schedule),
     )
 

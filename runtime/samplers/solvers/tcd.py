@@ -48,5 +48,5 @@ TCD = Sampler(
     scheduler="TCDScheduler",
     plan=plan_tcd,
     defaults=LATENT_BETAS,
-    reads=frozenset({"eta", "original_inference_steps", "rescale_betas_zero_snr"}),
+    reads=frozenset({"eta", "original_inference_steps", "rescale_betas_zero_snr", "timesteps"}),
 )
