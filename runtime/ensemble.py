@@ -182,6 +182,7 @@ def _shared_settings(first: Request) -> Settings:
     """The settings that the refiner takes over from the base's request; its size follows from the latents."""
     return {
         "seed": first.seeds,
+        "variation_seed": first.variation_seeds or None,
         "steps": first.steps,
         "sampler": first.sampler,
         "schedule": first.settings["schedule"],

@@ -1,4 +1,4 @@
-"""Random normals exactly as `torch.randn` draws them on a CPU generator, from numpy alone.
+"""A request's noise: random normals exactly as `torch.randn` draws them on a CPU generator, from numpy alone.
 
 Raw bits: MT19937 (Matsumoto & Nishimura, ACM TOMACS 8(1), 1998), seeded by `init_genrand` with the low 32 bits of the
 seed; numpy's legacy `RandomState` gives the same stream. Normals: Box & Muller (Ann. Math. Stat. 29, 1958), in the two
@@ -19,8 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.errors import RequestError
+from latentrt.runtime.request.request import Request
 
 _BLOCK = 16
+SMALLEST_SINE = 1e-3
+"""Vectors at a smaller angle are parallel."""
 _SMALLEST_SEED, _LARGEST_SEED = -(2**63), 2**64 - 1
 
 
@@ -74,6 +77,69 @@ class TorchGenerator:
 
     def _raw(self, count: int) -> NDArray[np.uint32]:
         return self._bits.randint(0, 2**32, size=count, dtype=np.uint32)
+
+
+class Randomness:
+    """The random numbers of a request, from one generator for the batch or one per picture, in a program's order.
+
+    diffusers    everything from the same generators in the order of use: a source's posterior, first noise, steps
+    a1111        the same, with a generator per picture; a source is encoded to its mean
+    comfyui      first noise from the seed's generators, the noise of steps from those of seed + 1, as where ComfyUI
+                 samples on the CPU; a source is encoded to its mean
+
+    A variation turns the first noise towards that of its own seed.
+    """
+
+    def __init__(self, request: Request):
+        self._count = request.count
+        self._program = request.settings["noise"]
+        self._strength = request.settings["variation_strength"]
+        self._first = [TorchGenerator(seed) for seed in request.seeds]
+        self._variation = [TorchGenerator(seed) for seed in request.variation_seeds]
+        self._steps = self._first
+        if self._program == "comfyui":
+            self._steps = [TorchGenerator((seed + 1) % 2**64) for seed in request.seeds]
+
+    def first(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """The first noise (images, *shape), turned by the variation."""
+        noise = _draw(self._first, self._count, shape)
+        if not self._variation:
+            return noise
+        other = _draw(self._variation, self._count, shape)
+        return np.stack([slerp(self._strength, *pair) for pair in zip(noise, other, strict=True)])
+
+    def step(self, shape: Sequence[int]) -> NDArray[np.float32]:
+        """The noise (images, *shape) of the next step that draws."""
+        return _draw(self._steps, self._count, shape)
+
+    def posterior(self, shape: Sequence[int], count: int) -> NDArray[np.float32]:
+        """The noise of a source's latents; one generator for the batch draws `count`, the number of its pictures."""
+        if self._program == "diffusers":
+            return _draw(self._first, count, shape)
+        return np.zeros((count, *shape), np.float32)
+
+
+def _draw(generators: Sequence[TorchGenerator], count: int, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Normals (count, *shape) from one generator; from several, (their number, *shape)."""
+    if len(generators) == 1:
+        return generators[0].randn((count, *shape))
+    return np.concatenate([generator.randn((1, *shape)) for generator in generators])
+
+
+def slerp(strength: float, noise: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Spherical interpolation of one picture's noise (channels, h, w), column by column along the height.
+
+    Shoemake 1985 (SIGGRAPH, "Animating rotation with quaternion curves"); its vectors are those of AUTOMATIC1111, whose
+    noise has no batch axis where its slerp normalises axis 1. Columns that point the same way are mixed linearly.
+    """
+    lengths = [np.linalg.norm(values, axis=-2, keepdims=True) for values in (noise, other)]
+    cosine = (noise / lengths[0] * (other / lengths[1])).sum(axis=-2, keepdims=True)
+    angle = np.arccos(np.clip(cosine, -1, 1))
+    sine = np.sin(angle)
+    parallel = sine < SMALLEST_SINE
+    divisor = np.where(parallel, 1, sine)
+    shares = [np.where(parallel, share, np.sin(share * angle) / divisor) for share in (1 - strength, strength)]
+    return (shares[0] * noise + shares[1] * other).astype(np.float32)
 
 
 def _low_bits(seed: int) -> int:

@@ -9,7 +9,7 @@ from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.drawing.guidance import guidance_rows
 from latentrt.runtime.drawing.inpainting import Original
-from latentrt.runtime.drawing.noise import TorchGenerator
+from latentrt.runtime.drawing.noise import Randomness
 from latentrt.runtime.drawing.picture import Picture
 from latentrt.runtime.request.images import latent_mask
 from latentrt.runtime.request.request import Request
@@ -19,20 +19,6 @@ from latentrt.runtime.text.conditioning import Conditioning
 
 Encode = Callable[[Float32s], tuple[Float32s, Float32s]]
 """The VAE's encoder: from pixels (n, 3, height, width) to mean and standard deviation of latents (n, 4, h, w)."""
-
-
-class Randomness:
-    """The random numbers of a request, drawn in diffusers' order: one generator for the batch, or one per picture."""
-
-    def __init__(self, request: Request):
-        self._count = request.count
-        self._generators = [TorchGenerator(seed) for seed in request.seeds]
-
-    def draw(self, shape: tuple[int, ...], count: int | None = None) -> Float32s:
-        """Normals (images, *shape); a generator for the whole batch draws `count` instead of all images."""
-        if len(self._generators) == 1:
-            return self._generators[0].randn((count or self._count, *shape))
-        return np.concatenate([generator.randn((1, *shape)) for generator in self._generators])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +41,7 @@ def start_pictures(
     randomness = Randomness(request)
     latent = (model.latent_channels, request.height // model.latent_scale, request.width // model.latent_scale)
     start = _start(request, table, model, encode, randomness, latent)
-    draws = [randomness.draw(latent) for _ in range(int(table.draws.sum()))] or [np.zeros_like(start.latents)]
+    draws = [randomness.step(latent) for _ in range(int(table.draws.sum()))] or [np.zeros_like(start.latents)]
     noise = np.stack(draws, axis=1)
     state = np.zeros((request.count, table.state_count, *latent), np.float32)
     state[:, 0] = start.latents
@@ -85,7 +71,7 @@ def _start(
     """The start from noise alone, or from a source and noise as the strength says. Draws in diffusers' order."""
     source = request.source
     if source is None:
-        return Start(np.float32(table.initial_scale) * randomness.draw(latent))
+        return Start(np.float32(table.initial_scale) * randomness.first(latent))
     starts_from_noise = source.mask is not None and source.strength == 1
     original = None
     if not (starts_from_noise and model.is_inpainting):
@@ -93,7 +79,7 @@ def _start(
     if request.settings["denoising_start"] is not None:
         assert original is not None
         return Start(original)
-    noise = randomness.draw(latent)
+    noise = randomness.first(latent)
     if starts_from_noise or original is None:
         latents = np.float32(table.initial_scale) * noise
     else:
@@ -121,5 +107,5 @@ def _source_latents(
         assert source.latents is not None
         return np.broadcast_to(source.latents, (count, *source.latents.shape[1:]))
     mean, deviation = encode(pixels)
-    latents = model.from_vae(mean + deviation * randomness.draw(mean.shape[1:], len(mean)))
+    latents = model.from_vae(mean + deviation * randomness.posterior(mean.shape[1:], len(mean)))
     return np.broadcast_to(latents, (count, *latents.shape[1:]))

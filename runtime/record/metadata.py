@@ -148,6 +148,8 @@ def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Re
     if request.schedule:
         values["schedule"] = dict(request.schedule)
     values |= {"guidance": _one_or_list(request.guidance), "seed": _one_or_list(request.seeds)}
+    if request.variation_seeds:
+        values["variation_seed"] = _one_or_list(request.variation_seeds)
     if request.source is not None:
         values["strength"] = request.source.strength
     values = _acting(values, request)

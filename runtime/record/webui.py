@@ -64,10 +64,15 @@ def _fields(metadata: Metadata) -> dict[str, object]:
     if schedule := _schedule_type(settings.get("schedule", {})):
         fields["Schedule type"] = schedule
     fields |= {"CFG scale": metadata.for_picture("guidance"), "Seed": metadata.for_picture("seed")}
+    if "variation_seed" in settings:
+        fields["Variation seed"] = metadata.for_picture("variation_seed")
+        fields["Variation seed strength"] = settings["variation_strength"]
     fields["Size"] = f"{settings['width']}x{settings['height']}"
     fields |= {"Model hash": bundle.weights_sha256[:10], "Model": bundle.name}
     if metadata.pictures > 1 and not isinstance(settings["seed"], list):
         fields |= {"Batch size": metadata.pictures, "Batch pos": metadata.picture - 1}
+    if settings.get("noise") == "a1111":
+        fields["RNG"] = "CPU"
     if "strength" in settings:
         fields["Denoising strength"] = settings["strength"]
     if clip_skip := settings.get("clip_skip"):
@@ -122,6 +127,9 @@ def read(text: str, sampler: bool = True) -> Parameters:
         settings["width"], settings["height"] = _size(fields.pop("Size"))
     if sampler and "Sampler" in fields:
         settings |= _sampler(fields.pop("Sampler"), fields.pop("Schedule type", None))
+    if fields.get("RNG") == "CPU":
+        settings["noise"] = "a1111"
+        del fields["RNG"]
     ignored = tuple(f"{name}: {value}" for name, value in fields.items())
     return Parameters("\n".join(lines[:start]), Settings(**settings), ignored)  # type: ignore[typeddict-item]
 
@@ -131,6 +139,8 @@ NUMBERS: Mapping[str, tuple[str, type]] = {
     "CFG scale": ("guidance", float),
     "Seed": ("seed", int),
     "Clip skip": ("clip_skip", int),
+    "Variation seed": ("variation_seed", int),
+    "Variation seed strength": ("variation_strength", float),
 }
 """Fields that hold one number -> the setting and its type."""
 

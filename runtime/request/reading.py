@@ -16,7 +16,7 @@ from latentrt.runtime.request.kinds import TEXT, one_or_more
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.request import OWN_SCHEDULE, Request
 from latentrt.runtime.request.setting import check_count, check_names, check_together
-from latentrt.runtime.request.settings import SETTINGS, STRENGTH, STRENGTH_WITH_MASK, Settings
+from latentrt.runtime.request.settings import MAX_SEED, SETTINGS, STRENGTH, STRENGTH_WITH_MASK, Settings
 from latentrt.runtime.request.source import Source
 from latentrt.runtime.samplers import SAMPLERS, fields_read, over, sampler_named
 from latentrt.runtime.samplers.names import SPACINGS
@@ -39,9 +39,8 @@ def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_s
     values = read_settings(settings, isinstance(prompt, Embeddings))
     per_prompt = {name: _spread(name, values, len(prompts)) for name in ("negative", "prompt_2", "negative_2")}
     guidance = _or_default(_spread("guidance", values, len(prompts)), (manifest.defaults.guidance,) * len(prompts))
-    seeds = _or_default(values["seed"], (secrets.randbits(32),))
     count = len(prompts) * values["images"]
-    check_count("seed", seeds, count, "picture")
+    seeds, variation_seeds = _read_seeds(values, count)
     source, width, height = _read_source(values, manifest.model, check_size)
     if source is not None:
         _check_source_count(source, count)
@@ -55,6 +54,7 @@ def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_s
         guidance=guidance,
         guided=_takes_negative_rows(guidance, values["guidance_interval"], manifest.model),
         seeds=seeds,
+        variation_seeds=variation_seeds,
         steps=_read_steps(values, manifest.defaults.steps),
         sampler=values["sampler"],
         schedule=tuple((values["schedule"] or {}).items()),
@@ -112,6 +112,27 @@ def _spread(name: str, values: Mapping[str, Any], prompts: int) -> Any:
         return None
     check_count(name, given, prompts, "prompt")
     return given * prompts if len(given) == 1 else given
+
+
+def _read_seeds(values: Mapping[str, Any], count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The seeds and the variation's, where -1, or none, is a fresh one.
+
+    AUTOMATIC1111 counts a single seed up from picture to picture; with a variation, that of the variation.
+    """
+    varied = values["variation_strength"] > 0
+    given = {"seed": _or_default(values["seed"], (-1,))}
+    given |= {"variation_seed": _or_default(values["variation_seed"], (-1,))} if varied else {}
+    seeds: dict[str, tuple[int, ...]] = {"variation_seed": ()}
+    for name, entries in given.items():
+        check_count(name, entries, count, "picture")
+        fresh = tuple(secrets.randbits(32) if entry == -1 else entry for entry in entries)
+        if values["noise"] == "a1111" and len(fresh) == 1:
+            rise = name == "variation_seed" or not varied
+            fresh = tuple(fresh[0] + rise * picture for picture in range(count))
+        if max(fresh) > MAX_SEED:
+            raise RequestError(f"{name} {fresh[0]}: with {count} pictures, the last one's would be above {MAX_SEED}")
+        seeds[name] = fresh
+    return seeds["seed"], seeds["variation_seed"]
 
 
 def _read_sampler(values: Mapping[str, Any], manifest: Manifest) -> tuple[str, dict[str, Any] | None]:

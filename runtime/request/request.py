@@ -25,7 +25,8 @@ class Request:
 
     `negatives`, `prompts_2`, `negatives_2` and `guidance` have one entry per prompt; None stands for the first
     encoder's text, or for a negative prompt that was not given. `seeds` has one entry per picture, or one for the whole
-    batch, whose noise then comes from one generator, as in diffusers. `guided`: the U-Net runs a second, negative row
+    batch, whose noise then comes from one generator, as in diffusers; `variation_seeds` likewise, and none without a
+    variation. `guided`: the U-Net runs a second, negative row
     for each picture (Ho & Salimans 2022, equation 6). `schedule` overrides fields of the scheduler config.
     """
 
@@ -42,6 +43,7 @@ class Request:
     width: int
     height: int
     settings: Settings
+    variation_seeds: tuple[int, ...] = ()
     source: Source | None = None
     embeddings: Embeddings | None = None
     conditioning: MicroConditioning = field(default_factory=MicroConditioning)

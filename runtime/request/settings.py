@@ -5,6 +5,7 @@ docs/runtime.md, the checks and the metadata in PNGs are all derived from `Setti
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 
 from latentrt.runtime.arrays import Float32s
@@ -20,6 +21,7 @@ from latentrt.runtime.request.kinds import (
     SAMPLER,
     falling,
     number,
+    one_of,
     pair,
     share,
     whole,
@@ -36,6 +38,13 @@ from latentrt.runtime.request.setting import Group, Setting, Use
 from latentrt.runtime.samplers import SAMPLERS
 
 MAX_SEED = 2**64 - 1
+
+SEED = replace(
+    whole(-1, MAX_SEED), expects=f"a whole number from 0 to {MAX_SEED}, or -1 for a fresh one", metavar="NUMBER"
+)
+
+NOISES = ("a1111", "comfyui", "diffusers")
+"""Programs whose noise is drawn; `latentrt.runtime.drawing.noise.Randomness` says how they differ."""
 
 STRENGTH, STRENGTH_WITH_MASK = 0.8, 1.0
 """Default strengths of image to image and of inpainting."""
@@ -190,12 +199,45 @@ class Settings(TypedDict, total=False):
     seed: Annotated[
         int | Sequence[int] | None,
         Setting(
-            "Seed of the noise; the same seed and settings give the same picture, which is also diffusers'.",
-            whole(0, MAX_SEED),
+            "Seed of the noise; the same seed and settings give the same picture, which is also diffusers'. -1 draws a "
+            "fresh one.",
+            SEED,
             Group.PICTURES,
             per="picture",
-            default_text="random",
+            default_text="a fresh one",
             aliases=("seeds",),
+        ),
+    ]
+    variation_seed: Annotated[
+        int | Sequence[int] | None,
+        Setting(
+            "Seed of other noise, towards which the first noise is turned by variation_strength.",
+            SEED,
+            Group.PICTURES,
+            per="picture",
+            default_text="a fresh one",
+            aliases=("subseed",),
+            needs=("variation_strength",),
+        ),
+    ]
+    variation_strength: Annotated[
+        float,
+        Setting(
+            "How far the first noise is turned towards that of variation_seed: 0 keeps it, 1 replaces it.",
+            share(),
+            Group.PICTURES,
+            default=0.0,
+            aliases=("subseed_strength",),
+        ),
+    ]
+    noise: Annotated[
+        str,
+        Setting(
+            "Whose noise a seed gives: diffusers', that of AUTOMATIC1111 with its CPU generator, or ComfyUI's.",
+            one_of(NOISES),
+            Group.PICTURES,
+            default="diffusers",
+            aliases=("rng", "randn_source"),
         ),
     ]
     images: Annotated[

@@ -37,7 +37,10 @@ VALUES: dict[str, list[Any]] = {
     "guidance": [0, 1, 7.5, (1.0, 4.25)],
     "guidance_rescale": [0.0, 0.7],
     "guidance_interval": [(0.0, 1.0), (0.1, 0.9), (0.5, 0.5)],
-    "seed": [0, 2**64 - 1],
+    "seed": [0, 2**64 - 5],
+    "variation_seed": [0, 2**63],
+    "variation_strength": [0.25, 1],
+    "noise": ["diffusers", "comfyui", "a1111"],
     "images": [1, 2],
     "width": [64, 512],
     "height": [48, 1024],
@@ -54,7 +57,19 @@ VALUES: dict[str, list[Any]] = {
 OWN_SCHEDULES: dict[str, tuple[float, ...]] = {"timesteps": (900, 400, 30), "sigmas": (9.5, 2, 0.25, 0)}
 NOT_WRITTEN = {"latents", "denoising_start", "decode"}
 """Settings of requests that a PNG cannot hold, or that give no picture."""
-DECIDED = ["prompts", "prompts_2", "guidance", "guided", "seeds", "steps", "sampler", "width", "height", "conditioning"]
+DECIDED = [
+    "prompts",
+    "prompts_2",
+    "guidance",
+    "guided",
+    "seeds",
+    "variation_seeds",
+    "steps",
+    "sampler",
+    "width",
+    "height",
+    "conditioning",
+]
 REFINER = {"start": 0.7, "strength": 0.4}
 
 

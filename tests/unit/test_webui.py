@@ -70,6 +70,14 @@ def metadata(prompt=("a cat",), settings=None, picture=1, pictures=1, **more):
             metadata(("a", "b"), {"images": 2, "guidance": [4.0, 5.5], "negative": ["x", None]}, picture=3, pictures=4),
             f"b\n{LINE.replace('scale: 5', 'scale: 5.5')}, Batch size: 4, Batch pos: 2, {VERSION}",
         ),
+        (
+            metadata(settings={"variation_seed": 9, "variation_strength": 0.25}),
+            f"a cat\n{LINE.replace('Seed: 7', 'Seed: 7, Variation seed: 9, Variation seed strength: 0.25')}, {VERSION}",
+        ),
+        (
+            metadata(settings={"images": 2, "seed": [7, 8], "noise": "a1111"}, picture=2, pictures=2),
+            f"a cat\n{LINE.replace('Seed: 7', 'Seed: 8')}, RNG: CPU, {VERSION}",
+        ),
         (metadata(settings={"sampler": "deis"}), f"a cat\n{LINE.replace('Euler a', 'deis')}, {VERSION}"),
     ],
 )
@@ -101,6 +109,13 @@ PLAIN = {"sampler": "euler", "steps": 20}
             PLAIN | {"guidance": 7.5, "seed": 4012345678, "width": 512, "height": 768, "clip_skip": 1},
             (),
         ),
+        (
+            "a cat\nSteps: 20, Sampler: Euler, Seed: 3, Variation seed: 4, Variation seed strength: 0.3, RNG: CPU",
+            "a cat",
+            PLAIN | {"seed": 3, "variation_seed": 4, "variation_strength": 0.3, "noise": "a1111"},
+            (),
+        ),
+        ("a cat\nSteps: 20, Sampler: Euler, RNG: NV", "a cat", PLAIN, ("RNG: NV",)),
         (
             'a cat\nSteps: 20, Sampler: Euler, Model: x y, Lora hashes: "a: 1, b: 2", Version: v1.10.1',
             "a cat",
