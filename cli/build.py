@@ -11,6 +11,7 @@ from latentrt.cli.options import BackendName, CheckpointOptions, ExportOptions, 
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.build_record import BuildRecord
+from latentrt.runtime.bundle.lora_slots import MAX_RANK, LoraLayers, LoraSlots
 from latentrt.runtime.bundle.bundle import bundle_folder, is_bundle
 from latentrt.runtime.errors import RequestError
 
@@ -33,6 +34,17 @@ def build_engine(
     hoist: Annotated[
         bool, typer.Option("--hoist/--no-hoist", help="Split off the part of the U-Net that runs once per request.")
     ] = True,
+    lora_rank: Annotated[
+        int,
+        typer.Option(
+            "--lora-rank",
+            help="Room for LoRAs that are switched per request: the sum of the ranks of all that are loaded at once.",
+            metavar="RANK",
+        ),
+    ] = 0,
+    lora_layers: Annotated[
+        LoraLayers, typer.Option("--lora-layers", help="Layers that get this room: those of attention, or all.")
+    ] = "attention",
     networks: ExportOptions,
     checkpoint: CheckpointOptions,
     verbose: VerboseOption = False,
@@ -54,7 +66,8 @@ def build_engine(
         )
     else:
         bundle = export_checkpoint(open_checkpoint(source, checkpoint), output, networks, ranges)
-    record = build_with_progress(bundle, backend, ranges, target, force, hoist)
+    lora = read_slots(lora_rank, lora_layers)
+    record = build_with_progress(bundle, backend, ranges, target, force, hoist, lora)
     finish(
         bundle=bundle.path,
         build=record.name,
@@ -72,6 +85,7 @@ def build_with_progress(
     target: str | None = None,
     force: bool = False,
     hoist: bool = True,
+    lora: LoraSlots | None = None,
 ) -> BuildRecord:
     """Build engines behind a progress bar that estimates the time left."""
     from latentrt.engine.base import BuildProgress
@@ -84,4 +98,17 @@ def build_with_progress(
             left = f", about {event.seconds_left:.0f} s left" if event.seconds_left else ""
             update(f"{event.component}: {event.phase}{left}", event.number - 1, event.count)
 
-        return build_engines(bundle, backend, limits, target=target, progress=show, force=force, hoist=hoist)
+        return build_engines(
+            bundle, backend, limits, target=target, progress=show, force=force, hoist=hoist, lora=lora
+        )
+
+
+def read_slots(rank: int, layers: LoraLayers) -> LoraSlots | None:
+    """The room for LoRAs that the options ask for; none for rank 0.
+
+    Raises:
+        RequestError: a rank that no build has room for.
+    """
+    if not 0 <= rank <= MAX_RANK:
+        raise RequestError(f"--lora-rank {rank}: must be from 1 to {MAX_RANK}, or 0 for no room")
+    return LoraSlots(rank=rank, layers=layers) if rank else None

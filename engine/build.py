@@ -14,6 +14,7 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.build_record import BuildRecord, EngineRecord
 from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.lora_slots import LoraSlots, recorded_slots
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import LOOP_INPUTS, PARTS, PASSES, WHOLE, recorded_parts, replace_whole
 from latentrt.runtime.errors import BackendError, BundleError
@@ -52,11 +53,13 @@ def build_engines(
     progress: Callable[[BuildProgress], None] | None = None,
     force: bool = False,
     hoist: bool = True,
+    lora: LoraSlots | None = None,
 ) -> BuildRecord:
     """Build the engines that are missing or out of date, and return the whole build.
 
     `limits` defaults to the bundle's own, `target` to `default_target(backend)`. `force` builds every engine again.
-    `hoist` splits the U-Net into a part that runs once per request and one that runs on every step.
+    `hoist` splits the U-Net into a part that runs once per request and one that runs on every step. `lora`: the room
+    for LoRAs; such a build lies beside one without.
 
     Raises:
         BackendError: the backend is unknown or its library is not installed.
@@ -65,21 +68,24 @@ def build_engines(
     limits = limits or bundle.manifest.limits
     specs = bundle.manifest.specs(limits)
     target = target or default_target(backend)
-    plan = BuildRecord(backend=backend, precision=bundle.manifest.precision, target=target, limits=limits, engines={})
+    precision = bundle.manifest.precision
+    plan = BuildRecord(backend=backend, precision=precision, target=target, limits=limits, engines={}, lora=lora)
     folder = BuildFolder(bundle.path, plan.name)
     installed = identity(backend, target)
     hoist = hoist and WHOLE in specs and any(port.name not in LOOP_INPUTS for port in specs[WHOLE].inputs)
-    parts = parts_before(bundle, folder, specs) if hoist else None
+    before = specs_before(folder, specs, lora)
+    parts = parts_before(bundle, folder, before) if hoist else None
     reusable = not force and bool(parts) == hoist
-    if reusable and (built := folder.finished(plan, bundle.keys(replace_whole(specs, parts), **installed))):
+    if reusable and (built := folder.finished(plan, bundle.keys(replace_whole(before, parts), lora, **installed))):
         logger.info("%s: up to date", folder.path)
         return built
     open_files = load_attribute(GRAPH_FILES)
-    with folder.lock(), open_files(bundle, folder.path / GRAPHS, target) as graphs:
+    with folder.lock(), open_files(bundle, folder.path / GRAPHS, target, lora) as graphs:
         folder.clean()
+        specs = graphs.with_slots(specs, hoist)
         if hoist:
             specs = replace_whole(specs, parts or graphs.parts(specs[WHOLE]))
-        keys = bundle.keys(specs, **installed)
+        keys = bundle.keys(specs, lora, **installed)
         engines = {} if force else folder.reusable(keys)
         missing = {name: specs[name] for name in keys if name not in engines}
         if missing:
@@ -123,6 +129,18 @@ def load_attribute(place: str) -> Any:
             f"building engines needs {missing}, which is not installed ({error}). "
             f"Install it with: pip install {missing}"
         ) from error
+
+
+def specs_before(
+    folder: BuildFolder, specs: Mapping[str, ComponentSpec], lora: LoraSlots | None
+) -> dict[str, ComponentSpec]:
+    """Specs with the inputs for LoRAs as recorded by an earlier build in this folder."""
+    for record in folder.records() if lora else ():
+        try:
+            return recorded_slots(specs, {name: engine.key for name, engine in record.engines.items()})
+        except BundleError as error:
+            logger.warning("%s: %s. Its engines are built anew", folder.path, error)
+    return dict(specs)
 
 
 def parts_before(

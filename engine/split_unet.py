@@ -1,7 +1,8 @@
-"""The ONNX file of each engine to build: a file of the bundle, or a part of its U-Net, which is split on demand."""
+"""The ONNX file of each engine to build: a file of the bundle, one with slots for LoRAs, or a part of the U-Net."""
 
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
@@ -10,21 +11,27 @@ import onnx_ir as ir
 from latentrt.engine import graph as graphs
 from latentrt.engine.passes import apply, passes_for
 from latentrt.engine.passes.hoist import Hoisted, hoist
+from latentrt.engine.passes.lora_slots import add_lora_slots
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.lora_slots import STRENGTHS, LoraSlots, add_slots, is_slot
 from latentrt.runtime.bundle.specs import DTYPES, ComponentSpec, Port
-from latentrt.runtime.bundle.unet_parts import BODY, LOOP_INPUTS, PARTS, PROLOGUE, WHOLE
+from latentrt.runtime.bundle.unet_parts import BODY, LOOP_INPUTS, PARTS, PROLOGUE, WHOLE, component_of
 from latentrt.runtime.errors import BuildError
 
 logger = logging.getLogger(__name__)
+
+SLOT_ROWS = {WHOLE: "rows", "text_encoder": "texts", "text_encoder_2": "texts"}
+"""Components that take LoRAs, and the dim of their batch's rows."""
 
 
 class GraphFiles:
     """Finds or writes the ONNX files of engines. As a context manager it removes the files it wrote."""
 
-    def __init__(self, bundle: Bundle, folder: Path, target: str):
-        """`folder` is where the U-Net's parts go; it is created when they are."""
-        self.bundle, self.folder, self.target = bundle, folder, target
+    def __init__(self, bundle: Bundle, folder: Path, target: str, lora: LoraSlots | None = None):
+        """`folder` is where rewritten graphs go; it is created when they are. `lora`: the slots that they get."""
+        self.bundle, self.folder, self.target, self.lora = bundle, folder, target, lora
         self.split: Hoisted | None = None
+        self._slots: dict[str, tuple[Port, ...]] = {}
 
     def __enter__(self) -> "GraphFiles":
         return self
@@ -34,6 +41,19 @@ class GraphFiles:
     ) -> None:
         self.split = None  # its tensors keep the data file open
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def with_slots(self, specs: Mapping[str, ComponentSpec], hoist: bool) -> dict[str, ComponentSpec]:
+        """Specs with the inputs for LoRAs, if there are to be any; those of a U-Net to be split come with its parts.
+
+        Raises:
+            BuildError: the export has not recorded the names of the layers.
+        """
+        if self.lora is None:
+            return dict(specs)
+        for name, rows in SLOT_ROWS.items():
+            if name in specs and not (name == WHOLE and hoist):
+                self._slots[name] = write_with_slots(self.bundle.onnx(name), self.folder, self.lora, rows)
+        return {name: add_slots(spec, self._slots.get(name, ())) for name, spec in specs.items()}
 
     def parts(self, whole: ComponentSpec) -> dict[str, ComponentSpec]:
         """Split the U-Net and describe its parts.
@@ -55,9 +75,10 @@ class GraphFiles:
 
     def file(self, engine: str) -> Path:
         """The ONNX file to build an engine from."""
-        if engine not in PARTS:
+        if engine in PARTS:
+            self._split()
+        elif engine not in self._slots:
             return self.bundle.onnx(engine)
-        self._split()
         return self.folder / f"{engine}.onnx"
 
     def size(self, engine: str) -> int:
@@ -72,13 +93,25 @@ class GraphFiles:
 
     def float32_layers(self, engine: str) -> int:
         """How many of the layers that the export declared to be float32 are in this engine."""
-        record = self.bundle.manifest.components[WHOLE if engine in PARTS else engine]
+        record = self.bundle.manifest.components[component_of(engine)]
         declared = len(record.numerics.float32_layers) if record.numerics else 0
-        if engine not in PARTS or not declared:
+        if not declared:
+            return 0
+        # A bypass multiplies by each of its matrices once.
+        declared += sum(port.dtype == "float32" for port in self._matrices(component_of(engine)))
+        if engine not in PARTS:
             return declared
         layers = graphs.heavy_nodes(graphs.read_graph(self.file(PROLOGUE)))
         first = sum(layer.dtype != DTYPES[record.precision] for layer in layers)
         return first if engine == PROLOGUE else declared - first
+
+    def _matrices(self, component: str) -> list[Port]:
+        """The inputs for the matrices of LoRAs that a component has, whole or in its parts."""
+        ports = self._slots.get(component, ())
+        if self.split is not None and component == WHOLE:
+            inputs = (*self.split.prologue.graph.inputs, *self.split.body.graph.inputs)
+            ports = tuple(part_port(value) for value in inputs if is_slot(str(value.name)))
+        return [port for port in ports if port.name != STRENGTHS]
 
     def notes(self, engine: str) -> tuple[str, ...]:
         """A note for the build's record: how much work a prologue takes out of the loop."""
@@ -92,22 +125,59 @@ class GraphFiles:
 
     def _split(self) -> Hoisted:
         if self.split is None:
-            self.split = split_file(self.bundle.onnx(WHOLE), self.folder, self.target)
+            self.split = split_file(self.bundle.onnx(WHOLE), self.folder, self.target, self.lora)
         return self.split
 
 
-def split_file(file: Path, folder: Path, target: str) -> Hoisted:
+def load(file: Path) -> ir.Model:
+    """Load a component's graph; weights in a data file are not read.
+
+    Raises:
+        BuildError: the file cannot be read.
+    """
+    try:
+        return ir.load(file)
+    except Exception as error:  # protobuf's and onnx_ir's exceptions have no other base class
+        raise BuildError(f"{file.stem}: {file} cannot be read: {error}") from error
+
+
+def give_slots(model: ir.Model, file: Path, lora: LoraSlots, rows: str) -> tuple[ir.Value, ...]:
+    """Give a graph the inputs for LoRAs, and return them.
+
+    Raises:
+        BuildError: the export has not recorded the names of the layers.
+    """
+    inputs = add_lora_slots(model, lora, rows)
+    if not inputs:
+        raise BuildError(
+            f"{file.stem}: {file} does not say which layers its nodes are; it was exported before latentrt recorded "
+            "that. Export the checkpoint again"
+        )
+    logger.info("%s: %d inputs for LoRAs of rank %d", file.stem, len(inputs), lora.rank)
+    return inputs
+
+
+def write_with_slots(file: Path, folder: Path, lora: LoraSlots, rows: str) -> tuple[Port, ...]:
+    """Write a component's graph with slots for LoRAs to `folder`, its weights linked. Returns the new inputs."""
+    model = load(file)
+    ports = tuple(map(part_port, give_slots(model, file, lora, rows)))
+    folder.mkdir(parents=True, exist_ok=True)
+    ir.save(model, folder / file.name)
+    graphs.link_data(model, file.parent, folder)
+    return ports
+
+
+def split_file(file: Path, folder: Path, target: str, lora: LoraSlots | None = None) -> Hoisted:
     """Split a U-Net's file into `unet_prologue.onnx` and `unet_body.onnx`, after the passes for the target.
 
-    Weights in a data file are not read.
+    Weights in a data file are not read. `lora`: the slots that the layers get before all else.
 
     Raises:
         BuildError: the file cannot be read, or nothing can be moved out of the loop.
     """
-    try:
-        model = ir.load(file)
-    except Exception as error:  # protobuf's and onnx_ir's exceptions have no other base class
-        raise BuildError(f"{WHOLE}: {file} cannot be read: {error}") from error
+    model = load(file)
+    if lora is not None:
+        give_slots(model, file, lora, SLOT_ROWS[WHOLE])
     apply(passes_for(target), model, WHOLE)
     split = hoist(model, LOOP_INPUTS)
     if split is None:

@@ -1,5 +1,6 @@
 """The trace of a torch module: a checked ONNX file with exactly the ports of a spec."""
 
+import ast
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ import onnx_ir as ir
 import torch
 
 from latentrt.export.sample_inputs import sample_inputs
+from latentrt.runtime.bundle.lora_slots import LAYER_KEY
 from latentrt.runtime.bundle.specs import ONNX_TYPES, TOKENS_PER_CHUNK, ComponentSpec, DType, Port
 from latentrt.runtime.errors import CheckpointError
 
@@ -31,6 +33,12 @@ EXAMPLE_SIZES = {
 }
 """Sizes of the traced example. None is 1, so that torch.export specialises nothing. With odd latents the U-Net takes
 the path on which upsampling meets the skip connection's size, which then serves even sizes too."""
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+"""Operators that linear layers and convolutions become; a product of two computed tensors has no constant weights."""
+
+NETWORK = "network."
+"""Beginning of the paths within a checkpoint's network, which the modules of `modules` hold under this name."""
 
 TORCH_DTYPES = {name: getattr(torch, name) for name in get_args(DType)}
 DTYPE_NAMES = {ir.DataType(number): name for name, number in ONNX_TYPES.items()}
@@ -120,7 +128,10 @@ def save(model: ir.Model, spec: ComponentSpec, file: Path) -> list[Path]:
     declare_ports(model, spec)
     model.graph.name = spec.name
     for node in model.graph.all_nodes():
+        layer = _layer(node)
         node.metadata_props.clear()  # torch stores a Python stack trace per node
+        if layer:
+            node.metadata_props[LAYER_KEY] = layer
     weights = sum(
         value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None
     )
@@ -129,6 +140,18 @@ def save(model: ir.Model, spec: ComponentSpec, file: Path) -> list[Path]:
     ir.save(model, file, external_data=data)
     check(file)
     return [file, file.with_name(data)] if data else [file]
+
+
+def _layer(node: ir.Node) -> str:
+    """The checkpoint's name of the linear layer or convolution that a node computes; empty for any other node.
+
+    torch records the path of the module whose code made a node; the exporter renames weights that it transposes.
+    """
+    scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    if node.op_type not in LAYERS or scopes is None:
+        return ""
+    *_, module, _ = ast.literal_eval(scopes)
+    return str(module).removeprefix(NETWORK) if str(module).startswith(NETWORK) else ""
 
 
 def check(file: Path) -> None:

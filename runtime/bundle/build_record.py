@@ -7,6 +7,7 @@ from pydantic import Field
 from latentrt.runtime.bundle.base import FORMAT, FileRecord, Record
 from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.lora_slots import LoraSlots
 from latentrt.runtime.bundle.specs import Precision
 
 
@@ -31,8 +32,10 @@ class BuildRecord(Record):
     target: str
     limits: Limits
     engines: dict[str, EngineRecord]
+    lora: LoraSlots | None = None
+    """The room for LoRAs in the U-Net and the text encoders."""
 
     @property
     def name(self) -> str:
         """Name of the build's folder."""
-        return f"{self.backend}-{self.precision}-{self.target}"
+        return f"{self.backend}-{self.precision}-{self.target}{self.lora.suffix if self.lora else ''}"

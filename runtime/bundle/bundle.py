@@ -8,6 +8,7 @@ from latentrt.runtime.bundle.atomic_files import BUILD, MANIFEST, check_sizes, r
 from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.lora_slots import LoraSlots, has_slots, recorded_slots
 from latentrt.runtime.bundle.manifest import Manifest, port_table
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import component_of, passes_of, recorded_parts, replace_whole
@@ -81,8 +82,10 @@ class Bundle:
             file.parent.name: read_record(file, BuildRecord) for file in sorted(self.path.glob(f"builds/*/{BUILD}"))
         }
 
-    def keys(self, specs: Mapping[str, ComponentSpec], *, rewritten: bool, **backend: str) -> dict[str, EngineKey]:
-        """The key that each engine must have.
+    def keys(
+        self, specs: Mapping[str, ComponentSpec], lora: LoraSlots | None = None, *, rewritten: bool, **backend: str
+    ) -> dict[str, EngineKey]:
+        """The key that each engine must have; `lora` is the room that those with slots have.
 
         `rewritten` and `backend` (backend, backend_version, target, latentrt, options): see `backends.identity`.
         """
@@ -94,7 +97,8 @@ class Bundle:
                 outputs=port_table(spec.outputs),
                 dims={dim.name: str(dim) for dim in spec.dims.values()},
                 precision=self.manifest.components[component_of(name)].precision,
-                passes=passes_of(name, rewritten=rewritten),
+                passes=passes_of(name, rewritten=rewritten or has_slots(spec)),
+                lora=str(lora) if has_slots(spec) else "",
                 **backend,
             )
             for name, spec in specs.items()
@@ -106,8 +110,8 @@ class Bundle:
         Raises:
             BundleError: the recorded ports of the parts do not fit.
         """
-        specs = self.manifest.specs(build.limits)
         keys = {name: engine.key for name, engine in build.engines.items()}
+        specs = recorded_slots(self.manifest.specs(build.limits), keys)
         return replace_whole(specs, recorded_parts(specs, keys))
 
     def check_build(self, build: BuildRecord, *, rewritten: bool, **backend: str) -> None:
@@ -117,21 +121,22 @@ class Bundle:
             StaleBuildError: names the component, the field, what was found, what is needed, and the command to rebuild.
             BundleError: an engine's file is missing or truncated.
         """
-        remedy = "Rebuild with: " + self.build_command(build.backend, build.limits)
+        remedy = "Rebuild with: " + self.build_command(build.backend, build.limits, build.lora)
         try:
             specs = self.engine_specs(build)
         except BundleError as error:
             raise StaleBuildError(f"{self.path}, build {build.name}: {error}. {remedy}") from error
-        for name, key in self.keys(specs, rewritten=rewritten, **backend).items():
+        for name, key in self.keys(specs, build.lora, rewritten=rewritten, **backend).items():
             engine = build.engines.get(name)
             difference = "is missing" if engine is None else engine.key.difference(key)
             if engine is None or difference:
                 raise StaleBuildError(f"{self.path}, build {build.name}: {name} {difference}. {remedy}")
             check_sizes(self.path, engine.files, remedy)
 
-    def build_command(self, backend: str, limits: Limits) -> str:
-        """The `build-engine` command for a build with these limits."""
+    def build_command(self, backend: str, limits: Limits, lora: LoraSlots | None = None) -> str:
+        """The `build-engine` command for a build with these limits and this room for LoRAs."""
         own = self.manifest.limits
         changed = [name for name in Limits.STEP if getattr(limits, name) != getattr(own, name)]
         ranges = [f"--{name.replace('_', '-')} {getattr(limits, name)}" for name in changed]
-        return " ".join(["build-engine", quote(str(self.path)), "--backend", backend, *ranges])
+        room = lora.options if lora else []
+        return " ".join(["build-engine", quote(str(self.path)), "--backend", backend, *ranges, *room])

@@ -23,6 +23,8 @@ class EngineKey(Record):
     """What the builder was told beside all this; see `KnownBackend.build_options`."""
     passes: int = 0
     """Version of the graph passes that the graph went through, 0 for none; see `unet_parts.passes_of`."""
+    lora: str = ""
+    """The room for LoRAs, `str(LoraSlots)`; empty for none."""
 
     def difference(self, wanted: "EngineKey") -> str | None:
         """The first field in which the engine differs, as `field X, needed Y`, or None."""
