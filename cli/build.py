@@ -11,8 +11,8 @@ from latentrt.cli.options import BackendName, CheckpointOptions, ExportOptions, 
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.build_record import BuildRecord
-from latentrt.runtime.bundle.lora_slots import MAX_RANK, LoraLayers, LoraSlots
 from latentrt.runtime.bundle.bundle import bundle_folder, is_bundle
+from latentrt.runtime.bundle.lora_slots import MAX_RANK, LoraLayers, LoraSlots
 from latentrt.runtime.errors import RequestError
 
 
@@ -98,9 +98,7 @@ def build_with_progress(
             left = f", about {event.seconds_left:.0f} s left" if event.seconds_left else ""
             update(f"{event.component}: {event.phase}{left}", event.number - 1, event.count)
 
-        return build_engines(
-            bundle, backend, limits, target=target, progress=show, force=force, hoist=hoist, lora=lora
-        )
+        return build_engines(bundle, backend, limits, target=target, progress=show, force=force, hoist=hoist, lora=lora)
 
 
 def read_slots(rank: int, layers: LoraLayers) -> LoraSlots | None:

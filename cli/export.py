@@ -69,7 +69,7 @@ def open_checkpoint(path: Path, options: CheckpointOptions) -> "Checkpoint":
     """Open the checkpoint that the command line names."""
     check_export_installed()
     from latentrt.export.checkpoint import Checkpoint
-    from latentrt.export.sources.lora import LoraFile
+    from latentrt.runtime.lora.files import LoraFile
 
     loras = [LoraFile.parse(text) for text in options.lora or ()]
     return Checkpoint.open(

@@ -14,6 +14,7 @@ from latentrt.export.pipelines import Conventions, find_conventions
 from latentrt.export.schedule import SCHEDULER_CONFIG, named, read_schedule
 from latentrt.export.sources.config_fields import one_for_all, positive
 from latentrt.export.sources.families import is_openai_clip
+from latentrt.export.sources.places import unet_layers
 from latentrt.export.sources.source import TOKENIZERS, Config, Source
 from latentrt.export.sources.vae import VAE_CLASSES, latent_scale
 from latentrt.runtime.bundle.manifest import Defaults
@@ -77,6 +78,7 @@ def read_model(source: Source) -> Model:
         family=_family(time_ids, texts[folders[0]]),
         text_encoders=encoders,
         unet_channels=unet["in_channels"],
+        unet_layers=unet_layers(unet),
         latent_channels=vae["latent_channels"],
         latent_scale=scale,
         scaling_factor=vae["scaling_factor"],

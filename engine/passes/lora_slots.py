@@ -28,9 +28,7 @@ def add_lora_slots(model: ir.Model, slots: LoraSlots, rows: str) -> tuple[ir.Val
     found = list(layers(model.graph, slots.layers))
     if not found:
         return ()
-    strengths = ir.Value(
-        name=STRENGTHS, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([rows, 1, slots.rank])
-    )
+    strengths = ir.Value(name=STRENGTHS, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([rows, 1, slots.rank]))
     bypasses = Bypasses(model.graph, slots.rank, strengths)
     inputs = [value for name, node, last in found for value in bypasses.add(name, node, last)]
     model.graph.inputs.extend([*inputs, strengths])
@@ -68,7 +66,9 @@ class Bypasses:
     def add(self, name: str, node: ir.Node, last: ir.Node) -> tuple[ir.Value, ir.Value]:
         """Add one layer's bypass behind `last`; returns its two new inputs."""
         x, weights = node.inputs[0], node.inputs[1]
-        assert x is not None and weights is not None and weights.const_value is not None
+        assert x is not None
+        assert weights is not None
+        assert weights.const_value is not None
         dtype = weights.const_value.dtype
         a, b = (
             ir.Value(name=f"{name}{part}", type=ir.TensorType(dtype), shape=ir.Shape(lengths))

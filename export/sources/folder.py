@@ -16,13 +16,12 @@ from latentrt.export.sources.source import TOKENIZERS, Classes, Config, Source, 
 from latentrt.export.sources.tokenizers import check_vocabulary, read_tokenizer_files
 from latentrt.export.sources.weight_file import (
     OLD_ATTENTION,
-    PICKLE_REMEDY,
-    PICKLES,
     WeightFile,
     refuse_keys,
     sha256,
 )
 from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.lora.tensor_file import PICKLE_REMEDY, PICKLES
 
 
 def network_name(key: str) -> str:

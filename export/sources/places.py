@@ -14,25 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-Shape = tuple[int, ...]
+from latentrt.runtime.lora.original_names import UNetBlocks
+from latentrt.runtime.lora.tensor_file import Shape
 
-UNET_ENDS = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-    "conv_norm_out": "out.0",
-    "conv_out": "out.2",
-}
-RESNET = {
-    "norm1": "in_layers.0",
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "norm2": "out_layers.0",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 OPEN_CLIP = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
@@ -92,45 +76,19 @@ def aliases(place: Place) -> list[Place]:
     return [place, *others]
 
 
-def unet_module(name: str, config: Mapping[str, Any]) -> str:
-    """Original name of a U-Net's module; a name that the original layout lacks stays as it is."""
-    if name in UNET_ENDS:
-        return UNET_ENDS[name]
-    match = re.fullmatch(r"(down|up|mid)_blocks?(?:\.(\d+))?\.(\w+)\.(\d+)(?:\.(.+))?", name)
-    if match is None:
-        return name
-    path, block, kind, index = match[1], int(match[2] or 0), match[3], int(match[4])
-    inner = RESNET.get(match[5], match[5]) if kind == "resnets" else match[5]
-    if path == "mid":
-        return f"middle_block.{2 * index if kind == 'resnets' else 1}.{inner}"
-    before, own = _blocks(path, block, config)
-    if kind == "downsamplers":
-        return f"input_blocks.{before + own + 1}.0.op"
-    if kind == "upsamplers":
-        attends = "CrossAttn" in config["up_block_types"][block]
-        return f"output_blocks.{before + own - 1}.{2 if attends else 1}.{inner}"
-    number = before + index + (path == "down")
-    return f"{'in' if path == 'down' else 'out'}put_blocks.{number}.{0 if kind == 'resnets' else 1}.{inner}"
-
-
-def _blocks(path: str, block: int, config: Mapping[str, Any]) -> tuple[int, int]:
-    """How many original blocks lie before a block of the U-Net, and how many it has: one per residual block.
-
-    On the way down each downsampling is a block too, on the way up there is one more residual block.
-    """
-    layers = config["layers_per_block"]
-    counts = list(layers) if isinstance(layers, list | tuple) else [layers] * len(config["down_block_types"])
-    if path == "down":
-        return sum(counts[:block]) + block, counts[block]
-    counts.reverse()
-    return sum(counts[:block]) + block, counts[block] + 1
-
-
 def unet_place(name: str, config: Mapping[str, Any]) -> Place:
     """Find where the original layout keeps one tensor of a U-Net."""
     module, _, parameter = name.rpartition(".")
     # Norms and linear layers inside a transformer keep their own names after the transformer's.
-    return Place(f"{unet_module(module, config)}.{parameter}")
+    attending = {number for number, kind in enumerate(config["up_block_types"]) if "CrossAttn" in kind}
+    blocks = UNetBlocks(unet_layers(config), attending)
+    return Place(f"{blocks.original_name(module)}.{parameter}")
+
+
+def unet_layers(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Residual blocks of each resolution of a U-Net on its way down."""
+    layers = config["layers_per_block"]
+    return tuple(layers) if isinstance(layers, list | tuple) else (layers,) * len(config["down_block_types"])
 
 
 def vae_place(name: str, config: Mapping[str, Any]) -> Place:

@@ -20,10 +20,10 @@ from latentrt.export.sources.weight_file import (
     WeightFile,
     check_places,
     filled_network,
-    list_keys,
     sha256,
 )
 from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.lora.tensor_file import list_keys
 
 PREFIXES = {
     "unet": ("model.diffusion_model.",),

@@ -2,23 +2,17 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from latentrt.export.random_weights import empty_network, tensor_shapes
-from latentrt.export.sources.places import Place, Shape
+from latentrt.export.sources.places import Place
 from latentrt.runtime.errors import CheckpointError
-
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-LFS_POINTER = b"version https://git-lfs"
-"""How the text begins that Git LFS puts in place of a large file."""
-
-PICKLE_REMEDY = "a pickle, which can run any code when read. Convert it to safetensors"
+from latentrt.runtime.lora.tensor_file import TensorFile
 
 TEXT_ENCODER = "a text encoder (CLIP)"
 """What messages call a file for which `is_text_encoder` is true."""
@@ -26,60 +20,15 @@ TEXT_ENCODER = "a text encoder (CLIP)"
 OLD_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 """Name of a part of attention -> its name in files that early versions of diffusers wrote."""
 
-LISTED_KEYS = 12
-"""How many keys an error names."""
 
-
-@dataclass(frozen=True)
-class WeightFile:
-    """The header of a safetensors file: `shapes`, key -> shape of its tensor, and `metadata`."""
-
-    path: Path
-    shapes: Mapping[str, Shape]
-    metadata: Mapping[str, str]
-
-    @classmethod
-    def open(cls, path: Path) -> "WeightFile":
-        """Read the header.
-
-        Raises:
-            CheckpointError: the file is missing, a pickle, or no safetensors file.
-        """
-        if not path.is_file():
-            raise CheckpointError(f"{path}: no such file. Give the path of a .safetensors file")
-        if path.suffix.lower() in PICKLES:
-            raise CheckpointError(f"{path}: {PICKLE_REMEDY}, or download that form")
-        _refuse_placeholder(path)
-        try:
-            with safe_open(path, framework="pt") as file:
-                shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-                return cls(path, shapes, file.metadata() or {})
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path}: not a readable safetensors file ({error}). Download it again, or convert it"
-            ) from error
+class WeightFile(TensorFile):
+    """A safetensors file whose tensors are read with torch."""
 
     def tensors(self, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
         """Read these tensors one by one, in the file's own dtypes."""
         with safe_open(self.path, framework="pt") as file:
             for key in keys:
                 yield key, file.get_tensor(key)
-
-
-def _refuse_placeholder(path: Path) -> None:
-    """Raise `CheckpointError` for what stands where weights were not downloaded: nothing, or Git LFS's pointer."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(len(LFS_POINTER))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if not start:
-        raise CheckpointError(f"{path}: empty, 0 bytes. Download it again")
-    if start == LFS_POINTER:
-        raise CheckpointError(
-            f"{path}: a pointer of Git LFS, not the weights themselves. Fetch them with `git lfs pull` in its "
-            "repository, or download the file again"
-        )
 
 
 def given_path(path: Path) -> Path:
@@ -151,9 +100,3 @@ def refuse_keys(where: Path, report: Mapping[str, Any]) -> None:
                 f"{where}: {len(keys)} {kind.replace('_', ' ')} in the weights, first {keys[0]}. "
                 "The weights belong to another config"
             )
-
-
-def list_keys(keys: list[str]) -> str:
-    """Name the first keys of a list in a sentence, and how many more there are."""
-    more = f" and {len(keys) - LISTED_KEYS} more" if len(keys) > LISTED_KEYS else ""
-    return ", ".join(keys[:LISTED_KEYS]) + more

@@ -28,8 +28,8 @@ MAX_RANK = 1024
 """The largest sum of ranks that a build may have room for."""
 
 LoraLayers = Literal["attention", "all"]
-"""`attention`: the linear layers and 1×1 convolutions of transformer blocks, which nearly all LoRAs change. `all`: every
-linear layer and convolution, as LoCon's files do."""
+"""`attention`: the linear layers and 1×1 convolutions of transformer blocks, which nearly all LoRAs change. `all`:
+every linear layer and convolution, as LoCon's files do."""
 
 
 class LoraSlots(Record):
@@ -45,7 +45,6 @@ class LoraSlots(Record):
     def suffix(self) -> str:
         """What the name of the build's folder adds."""
         return f"-lora{self.rank}" + ("" if self.layers == "attention" else f"-{self.layers}")
-
 
     @property
     def options(self) -> list[str]:

@@ -41,6 +41,8 @@ class Model(Record):
     text_encoders: tuple[TextEncoder, ...]
     unet_channels: int
     """`latent_channels`, or for inpainting 2 * latent_channels + 1: latents, mask, latents of the masked image."""
+    unet_layers: tuple[int, ...] = ()
+    """Residual blocks of each resolution on the U-Net's way down; by them LoRAs number its layers."""
     latent_channels: int
     latent_scale: int
     """Pixels per latent, along each axis."""

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.sources.families import CONFIGS
-from latentrt.export.sources.lora import LoraFile
-from latentrt.export.sources.lora_keys import layers, read_key
+from latentrt.export.sources.lora import LoraFile, layers
 from latentrt.runtime.errors import CheckpointError, RequestError
+from latentrt.runtime.lora.keys import read_key
 
 ATTENTION_TEXTS = tuple(change for change in TEXTS if "self_attn" in change.layer)
 
@@ -147,7 +147,7 @@ def test_alphas_in_the_header_of_diffusers(sdxl_checkpoint, plain, tmp_path):
 def test_original_names_at_full_size_are_those_of_diffusers():
     """Every layer of SDXL's U-Net, by kohya's name for it: this table and diffusers' two steps find the same one."""
     config = json.loads((CONFIGS / "sdxl.json").read_text(encoding="utf-8"))["unet"]
-    known = layers("unet", UNet2DConditionModel, config)
+    known = layers("unet", UNet2DConditionModel, config, config)
     original = ("input_blocks", "middle_block", "output_blocks", "time_embed_", "label_emb", "out_2")
     names = [name for name in known if name.startswith(original) and not name.endswith("_to_out")]
     assert len(names) == 794

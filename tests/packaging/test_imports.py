@@ -12,7 +12,7 @@ import latentrt.runtime
 
 ROOT = Path(__file__).parents[2]
 
-TORCH = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "onnxscript", "onnx_ir")
+TORCH = ("torch", "diffusers", "transformers", "accelerate", "onnxscript", "onnx_ir")
 ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_lean", "polygraphy", "cuda")
 ALL = (*TORCH, "onnx", *ENGINES)
 

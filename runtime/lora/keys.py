@@ -13,15 +13,12 @@ So a key is a network, a flattened path and a part: `lora_unet_`, `input_blocks_
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-from torch import nn
-
-from latentrt.export.random_weights import meta_network
-from latentrt.export.sources.places import Shape, unet_module
-from latentrt.export.sources.weight_file import list_keys
+from latentrt.runtime.lora.original_names import UNetBlocks
+from latentrt.runtime.lora.tensor_file import Shape, list_keys
 
 Part = Literal["down", "up", "alpha"]
 
@@ -127,16 +124,18 @@ class Layer:
     shape: Shape
 
 
-def layers(folder: str, kind: Any, config: Mapping[str, Any]) -> dict[str, Layer]:
-    """Map every flattened name that files give to a layer which a LoRA can change, to that layer."""
+def layers_by_name(folder: str, shapes: Mapping[str, Shape], unet_layers: Sequence[int]) -> dict[str, Layer]:
+    """Map every flattened name that files give to a layer which a LoRA can change, to that layer.
+
+    `shapes`: the layers of the network in `folder`, and the shapes of their weights. `unet_layers`: see `Model`.
+    """
+    blocks = UNetBlocks.of(unet_layers, shapes)
     by_name: dict[str, Layer] = {}
-    for name, module in meta_network(kind, config).named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d):
-            continue
+    for name, shape in shapes.items():
         names = {name, name.removesuffix(".to_out.0") + ".to_out" if name.endswith(".to_out.0") else name}
         if folder == "unet":
-            names.add(unet_module(name, config))
+            names.add(blocks.original_name(name))
         else:
             names |= {re.sub(r"\.([qkv])_proj$", r".to_\1", name), re.sub(r"\.out_proj$", ".to_out", name)}
-        by_name |= dict.fromkeys(map(flatten, names), Layer(name, tuple(module.weight.shape)))
+        by_name |= dict.fromkeys(map(flatten, names), Layer(name, shape))
     return by_name

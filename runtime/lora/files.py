@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from latentrt.export.sources.source import TOKENIZERS
-from latentrt.export.sources.weight_file import PICKLES
 from latentrt.runtime.errors import CheckpointError, RequestError
+from latentrt.runtime.lora.tensor_file import PICKLES
 
 NAMES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 """What PEFT and diffusers call a LoRA's file in its folder."""
 
-NETWORKS = ("unet", *TOKENIZERS)
+NETWORKS = ("unet", "text_encoder", "text_encoder_2")
 """Folders of the networks that a LoRA can change."""
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentrt.export.sources.weight_file import WeightFile
 from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.lora.tensor_file import TensorFile
 
 HEADER = "lora_adapter_metadata"
 """Header field in which diffusers keeps ranks and alphas: its files hold no alphas beside the matrices."""
@@ -34,7 +34,7 @@ class LoraScale:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, file: WeightFile, alphas: bool) -> "LoraScale":
+    def read(cls, file: TensorFile, alphas: bool) -> "LoraScale":
         """Read the header, else the config beside a file of PEFT's. `alphas`: every layer holds its own.
 
         Raises:
