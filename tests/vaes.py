@@ -129,3 +129,23 @@ def spike(vae: AutoencoderKL, component: str) -> AutoencoderKL:
         block.norm2.bias[3] *= 2.0**17
         block.conv2.weight[:, 3] *= 2.0**-17
     return vae
+
+
+def waking(vae: AutoencoderKL) -> AutoencoderKL:
+    """A copy whose decoder has a channel that sleeps over the samples, behind a SiLU, and wakes at three times them.
+
+    In the first norm's first group two constants outweigh a channel of the latents, so that the norm keeps its scale;
+    behind SiLU's flat side it is a small part of what it becomes when the latents are three times as large.
+    """
+    vae = copy.deepcopy(vae)
+    block, conv_in = vae.decoder.mid_block.resnets[0], vae.decoder.conv_in
+    samples = vae_samples(vae, "vae_decoder", 64)
+    with torch.no_grad():
+        conv_in.weight[:3] = 0.0
+        conv_in.bias[:4] = torch.tensor([400.0, -400.0, 0.0, 0.0])
+        values = [conv_in(vae.post_quant_conv(sample))[:, 3].abs().amax() for sample in samples]
+        conv_in.weight[3] *= 4.5 / max(values)
+        block.norm1.weight[3] = 400.0 / math.sqrt(2.0)
+        block.norm1.bias[3] = -6.0
+        block.conv1.weight[:, 3] *= 2.0**18
+    return vae

@@ -26,8 +26,13 @@ from latentrt.runtime.errors import ParityError
 EXACTNESS = 1e-6
 """Largest `relative_error` that scaling may cause in float32; it is 0 unless weights become float32 subnormals."""
 
+QUIET = 128.0
+"""Largest absolute value of a signal over the samples, after scaling: 512× headroom below fp16's largest number.
+
+Latents far from the samples make values that grow faster than they do, and scaling costs nothing."""
+
 WINDOW = 8
-"""How many exponents are tried for a signal that must be scaled: scaling further may keep weights more precise."""
+"""How many exponents below `QUIET` are tried for a signal: scaling further may keep weights more precise."""
 
 WEIGHT_SAMPLE = 4096
 """How many weights of a layer are examined."""
@@ -70,11 +75,12 @@ def _check_exact(component: str, scaled: list[Tensor], unscaled: list[Tensor]) -
 
 
 def choose_exponents(signals: Signals, ranges: Ranges) -> dict[str, int]:
-    """Choose the exponent of each signal's power of two: 0 where its values fit with headroom.
+    """Choose the exponent of each signal's power of two: 0 where its values are no larger than `QUIET`.
 
     1. Queries and keys share their excess, so that their product stays; islands take care of what still overflows.
-    2. Other signals get the largest power of two that gives headroom, or a smaller one within `WINDOW` where that
-       rounds the weights less: a projection from a scaled to an unscaled signal would make its weights subnormal.
+    2. Other signals get the largest power of two that brings them down to `QUIET`, or another one where that rounds
+       the weights less: a smaller one within `WINDOW`, or else a larger one that still leaves `HEADROOM`. Next to a
+       signal of another scale, weights may become subnormal.
     """
     largest = {
         name: max(ranges.outputs[writer] for writer in writers)
@@ -84,24 +90,25 @@ def choose_exponents(signals: Signals, ranges: Ranges) -> dict[str, int]:
     exponents: dict[str, int] = {}
     for name in signals.attentions:
         query, key = largest.pop(f"{name}.to_q"), largest.pop(f"{name}.to_k")
-        shift = round(math.log2(key / query) / 2) if max(query, key) > LIMIT and min(query, key) > 0 else 0
+        shift = round(math.log2(key / query) / 2) if max(query, key) > QUIET and min(query, key) > 0 else 0
         exponents |= {f"{name}.to_q": shift, f"{name}.to_k": -shift}
-    needed = {name: _exponent(value) for name, value in largest.items()}
-    exponents |= needed
+    wanted = {name: _exponent(value, QUIET) for name, value in largest.items()}
+    exponents |= wanted
     for _ in range(2):  # each choice affects its neighbours'
-        for name in (name for name, exponent in needed.items() if exponent < 0):
+        for name in (name for name, exponent in wanted.items() if exponent < 0):
+            lower = range(wanted[name], wanted[name] - WINDOW, -1)
+            higher = range(wanted[name] + 1, _exponent(largest[name], LIMIT) + 1)
             losses = {
-                exponent: _weight_loss(signals, name, exponents | {name: exponent})
-                for exponent in range(needed[name], needed[name] - WINDOW, -1)
+                exponent: _weight_loss(signals, name, exponents | {name: exponent}) for exponent in (*lower, *higher)
             }
             bound = 1.1 * min(losses.values())
             exponents[name] = next(exponent for exponent, loss in losses.items() if loss <= bound)
     return exponents
 
 
-def _exponent(largest: float) -> int:
-    """Exponent of the largest power of two ≤ 1 that brings `largest` below `LIMIT`."""
-    return math.floor(math.log2(LIMIT / largest)) if largest > LIMIT else 0
+def _exponent(largest: float, bound: float) -> int:
+    """Exponent of the largest power of two ≤ 1 that brings `largest` down to `bound`."""
+    return math.floor(math.log2(bound / largest)) if largest > bound else 0
 
 
 def _weight_loss(signals: Signals, signal: str, exponents: Mapping[str, int]) -> float:

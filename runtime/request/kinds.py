@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from latentrt.runtime.errors import RequestError
+from latentrt.runtime.errors import CheckpointError, RequestError
 from latentrt.runtime.samplers import SAMPLERS, ScheduleConfig, sampler_named, schedule_named
+from latentrt.runtime.samplers.config import read_field
 
 
 def _unchanged(value: Any) -> Any:
@@ -153,7 +154,10 @@ def _checked_fields(value: str | Mapping[Any, Any]) -> dict[str, Any]:
         return {**schedule_named(value)}
     if unknown := [str(field) for field in value if field not in SCHEDULE_FIELDS]:
         raise RequestError(f"schedule: {', '.join(unknown)}: no such field; the fields are {_KNOWN_FIELDS}")
-    return dict(value)
+    try:
+        return {name: None if given is None else read_field(name, given) for name, given in value.items()}
+    except CheckpointError as error:
+        raise RequestError(f"schedule: {error}") from error
 
 
 def _parse_fields(entries: Iterable[str]) -> dict[str, Any]:

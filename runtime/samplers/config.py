@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from itertools import pairwise
 from math import isfinite
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from latentrt.runtime.errors import CheckpointError
 
@@ -160,9 +163,8 @@ class ScheduleConfig:
         Raises:
             CheckpointError: a field has the wrong type or a value that diffusers does not know either.
         """
-        types = get_type_hints(cls)
         names = [field.name for field in fields(cls) if config.get(field.name) is not None]
-        stated: dict[str, Any] = {name: _read(name, config[name], types[name]) for name in names}
+        stated: dict[str, Any] = {name: read_field(name, config[name]) for name in names}
         return cls(**stated)
 
 
@@ -178,6 +180,20 @@ def _check_falling(name: str, values: tuple[float, ...]) -> None:
 def _brief(values: tuple[float, ...]) -> str:
     shown = [f"{value:g}" for value in values]
     return ", ".join(shown if len(shown) <= 5 else [*shown[:3], "…", shown[-1]]) or "(none)"
+
+
+def read_field(name: str, value: object) -> object:
+    """Read one field's value, of any kind that JSON or numpy has, as an immutable value of the field's own type.
+
+    Raises:
+        CheckpointError: it is of another kind.
+    """
+    return _read(name, value.tolist() if isinstance(value, np.ndarray | np.generic) else value, _types()[name])
+
+
+@cache
+def _types() -> Mapping[str, Any]:
+    return get_type_hints(ScheduleConfig)
 
 
 def _read(name: str, value: object, hint: object) -> object:

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from checkpoints import write_sdxl
 from diffusers import AutoencoderKL
 from exports import export_components
 from typer.testing import CliRunner
-from vaes import HALVES, SPIKES, blow_up, fit, half, inputs, run, spike, tiny_vae
+from vaes import HALVES, SPIKES, blow_up, fit, half, inputs, run, spike, tiny_vae, waking
 
 from latentrt.cli.main import application
 from latentrt.engine.build import build_engines
@@ -23,9 +24,10 @@ from latentrt.export.checks.layers import first_departure
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import component_precisions
 from latentrt.export.modules import MODULES
+from latentrt.export.numerics import vae_scaling
 from latentrt.export.numerics.islands import LIMIT
 from latentrt.export.numerics.ranges import measure
-from latentrt.export.numerics.vae_scaling import choose_exponents, fold
+from latentrt.export.numerics.vae_scaling import QUIET, choose_exponents, fold
 from latentrt.export.numerics.vae_signals import vae_signals
 from latentrt.export.sample_inputs import sample_inputs
 from latentrt.export.tolerance import relative_error
@@ -109,6 +111,27 @@ def test_the_scaled_float32_graph_gives_the_same_bits(component, tmp_path):
 
 def ranges(vae, component):
     return measure(vae, lambda sample: run(vae, component, [sample]), inputs(component)).ranges
+
+
+def test_latents_of_three_times_the_samples_spread(monkeypatch):
+    """High guidance and odd latents: values grow faster than the latents do, and the headroom is for that."""
+    vae, sample = waking(tiny_vae()), 3 * inputs("vae_decoder")[0]
+    wanted = run(vae, "vae_decoder", [sample])
+    fitted = copy.deepcopy(vae)
+    record = fit(fitted, "vae_decoder")
+    assert (record.islands, record.folding_error) == ((), 0.0)
+    assert record.largest <= 4 * QUIET
+    assert psnr(run(half(fitted), "vae_decoder", [sample], torch.float16), wanted) > 45
+
+    monkeypatch.setattr(vae_scaling, "QUIET", LIMIT)
+    fit(vae, "vae_decoder")
+    assert not run(half(vae), "vae_decoder", [sample], torch.float16).isfinite().all()
+
+
+def psnr(found, wanted):
+    """In decibels, of pictures in -1 … 1, clamped as they are drawn."""
+    error = (found.float().clamp(-1, 1) - wanted.clamp(-1, 1)).pow(2).mean().item()
+    return 10 * math.log10(4 / error)
 
 
 @pytest.mark.parametrize("component", HALVES)

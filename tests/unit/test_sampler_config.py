@@ -8,6 +8,7 @@ import pytest
 from schedules import SDXL
 
 from latentrt.runtime.errors import CheckpointError, RequestError
+from latentrt.runtime.request.kinds import FIELDS
 from latentrt.runtime.samplers import SAMPLERS, ScheduleConfig, compile_sampler, sampler_for
 
 
@@ -205,3 +206,27 @@ def test_broken_config(changes: dict[str, object], message: str) -> None:
 def test_broken_lcm_config() -> None:
     with pytest.raises(CheckpointError, match="original_inference_steps 2000: it must lie between 1 and num_train"):
         compile_sampler("lcm", replace(SDXL, original_inference_steps=2000), 4)
+
+
+@pytest.mark.parametrize("betas", [[0.1, 0.2], (0.1, 0.2), np.array([0.1, 0.2]), np.array([1, 2], np.float32) / 10])
+def test_trained_betas_of_every_kind(betas: Any) -> None:
+    found = FIELDS.to_python(
+        {"trained_betas": betas, "num_train_timesteps": np.int64(2), "use_karras_sigmas": np.True_}
+    )
+    assert found["trained_betas"] == pytest.approx((0.1, 0.2))
+    assert (found["num_train_timesteps"], found["use_karras_sigmas"]) == (2, True)
+    hash(tuple(found.items()))
+
+
+@pytest.mark.parametrize(
+    "value", [True, 3, 2.5, "text", [], [1], ["a"], [[1]], {}, {"a": 1}, np.ones((2, 2)), object()]
+)
+@pytest.mark.parametrize("name", ["trained_betas", "beta_start", "beta_schedule", "solver_order", "thresholding"])
+def test_values_of_any_kind_are_read_or_refused(name: str, value: Any) -> None:
+    """What is read can be kept as a key; what is not is refused in our words."""
+    message = ""
+    try:
+        hash(tuple(FIELDS.to_python({name: value}).items()))
+    except RequestError as error:
+        message = str(error)
+    assert not message or message.startswith(f"schedule: scheduler config: {name} ")
