@@ -30,9 +30,10 @@ from latentrt.runtime.request.reading import Prompt, make_request
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.request.signature import takes_settings
-from latentrt.runtime.request.size_checks import check_images, check_size, check_tokens
+from latentrt.runtime.request.size_checks import check_images, check_rows, check_size, check_tokens
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_part
 from latentrt.runtime.text.encoder import PromptEncoder
+from latentrt.runtime.text.prompt_plan import check_plan, plan_request
 from latentrt.runtime.text.tokenizer import Tokenizer
 
 KEPT_TABLES = 32
@@ -167,6 +168,7 @@ class Pipeline:
             raise RequestError(f"request: a {type(request).__name__}; make one with this pipeline's `request`")
         request.check(self.limits, self.rebuild_command)
         request.check_model(self.bundle.manifest.model)
+        check_plan(request, self.limits, self.rebuild_command)
         return self._tokens(request, tokens), self._table(request)
 
     def _tokens(self, request: Request, least: int = 0) -> int:
@@ -219,6 +221,11 @@ class Pipeline:
 
     def _embed(self, request: Request) -> Embeddings:
         self.backend.activate()
+        if not plan_request(request).is_plain:
+            raise RequestError(
+                "prompt: AND, a weight at the end, [from:to:when] and [a|b] are several texts, or change with the "
+                "step; embeddings hold one text per prompt"
+            )
         return self._prompts.embed(request, self._tokens(request))
 
     def advance(self, drawings: Sequence[Drawing], steps: int = 1, progress: StepProgress | None = None) -> None:
@@ -240,6 +247,7 @@ class Pipeline:
         pictures = [picture for drawing in drawings for picture in drawing.pictures]
         check_steps(pictures, steps)
         check_images(len(pictures), self.limits, self.rebuild_command)
+        check_rows(sum(picture.most_rows for picture in pictures), self.limits, self.rebuild_command)
         with stage(self.backend, "denoise", [drawing.timeline for drawing in drawings]):
             self._loop.advance(pictures, steps, progress)
 

@@ -31,7 +31,7 @@ class Holder(Protocol):
 class Picture:
     """One picture: everything the loop needs to draw it in S U-Net evaluations of r rows, and the step it is at.
 
-    inputs: values (r, ...) by U-Net port that stay the same over all steps; the prompt's row comes last.
+    inputs: values (r, ...) by U-Net port that stay the same over all steps; the rows of the prompt come last.
     guidance (S, r): the model output of step s is guidance[s] · rows; rows of weight zero are not computed.
     noise (draws, 4, h, w): one for each step that draws.
     state (k, 4, h, w): the sampler's state, up to date whenever nobody holds the picture.
@@ -61,6 +61,11 @@ class Picture:
     def rows(self) -> NDArray[np.int64]:
         """Numbers of the rows that the next step computes."""
         return np.flatnonzero(self.guidance[self.step])
+
+    @property
+    def most_rows(self) -> int:
+        """The largest number of rows that a step computes."""
+        return int(np.count_nonzero(self.guidance, axis=1).max())
 
     @property
     def steady_steps(self) -> int:

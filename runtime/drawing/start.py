@@ -16,6 +16,7 @@ from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.source import Source
 from latentrt.runtime.samplers import SamplerTable
 from latentrt.runtime.text.conditioning import Conditioning
+from latentrt.runtime.text.prompt_plan import plan_request
 
 Encode = Callable[[Float32s], tuple[Float32s, Float32s]]
 """The VAE's encoder: from pixels (n, 3, height, width) to mean and standard deviation of latents (n, 4, h, w)."""
@@ -38,6 +39,7 @@ def start_pictures(
     request: Request, conditioning: Conditioning, table: SamplerTable, model: Model, encode: Encode
 ) -> list[Picture]:
     """A request's pictures before their first step, with all the noise that their steps will take."""
+    plan = plan_request(request)
     randomness = Randomness(request)
     latent = (model.latent_channels, request.height // model.latent_scale, request.width // model.latent_scale)
     start = _start(request, table, model, encode, randomness, latent)
@@ -48,7 +50,7 @@ def start_pictures(
     return [
         Picture(
             inputs={name: values[image :: request.count] for name, values in conditioning.items()},
-            guidance=guidance_rows(request, table, request.guidance[image // request.images]),
+            guidance=guidance_rows(request, table, plan, image // request.images),
             table=table,
             noise=noise[image],
             state=state[image],

@@ -115,7 +115,7 @@ def read(text: str, sampler: bool = True) -> Parameters:
     end = max((number for number, line in enumerate(lines) if line.startswith("Steps:")), default=len(lines))
     start = next((number for number, line in enumerate(lines[:end]) if line.startswith(NEGATIVE)), end)
     fields = {name.strip(): _unquoted(value) for name, value in FIELD.findall("".join(lines[end : end + 1]))}
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = {"prompt_syntax": "a1111"}
     if negative := "\n".join(lines[start:end]).removeprefix(NEGATIVE).strip():
         settings["negative"] = negative
     for name, (setting, kind) in NUMBERS.items():

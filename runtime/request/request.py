@@ -61,7 +61,7 @@ class Request:
 
     @property
     def texts(self) -> set[str]:
-        """Every text to encode; without guidance, no negative one."""
+        """Every text as it was given; without guidance, no negative one."""
         if self.embeddings is not None:
             return set()
         negatives = (*self.negatives, *self.negatives_2) if self.guided else ()

@@ -37,6 +37,9 @@ from latentrt.runtime.request.micro_conditioning import (
 from latentrt.runtime.request.setting import Group, Setting, Use
 from latentrt.runtime.samplers import SAMPLERS
 
+SYNTAXES = ("a1111", "latentrt")
+"""Syntaxes of prompts; see `latentrt.runtime.text`."""
+
 MAX_SEED = 2**64 - 1
 
 SEED = replace(
@@ -100,6 +103,16 @@ class Settings(TypedDict, total=False):
             aliases=("negative_prompt_2",),
             not_with=EMBEDDED,
             use=GUIDED,
+        ),
+    ]
+    prompt_syntax: Annotated[
+        str,
+        Setting(
+            "How prompts are read: latentrt knows (word:1.3) alone, a1111 all that AUTOMATIC1111 does.",
+            one_of(SYNTAXES),
+            Group.PROMPTS,
+            default="latentrt",
+            not_with=EMBEDDED,
         ),
     ]
     clip_skip: Annotated[

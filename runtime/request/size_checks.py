@@ -34,6 +34,17 @@ def check_images(count: int, limits: Limits, rebuild: Rebuild) -> None:
     _check_range(limits, rebuild, "images", count)
 
 
+def check_rows(rows: int, limits: Limits, rebuild: Rebuild) -> None:
+    """Raise `RequestError` for more rows of the U-Net at once than are served: two per picture of the largest batch."""
+    low, opt, high = limits.bounds("images")
+    if rows > 2 * high:
+        wider = limits.replace(images=f"{low}:{opt}:{-(-rows // 2)}")
+        raise RequestError(
+            f"prompt: its parts, joined by AND, make {rows} rows of the U-Net at once; this build serves {2 * high}. "
+            f"Rebuild with: {rebuild(wider)}"
+        )
+
+
 def check_tokens(tokens: int, limits: Limits, rebuild: Rebuild, prompt: str) -> None:
     """Raise `RequestError` if a prompt needs more tokens (77 per chunk) than are served."""
     low, opt, high = limits.bounds("tokens")

@@ -17,7 +17,14 @@ Conditioning = Mapping[str, NDArray[Any]]
 
 
 def condition(request: Request, embeddings: Embeddings, model: Model) -> Conditioning:
-    """Lay out embeddings, time ids and guidance embeddings as rows of the U-Net, one set of rows per picture."""
+    """Lay out embeddings, time ids and guidance embeddings as rows of the U-Net, one set of rows per picture.
+
+    Each row of negative and then of positive texts, `images` times for every prompt; prompts may be several texts.
+    """
+    texts = len(embeddings.hidden) // len(request.prompts)
+    negative_texts = (
+        len(embeddings.negative_hidden) // len(request.prompts) if embeddings.negative_hidden is not None else 1
+    )
 
     def rows(negative: NDArray[Any] | None, positive: NDArray[Any] | None) -> NDArray[Any]:
         parts = [part for part in (negative if request.guided else None, positive) if part is not None]
@@ -26,15 +33,15 @@ def condition(request: Request, embeddings: Embeddings, model: Model) -> Conditi
     inputs: dict[str, NDArray[Any]] = {"encoder_hidden_states": rows(embeddings.negative_hidden, embeddings.hidden)}
     if model.time_ids:
         inputs["text_embeds"] = rows(embeddings.negative_pooled, embeddings.pooled)
-        inputs["time_ids"] = time_ids(request, model)
+        inputs["time_ids"] = time_ids(request, model, negative_texts, texts)
     if width := model.guidance_embedding:
         scales = [guidance_embedding(scale, width) for scale in request.guidance]
-        inputs["timestep_cond"] = np.repeat(scales, request.images, axis=0)
+        inputs["timestep_cond"] = np.tile(np.repeat(scales, request.images, axis=0), (texts, 1))
     return inputs
 
 
-def time_ids(request: Request, model: Model) -> NDArray[np.float32]:
-    """SDXL's time ids (rows, ids), those of the negative rows first."""
+def time_ids(request: Request, model: Model, negative_texts: int = 1, texts: int = 1) -> NDArray[np.float32]:
+    """SDXL's time ids (rows, ids), those of the negative rows first; so many rows of each kind per picture."""
     positive = request.conditioning
     # The score describes the picture that is wanted, so the negative rows do not share it.
     negative = request.negative_conditioning or replace(positive, aesthetic_score=None)
@@ -43,7 +50,8 @@ def time_ids(request: Request, model: Model) -> NDArray[np.float32]:
         branch.time_ids(model.time_ids, request.height, request.width, score)
         for branch, score in (*branches, (positive, AESTHETIC_SCORE))
     ]
-    return np.repeat(np.array(rows, np.float32), request.count, axis=0)
+    counts = [negative_texts * request.count] * request.guided + [texts * request.count]
+    return np.repeat(np.array(rows, np.float32), counts, axis=0)
 
 
 def guidance_embedding(guidance: float, width: int) -> NDArray[np.float32]:

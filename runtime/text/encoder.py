@@ -14,8 +14,10 @@ from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.recent import Recent
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.request import Request
+from latentrt.runtime.text.a1111_weights import emphasised
 from latentrt.runtime.text.conditioning import Conditioning, condition
-from latentrt.runtime.text.prompt_weights import parse_weights
+from latentrt.runtime.text.prompt_plan import RequestPlan, plan_request
+from latentrt.runtime.text.token_rows import padded_rows, token_rows
 from latentrt.runtime.text.tokenizer import Tokenizer
 
 Encoded = Mapping[str, NDArray[Any]]
@@ -30,10 +32,11 @@ KEPT_BINDINGS = 8
 
 @dataclass(frozen=True, slots=True, order=True)
 class Text:
-    """A text, and how many of an encoder's last layers it skips."""
+    """A text, the syntax of its weights, and how many of an encoder's last layers it skips."""
 
     text: str
     clip_skip: int = 0
+    syntax: str = "latentrt"
 
 
 Row = tuple[Text, ...] | None
@@ -54,9 +57,11 @@ class PromptEncoder:
         """The request's longest text, and how many tokens it needs, in whole chunks of 77."""
         if request.embeddings is not None:
             return "", request.embeddings.tokens
+        syntax = request.settings["prompt_syntax"]
+        rows = [row for row in self._rows(request, plan_request(request)) if row is not None]
         chunks = {
-            text: max(len(token_rows(tokenizer, text)[0]) for tokenizer in self.tokenizers.values())
-            for text in sorted(request.texts)
+            text: max(len(token_rows(tokenizer, text, syntax)[0]) for tokenizer in self.tokenizers.values())
+            for text in sorted({one.text for row in rows for one in row})
         }
         longest = max(chunks, key=lambda text: chunks[text])
         return longest, chunks[longest] * TOKENS_PER_CHUNK
@@ -66,32 +71,45 @@ class PromptEncoder:
         return condition(request, request.embeddings or self.embed(request, tokens), self.model)
 
     def embed(self, request: Request, tokens: int) -> Embeddings:
-        """Embeddings of a request's prompts and, with guidance, of its negative prompts."""
-        rows = [*(self._negatives(request) if request.guided else ()), *self._prompts(request)]
+        """Embeddings of a request's prompts and, with guidance, of its negative prompts.
+
+        Prompts that are several texts (`prompt_plan`) have as many rows: the first texts of all prompts, then the
+        second ones, and so on.
+        """
+        plan = plan_request(request)
+        rows = self._rows(request, plan)
         parts = [
             self._encode_rows(encoder, [None if row is None else row[index] for row in rows], tokens)
             for index, encoder in enumerate(self.model.text_encoders)
         ]
         hidden = np.concatenate([part["hidden"] for part in parts], axis=-1)
         pooled = np.concatenate([part["pooled"] for part in parts if "pooled" in part] or [hidden[:, 0, :0]], axis=-1)
-        count = len(request.prompts)
+        count = len(request.prompts) * plan.prompt_texts
         negative = (hidden[:-count], pooled[:-count]) if request.guided else (None, None)
         return Embeddings(hidden[-count:], pooled[-count:], *negative)
 
-    def _prompts(self, request: Request) -> list[Row]:
-        skip = request.settings["clip_skip"]
-        return [self._row(*texts, skip) for texts in zip(request.prompts, request.prompts_2, strict=True)]
+    def _rows(self, request: Request, plan: RequestPlan) -> list[Row]:
+        """The rows of negative prompts, with guidance, and those of prompts.
 
-    def _negatives(self, request: Request) -> list[Row]:
-        """The negative rows; without a negative prompt, zeros or an empty text, as the checkpoint was trained."""
-        return [
-            None if first is None and second is None and self.model.zero_negative else self._row(first or "", second)
-            for first, second in zip(request.negatives, request.negatives_2, strict=True)
+        Without a negative prompt: zeros or an empty text, as the checkpoint was trained.
+        """
+        skip, syntax = request.settings["clip_skip"], request.settings["prompt_syntax"]
+        rows = [
+            None
+            if one.texts[number] is None and second is None and self.model.zero_negative
+            else self._row(one.texts[number] or "", second, 0, syntax)
+            for number in range(plan.negative_texts if request.guided else 0)
+            for one, second in zip(plan.negatives, request.negatives_2, strict=True)
+        ]
+        return rows + [
+            self._row(one.texts[number] or "", second, skip, syntax)
+            for number in range(plan.prompt_texts)
+            for one, second in zip(plan.prompts, request.prompts_2, strict=True)
         ]
 
-    def _row(self, first: str, second: str | None, clip_skip: int = 0) -> Row:
+    def _row(self, first: str, second: str | None, clip_skip: int, syntax: str) -> Row:
         texts = (first, first if second is None else second)
-        return tuple(Text(text, clip_skip) for text, _ in zip(texts, self.model.text_encoders, strict=False))
+        return tuple(Text(text, clip_skip, syntax) for text, _ in zip(texts, self.model.text_encoders, strict=False))
 
     def _encode_rows(self, encoder: TextEncoder, rows: Sequence[Text | None], tokens: int) -> dict[str, NDArray[Any]]:
         """One encoder's hidden states (rows, tokens, width) and, if it has them, pooled texts (rows, width)."""
@@ -101,20 +119,31 @@ class PromptEncoder:
         return {name: np.stack([output[name] for output in outputs]) for name in zeros}
 
     def _encode_texts(self, encoder: TextEncoder, texts: Sequence[Text], tokens: int) -> dict[Text, Encoded]:
-        """Each text's outputs, weighted; texts that are not kept are encoded in one call."""
+        """Each text's outputs, weighted; texts that are not kept are encoded in one call, or in few."""
         known = {text: self._encoded.find((encoder.component, text, tokens)) for text in texts}
         fresh = [text for text, encoded in known.items() if encoded is None]
-        made = dict(zip(fresh, self._run(encoder, fresh, tokens // TOKENS_PER_CHUNK), strict=True)) if fresh else {}
+        made: dict[Text, Encoded] = {}
+        most = max(1, self.engines[encoder.component].spec.dims["texts"].max * TOKENS_PER_CHUNK // tokens)
+        for start in range(0, len(fresh), most):
+            part = fresh[start : start + most]
+            made |= dict(zip(part, self._run(encoder, part, tokens // TOKENS_PER_CHUNK), strict=True))
         for text, encoded in made.items():  # an empty text, which weights need, comes first
             made[text] = self._weighted(encoder, text, encoded, tokens)
             self._encoded.get((encoder.component, text, tokens), partial(made.__getitem__, text))
         return {text: made[text] if encoded is None else encoded for text, encoded in known.items()}
 
     def _weighted(self, encoder: TextEncoder, text: Text, encoded: Encoded, tokens: int) -> Encoded:
-        """Apply a text's weights: weight w moves a token's hidden state h to e + w (h - e), e being an empty text's."""
-        _, weights = token_rows(self.tokenizers[encoder.tokenizer], text.text)
+        """Apply a text's weights: weight w moves a token's hidden state h to e + w (h - e), e being an empty text's.
+
+        Those in AUTOMATIC1111's syntax multiply h, as there.
+        """
+        _, weights = token_rows(self.tokenizers[encoder.tokenizer], text.text, text.syntax)
         if (weights == 1).all():
             return encoded
+        if text.syntax == "a1111":
+            own, rest = np.split(encoded["hidden"], [weights.size])
+            moved = emphasised(own.reshape(*weights.shape, -1).astype(np.float32), weights)
+            return {**encoded, "hidden": np.concatenate([moved.reshape(own.shape).astype(own.dtype), rest])}
         empty = replace(text, text="")
         hidden, origin = encoded["hidden"], self._encode_texts(encoder, [empty], tokens)[empty]["hidden"]
         column = np.pad(weights.reshape(-1, 1), ((0, tokens - weights.size), (0, 0)), constant_values=1)
@@ -123,7 +152,7 @@ class PromptEncoder:
     def _run(self, encoder: TextEncoder, texts: Sequence[Text], chunks: int) -> list[Encoded]:
         """Call an encoder once for all texts. A text's pooled output is that of its first chunk."""
         tokenizer, engine = self.tokenizers[encoder.tokenizer], self.engines[encoder.component]
-        ids = np.concatenate([_padded(tokenizer, text.text, chunks) for text in texts])
+        ids = np.concatenate([padded_rows(tokenizer, text.text, chunks, text.syntax) for text in texts])
         binding = self._bindings.get((encoder.component, len(ids)), lambda: engine.bind({"texts": len(ids)}))
         binding.buffers["input_ids"].write(ids)
         binding.buffers["clip_skip"].write(np.repeat([text.clip_skip for text in texts], chunks))
@@ -142,20 +171,3 @@ class PromptEncoder:
         """Release the encoders' buffers, and drop the texts."""
         self._bindings.clear()
         self.forget()
-
-
-def token_rows(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Token ids and weights, both (chunks, 77), of a text that may hold weights."""
-    fragments = [(tokenizer.encode(part.text), part.weight) for part in parse_weights(text)]
-    rows = tokenizer.rows([token for ids, _ in fragments for token in ids])
-    flat = np.repeat([weight for _, weight in fragments], [len(ids) for ids, _ in fragments])
-    weights = np.ones(rows.shape, np.float32)
-    inner = np.pad(flat, (0, weights[:, 1:-1].size - flat.size), constant_values=1)
-    weights[:, 1:-1] = inner.reshape(len(rows), -1)
-    return rows, weights
-
-
-def _padded(tokenizer: Tokenizer, text: str, chunks: int) -> NDArray[np.int64]:
-    """Token ids (chunks, 77): the text's, then empty chunks, so that all texts of a batch are equally long."""
-    own, _ = token_rows(tokenizer, text)
-    return np.concatenate([own, *[tokenizer.empty_chunk()] * (chunks - len(own))])

@@ -57,7 +57,7 @@ def parse_weights(prompt: str) -> list[Fragment]:
             take(symbol.removeprefix("\\"))
     take(prompt[place:])
     _tell_of_text(prompt)
-    return _merged(fragments)
+    return merged(fragments)
 
 
 def _weight(before: str, symbol: str) -> float | None:
@@ -80,7 +80,7 @@ def _tell_of_text(prompt: str) -> None:
             )
 
 
-def _merged(fragments: list[Fragment]) -> list[Fragment]:
+def merged(fragments: list[Fragment]) -> list[Fragment]:
     """Join neighbours of equal weight, so that words which a mark had cut are whole again."""
     merged: list[Fragment] = []
     for fragment in fragments:

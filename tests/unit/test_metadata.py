@@ -25,6 +25,7 @@ SETTINGS = {
     "negative": ["grey\nSteps: 1, Sampler: Euler", None],
     "prompt_2": "two",
     "negative_2": [None, "two"],
+    "prompt_syntax": "a1111",
     "clip_skip": 1,
     "steps": 12,
     "sampler": "dpmpp_2m",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from latentrt.demo import CHECKPOINT
-from latentrt.runtime.text.encoder import token_rows
 from latentrt.runtime.text.prompt_weights import parse_weights
+from latentrt.runtime.text.token_rows import token_rows
 from latentrt.runtime.text.tokenizer import Tokenizer
 
 

@@ -30,6 +30,7 @@ VALUES: dict[str, list[Any]] = {
     "negative": ["dull", ["a, b: c", None], ["é\n", "Steps: 1"]],
     "prompt_2": ["two", ["one", None]],
     "negative_2": ["two", [None, "one"]],
+    "prompt_syntax": ["latentrt", "a1111"],
     "clip_skip": [0, 1, 2],
     "steps": [1, 30],
     "sampler": sorted(SAMPLERS),

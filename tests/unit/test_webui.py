@@ -85,14 +85,15 @@ def test_what_is_written(found, text):
     assert write(found) == text
 
 
-PLAIN = {"sampler": "euler", "steps": 20}
+SYNTAX = {"prompt_syntax": "a1111"}
+PLAIN = SYNTAX | {"sampler": "euler", "steps": 20}
 
 
 @pytest.mark.parametrize(
     ("text", "prompt", "settings", "ignored"),
     [
-        ("a cat", "a cat", {}, ()),
-        ("a cat\nNegative prompt: dull", "a cat", {"negative": "dull"}, ()),
+        ("a cat", "a cat", SYNTAX, ()),
+        ("a cat\nNegative prompt: dull", "a cat", SYNTAX | {"negative": "dull"}, ()),
         (
             "a\ncat\nNegative prompt: dull\ngrey\nSteps: 20, Sampler: Euler",
             "a\ncat",
@@ -134,7 +135,7 @@ def test_what_is_read(text, prompt, settings, ignored):
 def test_sampler_names(sampler, schedule):
     assert sampler in SAMPLERS
     meant = SPACINGS.get(AUTOMATIC.get(sampler) if schedule == "Automatic" else schedule)
-    wanted = {"sampler": sampler, "steps": 1}
+    wanted = SYNTAX | {"sampler": sampler, "steps": 1}
     wanted |= {"schedule": {"sigma_spacing": meant}} if meant and takes_names(sampler) else {}
     name = WEBUI_SAMPLERS[sampler]
     assert read(f"x\nSteps: 1, Sampler: {name}, Schedule type: {schedule}").settings == wanted
@@ -163,7 +164,7 @@ def test_what_is_written_reads_back(sampler, schedule):
     settings |= {"schedule": schedule} if schedule and takes_names(sampler) else {}
     found = read(write(metadata(("a (red:1.2) cat, Size: 1x1",), settings)))
     assert found.prompt == "a (red:1.2) cat, Size: 1x1"
-    assert found.settings == settings
+    assert found.settings == settings | SYNTAX
     assert found.ignored == ("Model hash: 0123456789", "Model: sdxl", VERSION)
 
 
@@ -176,7 +177,7 @@ def test_names_with_marks_are_quoted():
 
 def test_an_unknown_sampler_may_be_left_unread():
     found = read("x\nSteps: 9, Sampler: DPM fast, Schedule type: Turbo", sampler=False)
-    assert (found.settings, found.ignored) == ({"steps": 9}, ("Sampler: DPM fast", "Schedule type: Turbo"))
+    assert (found.settings, found.ignored) == (SYNTAX | {"steps": 9}, ("Sampler: DPM fast", "Schedule type: Turbo"))
 
 
 @pytest.mark.parametrize(
