@@ -20,10 +20,10 @@ def latents(pipe: Pipeline, prompt: str | list[str], **settings: object) -> np.n
 
 
 def test_a_prompt_that_changes_is_two_requests(demo_pipeline: Pipeline) -> None:
-    """Two steps with the first text, handed over to four with the second one."""
+    """Two steps of six with the first text, down to timestep 600, handed over to four with the second one."""
     changed = latents(demo_pipeline, "a [red circle:green star:2]", negative="[dull::2]")
-    half = latents(demo_pipeline, "a red circle", negative="dull", denoising_end=2 / 6)
-    rest = latents(demo_pipeline, "a green star", negative="", latents=half, denoising_start=2 / 6)
+    half = latents(demo_pipeline, "a red circle", negative="dull", denoising_end=0.4)
+    rest = latents(demo_pipeline, "a green star", negative="", latents=half, denoising_start=0.4)
     np.testing.assert_allclose(changed, rest, atol=ROUNDING)
     assert np.abs(changed - latents(demo_pipeline, "a red circle", negative="dull")).max() > 0.1
 
