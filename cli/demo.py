@@ -1,5 +1,6 @@
 """`latentrt demo`: export, build and draw with the checkpoint that ships."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ import typer
 from rich.table import Table
 
 from latentrt.cli.build import build_with_progress
+from latentrt.cli.destination import STDOUT, Destination
 from latentrt.cli.export import export_checkpoint, open_checkpoint
 from latentrt.cli.options import (
     CheckpointOptions,
     ExportOptions,
+    OptionalText,
     RangeOptions,
     VerboseOption,
 )
@@ -24,7 +27,6 @@ from latentrt.demo.sheet import contact_sheet
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.bundle import demo_folder, is_bundle
 from latentrt.runtime.pipeline import Pipeline
-from latentrt.runtime.record.png import check_output
 
 RANGES = RangeOptions(width="48:96:160", height="48:96:160")
 """Sizes that the checkpoint was trained on, and smaller ones."""
@@ -38,14 +40,24 @@ def demo(
         Optional[str],  # noqa: UP045
         typer.Argument(help="Draw this instead of a few prompts of our own.", metavar="PROMPT"),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("latentrt-demo.png"),
+    output: Annotated[
+        OptionalText,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Picture to write. Default: latentrt-demo.png, or latentrt-demo-{n}.png.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace a file that exists.")] = False,
     steps: Annotated[int, typer.Option("--steps", help="Evaluations of the U-Net.")] = 20,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the noise; the same seed gives the same pictures.")] = 7,
     verbose: VerboseOption = False,
 ) -> None:
     """Export the checkpoint that ships, build its engines for this CPU, and draw a contact sheet."""
     configure_logging(verbose)
-    check_output(output)
+    destination = Destination(output, "latentrt-demo.png", force)
+    destination.check()
     seconds: dict[str, float] = {}
     with _timed(seconds, "export"):
         bundle = demo_bundle()
@@ -59,10 +71,16 @@ def demo(
         for done, text in enumerate(prompts):
             update(text, done, len(prompts))
             pictures += pipeline.generate(text, steps=steps, seed=seed).images
-    contact_sheet(pictures, prompts).save(output)
-    _report(seconds, output)
+    sheet = contact_sheet(pictures, prompts)
+    sizes = {"width": sheet.width, "height": sheet.height}
+    values = {"seed": seed, "steps": steps, "sampler": bundle.manifest.defaults.sampler, **sizes}
+    (file,) = destination.write([sheet], [values]) or [Path(STDOUT)]
+    _report(seconds, file)
     finish(
-        image=output.resolve(), bundle=bundle.path, seconds={name: round(value, 2) for name, value in seconds.items()}
+        sys.stderr if destination.is_stdout else sys.stdout,
+        image=file.absolute(),
+        bundle=bundle.path,
+        seconds={name: round(value, 2) for name, value in seconds.items()},
     )
 
 
@@ -91,4 +109,4 @@ def _report(seconds: dict[str, float], output: Path) -> None:
         table.add_row(stage, f"{value:.1f}")
     screen = console()
     screen.print(table)
-    screen.print(f"The picture is at {output.resolve()}")
+    screen.print(f"The picture is at {output.absolute()}", markup=False)

@@ -53,6 +53,11 @@ class Job:
     prompts: tuple[str, ...]
     options: Mapping[str, Any]
 
+    @property
+    def count(self) -> int:
+        """Pictures to draw, as far as the options say."""
+        return max(1, len(self.prompts)) * int(self.options.get("images", 1))
+
     def over(self, stored: "Job") -> "Job":
         """Put these options on top of a stored job's; schedules are merged field by field.
 

@@ -2,14 +2,17 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from latentrt.runtime.errors import RequestError, told_as
 
 LOG_WIDTH = 160
 
@@ -29,10 +32,37 @@ def configure_logging(verbose: bool) -> None:
     logging.getLogger("latentrt").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
-def finish(**values: Any) -> None:
-    """Print a command's result: one JSON object, the last line of stdout."""
-    sys.stdout.write(json.dumps(values, default=str) + "\n")
-    sys.stdout.flush()
+def finish(stream: TextIO | None = None, /, **values: Any) -> None:
+    """Print a command's result: one JSON object, the last line of stdout, or of another stream.
+
+    Raises:
+        RequestError: the stream takes no more.
+    """
+    stream = stream or sys.stdout
+    with writing(stream):
+        stream.write(json.dumps(values, default=str) + "\n")
+
+
+@contextmanager
+def writing(stream: TextIO) -> Iterator[None]:
+    """Flush a stream after the block; if it takes no more, that is an error of ours, and the stream is done with.
+
+    Raises:
+        RequestError: the stream takes no more.
+    """
+    try:
+        with told_as(RequestError, getattr(stream, "name", "stdout"), "written"):
+            yield
+            stream.flush()
+    except RequestError:
+        _close(stream)
+        raise
+
+
+def _close(stream: TextIO) -> None:
+    """Lead a stream into nothing, so that the end of the process does not fail over what it still holds."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

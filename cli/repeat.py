@@ -12,7 +12,7 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.bundle import bundle_folder, is_bundle
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import PICTURES, BundleNote, Metadata, PictureNote, describe_picture
-from latentrt.runtime.record.png import read_request
+from latentrt.runtime.record.picture_files import read_request
 from latentrt.runtime.record.webui import Parameters
 
 logger = logging.getLogger(__name__)

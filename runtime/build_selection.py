@@ -14,7 +14,7 @@ from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import PARTS
-from latentrt.runtime.errors import BackendError, BundleError
+from latentrt.runtime.errors import BackendError, BundleError, shown
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +56,11 @@ def select(
         BundleError: the bundle has no build for a backend that needs one, or `build` is missing or for another machine.
         StaleBuildError: the build that would be used is out of date.
     """
+    for name, value in (("backend", backend), ("device", device), ("build", build)):
+        if value is not None and not isinstance(value, str):
+            raise BackendError(
+                f"{name} {shown(value)}: must be text, as in Pipeline.load(bundle, 'onnxruntime', 'cpu')"
+            )
     _check_names(backend, device)
     if build is not None:
         return _named_build(bundle, build, backend, device)

@@ -7,12 +7,13 @@ from typing import Self, Unpack, cast
 
 import numpy as np
 
-from latentrt.runtime.drawing.loop import StepProgress
+from latentrt.runtime.drawing.loop import StepProgress, check_progress
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import RefinerNote, describe
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.kinds import Kind, is_number, python_number
+from latentrt.runtime.request.reading import read_given, read_prompts
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.request.signature import takes_settings
@@ -62,6 +63,9 @@ class Ensemble:
     refiner: Pipeline
 
     def __post_init__(self) -> None:
+        for name in ("base", "refiner"):
+            if not isinstance(getattr(self, name), Pipeline):
+                raise RequestError(f"{name}: a {type(getattr(self, name)).__name__}; it must be a Pipeline")
         base, refiner = self.base.bundle.manifest, self.refiner.bundle.manifest
         for fact in SHARED_FACTS:
             ours, theirs = getattr(base.model, fact), getattr(refiner.model, fact)
@@ -83,11 +87,11 @@ class Ensemble:
         self,
         prompt: str | Sequence[str],
         *,
-        handover: float = HANDOVER,
+        handover: float | None = None,
         progress: StepProgress | None = None,
         **settings: Unpack[Settings],
     ) -> Result:
-        """Draw with the base up to `handover`, a share of the denoising, and with the refiner from there on.
+        """Draw with the base up to `handover`, a share of the denoising (0.8), and with the refiner from there on.
 
         `steps` counts the whole schedule, which both share. `timings` has the seconds of both, the base's as
         `base <stage>`.
@@ -95,10 +99,12 @@ class Ensemble:
         Raises:
             RequestError: as for `Pipeline.generate`; or `handover` is not between 0 and 1.
         """
-        handover = BETWEEN.read("handover", handover)
-        base, refiner = _split(settings)
+        handover = BETWEEN.read("handover", HANDOVER if handover is None else handover)
+        _check_settings(settings)
+        prompts, given = read_prompts(prompt), read_given(settings)
+        base, refiner = _split(given)
         base["denoising_end"] = refiner["denoising_start"] = handover
-        return self._combine(prompt, settings, *self._draw(prompt, base, refiner, progress), start=handover)
+        return self._combine(prompts, given, *self._draw(prompts, base, refiner, progress), start=handover)
 
     @takes_settings(without=(*REFUSED, *KEEPING, *STARTS))
     def refine(
@@ -115,19 +121,18 @@ class Ensemble:
         Raises:
             RequestError: as for `Pipeline.generate`.
         """
-        if starts := [name for name in STARTS if settings.get(name) is not None]:
-            raise RequestError(
-                f"{', '.join(starts)}: two passes begin with a prompt alone; draw first, and refine the picture then"
-            )
-        strength = settings.pop("strength", None)
-        base, refiner = _split(settings)
-        refiner["strength"] = strength = REFINER_STRENGTH if strength is None else strength
-        return self._combine(prompt, settings, *self._draw(prompt, base, refiner, progress), strength=strength)
+        _check_settings(settings, starts=False)
+        prompts, given = read_prompts(prompt), read_given(settings)
+        strength = given.pop("strength", REFINER_STRENGTH)
+        base, refiner = _split(given)
+        refiner["strength"] = strength
+        return self._combine(prompts, given, *self._draw(prompts, base, refiner, progress), strength=strength)
 
     def _draw(
         self, prompt: str | Sequence[str], base: Settings, refiner: Settings, progress: StepProgress | None
     ) -> tuple[Result, Result]:
         """The base's result, and the refiner's on its latents. Both requests are checked before either runs."""
+        check_progress(progress)
         model = self.base.bundle.manifest.model
         first = self.base.request(prompt, **(base | {"decode": False}))
         size = (first.height // model.latent_scale, first.width // model.latent_scale)
@@ -165,14 +170,26 @@ class Ensemble:
         self.close()
 
 
-def _split(settings: Settings) -> tuple[Settings, Settings]:
-    """The settings of the base, and those of the refiner."""
+def _check_settings(settings: Settings, starts: bool = True) -> None:
+    """Raise `RequestError` for settings that base and refiner together do not take."""
     if misplaced := [name for name in REFUSED if settings.get(name) is not None]:
         raise RequestError(f"{', '.join(misplaced)}: base and refiner decide this together; leave it out")
-    if keeping := [name for name in KEEPING if settings.get(name) not in (None, False)]:
+    if keeping := [name for name in KEEPING if not _says_nothing(settings.get(name))]:
         raise RequestError(
             f"{', '.join(keeping)}: the refiner would draw over what a mask keeps; draw with the base alone"
         )
+    if not starts and (given := [name for name in STARTS if settings.get(name) is not None]):
+        raise RequestError(
+            f"{', '.join(given)}: two passes begin with a prompt alone; draw first, and refine the picture then"
+        )
+
+
+def _says_nothing(value: object) -> bool:
+    return value is None or value is False
+
+
+def _split(settings: Settings) -> tuple[Settings, Settings]:
+    """The settings of the base, and those of the refiner."""
     base = {name: value for name, value in settings.items() if name not in REFINER_ONLY}
     refiner = {name: value for name, value in settings.items() if name not in BASE_ONLY}
     return cast(Settings, base), cast(Settings, refiner)

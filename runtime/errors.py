@@ -16,6 +16,9 @@ A message reads: subject, what was received, what is allowed, what to do. The co
 and exits with 1.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 __all__ = [
     "BackendError",
     "BenchmarkError",
@@ -28,7 +31,21 @@ __all__ = [
     "PrecisionError",
     "RequestError",
     "StaleBuildError",
+    "shown",
+    "told_as",
 ]
+
+SHOWN_LETTERS = 120
+"""How much of a value a message shows."""
+
+
+def shown(value: object) -> str:
+    """A value in a message: on one line, as Python writes it, and cut where it is long."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a foreign object may raise anything
+        text = f"(a {type(value).__name__})"
+    return text if len(text) <= SHOWN_LETTERS else f"{text[:SHOWN_LETTERS]}…"
 
 
 class LatentRTError(Exception):
@@ -73,3 +90,13 @@ class NumericsError(LatentRTError):
 
 class BenchmarkError(LatentRTError):
     """A benchmark cannot be run or read, or one of its scenarios failed."""
+
+
+@contextmanager
+def told_as(kind: type[LatentRTError], file: object, what: str) -> Iterator[None]:
+    """Turn the system's errors about a file into one of ours: "FILE: cannot be `what` (No space left on device)"."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise kind(f"{file}: cannot be {what} ({reason})") from error

@@ -15,8 +15,8 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.drawing.batch import check_table
 from latentrt.runtime.drawing.inpainting import paste_back
-from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite, check_steps
-from latentrt.runtime.drawing.picture import Drawing, call_back, check_free
+from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite, check_progress, check_steps
+from latentrt.runtime.drawing.picture import Drawing, call_back, check_free, read_drawings
 from latentrt.runtime.drawing.start import start_pictures
 from latentrt.runtime.drawing.timing import Timeline, stage
 from latentrt.runtime.drawing.turns import Turns
@@ -26,11 +26,11 @@ from latentrt.runtime.recent import Recent
 from latentrt.runtime.record.metadata import BundleNote, describe, describe_bundle
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
-from latentrt.runtime.request.reading import Prompt, make_request
+from latentrt.runtime.request.reading import Prompt, make_request, read_given, read_prompt, read_prompts
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.request.signature import takes_settings
-from latentrt.runtime.request.size_checks import check_images, check_rows, check_size, check_tokens
+from latentrt.runtime.request.size_checks import TOKENS, check_images, check_rows, check_size, check_tokens
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_part
 from latentrt.runtime.text.encoder import PromptEncoder
 from latentrt.runtime.text.prompt_plan import check_plan, plan_request
@@ -108,8 +108,9 @@ class Pipeline:
             RequestError: a value that this build does not serve; nothing has run.
             NumericsError: a component gave NaN or infinity.
         """
-        request = self.request(prompt, **settings)
-        metadata = describe(self.note, prompt, settings, request)
+        prompt, given = read_prompt(prompt), read_given(settings)
+        request = self.request(prompt, **given)
+        metadata = describe(self.note, prompt, given, request)
         return replace(self.run(request, progress), metadata=metadata)
 
     @takes_settings()
@@ -133,6 +134,7 @@ class Pipeline:
 
     def run(self, request: Request, progress: StepProgress | None = None) -> Result:
         """Serve a request; see `generate`."""
+        check_progress(progress)
         return self._turns.take(self._run, request, progress)
 
     def _run(self, request: Request, progress: StepProgress | None) -> Result:
@@ -164,6 +166,7 @@ class Pipeline:
 
     def _prepare(self, request: Request, tokens: int) -> tuple[int, SamplerTable]:
         """A checked request's tokens and its sampler's table."""
+        tokens = TOKENS.read("tokens", tokens)
         if not isinstance(request, Request):
             raise RequestError(f"request: a {type(request).__name__}; make one with this pipeline's `request`")
         request.check(self.limits, self.rebuild_command)
@@ -217,7 +220,7 @@ class Pipeline:
         Raises:
             RequestError: a value that this build does not serve.
         """
-        return self._turns.take(self._embed, replace(self.request(prompt, **settings), guided=True))
+        return self._turns.take(self._embed, replace(self.request(read_prompts(prompt), **settings), guided=True))
 
     def _embed(self, request: Request) -> Embeddings:
         self.backend.activate()
@@ -239,6 +242,8 @@ class Pipeline:
             RequestError: a drawing has fewer steps left or is of another model, or the drawings do not fit into one
                 batch.
         """
+        check_progress(progress)
+        drawings = read_drawings(drawings)
         self._take_over(drawings)
         self._turns.take(self._advance, drawings, steps, progress)
 
@@ -258,7 +263,7 @@ class Pipeline:
             RequestError: it has steps left, or is of another model.
             NumericsError: a component gave NaN or infinity.
         """
-        self._take_over([drawing])
+        self._take_over(read_drawings([drawing]))
         return self._turns.take(self._finish, drawing)
 
     def _take_over(self, drawings: Sequence[Drawing]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from latentrt.runtime.backends.cuda import Device
 from latentrt.runtime.backends.targets import slug
 from latentrt.runtime.cache import cache_folder, locked, write_atomically
+from latentrt.runtime.errors import BuildError
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,12 @@ class KernelCache:
             logger.warning("TensorRT-RTX refuses the kernel cache; it compiles its kernels again in every process")
 
     def _fill(self) -> None:
-        with locked(self._lock, "the kernel cache is in use", wait=True):
-            found = self.file.read_bytes() if self.file.is_file() else b""
+        try:
+            with locked(self._lock, "the kernel cache is in use", wait=True):
+                found = self.file.read_bytes() if self.file.is_file() else b""
+        except (OSError, BuildError) as error:
+            logger.warning("%s: cannot be read, so kernels are compiled anew: %s", self.file, error)
+            return
         if found and self.cache.deserialize(found):
             self._saved = found
         elif found:
@@ -52,7 +57,7 @@ class KernelCache:
         try:
             with locked(self._lock, "the kernel cache is in use", wait=True):
                 write_atomically(self.file, kernels)
-        except OSError as error:
+        except (OSError, BuildError) as error:
             logger.warning(
                 "%s: cannot be written, so the next process compiles its kernels again: %s", self.file, error
             )

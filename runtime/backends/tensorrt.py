@@ -25,7 +25,7 @@ from latentrt.runtime.backends.kernel_cache import KernelCache
 from latentrt.runtime.backends.registry import load_module, runnable_targets
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
 from latentrt.runtime.bundle.specs import ComponentSpec
-from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
+from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError, told_as
 
 MISMATCH = re.compile(r"version|compatib|compute capability|platform|magic|safety|serialization", re.IGNORECASE)
 """Words in TensorRT's errors about an engine that was built for another version or machine."""
@@ -72,7 +72,11 @@ class TensorRTBackend:
         self.stream.activate()
         self.log.errors.clear()
         # Mapped, not read: TensorRT copies the weights to the GPU, so the host need not hold them as well.
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
+        with (
+            told_as(BackendError, path, "read"),
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
+        ):
             engine = self._runtime[0].deserialize_cuda_engine(plan)
         if engine is None:
             cause = first_error(self.log, "TensorRT gave no reason")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from latentrt.runtime.bundle.base import FORMAT, FileRecord, Record
 from latentrt.runtime.cache import write_atomically
-from latentrt.runtime.errors import BundleError, RequestError
+from latentrt.runtime.errors import BundleError, RequestError, told_as
 
 MANIFEST, BUILD = "manifest.json", "build.json"
 
@@ -48,8 +48,13 @@ def read_record(file: Path, kind: type[RecordT]) -> RecordT:
 
 
 def write_record(file: Path, record: Record) -> None:
-    """Write a manifest or a build record, atomically."""
-    write_atomically(file, (record.model_dump_json(indent=2) + "\n").encode())
+    """Write a manifest or a build record, atomically.
+
+    Raises:
+        BundleError: the system refuses it.
+    """
+    with told_as(BundleError, file, "written"):
+        write_atomically(file, (record.model_dump_json(indent=2) + "\n").encode())
 
 
 def check_sizes(folder: Path, files: Mapping[str, FileRecord], remedy: str) -> None:
@@ -58,15 +63,21 @@ def check_sizes(folder: Path, files: Mapping[str, FileRecord], remedy: str) -> N
         file = folder / name
         if ".." in file.parts or Path(name).is_absolute():
             raise BundleError(f"{folder}: the manifest names {name!r}, which lies outside. {remedy}")
-        if not file.is_file():
+        with told_as(BundleError, file, "read"):
+            size = file.stat().st_size if file.is_file() else None
+        if size is None:
             raise BundleError(f"{file}: missing. {remedy}")
-        if file.stat().st_size != record.size:
-            raise BundleError(f"{file}: {file.stat().st_size} bytes, the manifest says {record.size}. {remedy}")
+        if size != record.size:
+            raise BundleError(f"{file}: {size} bytes, the manifest says {record.size}. {remedy}")
 
 
 def describe_file(file: Path) -> FileRecord:
-    """Size and SHA-256 of a file."""
-    with file.open("rb") as stream:
+    """Size and SHA-256 of a file.
+
+    Raises:
+        BundleError: it cannot be read.
+    """
+    with told_as(BundleError, file, "read"), file.open("rb") as stream:
         return FileRecord(size=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
 
@@ -74,24 +85,33 @@ def describe_file(file: Path) -> FileRecord:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling folder that replaces `target` when the block ends without an error.
 
-    An error or a kill leaves what was at `target` untouched. What killed processes left beside it is removed.
+    An error or a kill leaves what was at `target` untouched. What killed processes left beside it is removed. Where
+    `target` is a link, the folder that it leads to is replaced.
 
     Raises:
-        BundleError: `target` exists and is not a bundle; replacing it would destroy it.
+        BundleError: `target` exists and is not a bundle; replacing it would destroy it. Or the system refuses it.
     """
-    target = target.absolute()
-    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
+    target = Path(os.path.realpath(target)) if target.is_symlink() else target.absolute()
+    with told_as(BundleError, target, "read"):
+        is_other = (
+            target.exists()
+            and not (target / MANIFEST).is_file()
+            and not (target.is_dir() and not any(target.iterdir()))
+        )
+    if is_other:
         raise BundleError(f"{target}: exists and is not a bundle; it would be lost. Name another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _tidy(target)
     temporary = target.with_name(f".{target.name}.new-{os.getpid()}")
     retired = target.with_name(f".{target.name}.old-{os.getpid()}")
-    temporary.mkdir()
+    with told_as(BundleError, target, "written"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(target)
+        temporary.mkdir()
     try:
         yield temporary
-        if target.exists():
-            target.rename(retired)
-        temporary.rename(target)
+        with told_as(BundleError, target, "written"):
+            if target.exists():
+                target.rename(retired)
+            temporary.rename(target)
     except BaseException:
         if retired.exists() and not target.exists():
             retired.rename(target)

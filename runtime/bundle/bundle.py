@@ -1,5 +1,6 @@
 """A bundle on disk: opens and checks it, finds its files and builds, and knows the key that each engine must have."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from shlex import quote
@@ -13,15 +14,20 @@ from latentrt.runtime.bundle.manifest import Manifest, port_table
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import component_of, passes_of, recorded_parts, replace_whole
 from latentrt.runtime.cache import cache_folder
-from latentrt.runtime.errors import BundleError, StaleBuildError
+from latentrt.runtime.errors import BundleError, StaleBuildError, shown, told_as
 
 DEMO = "demo"
 """The name of the bundle that `latentrt demo` makes."""
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a folder claims to be a bundle."""
-    return (path / MANIFEST).is_file()
+    """Whether a folder claims to be a bundle.
+
+    Raises:
+        BundleError: the system does not let us look.
+    """
+    with told_as(BundleError, path, "read"):
+        return (path / MANIFEST).is_file()
 
 
 def demo_folder() -> Path:
@@ -46,11 +52,19 @@ def _what_it_is(path: Path) -> str:
 
 
 class Bundle:
-    """A bundle whose manifest was read and whose files all exist with the recorded sizes."""
+    """A bundle whose manifest was read and whose files all exist with the recorded sizes.
+
+    Its path is absolute, so that what is loaded later is found after a change of the working folder, too.
+    """
 
     def __init__(self, path: Path, manifest: Manifest):
-        self.path = path
+        self.path = path.absolute()
         self.manifest = manifest
+
+    @property
+    def name(self) -> str:
+        """The folder's name, as the user wrote it."""
+        return self.path.resolve().name if self.path.name == ".." else self.path.name
 
     @classmethod
     def open(cls, path: str | Path) -> "Bundle":
@@ -61,6 +75,8 @@ class Bundle:
         Raises:
             BundleError: not a bundle, a newer format, a damaged manifest, a missing or truncated file.
         """
+        if not isinstance(path, str | os.PathLike) or not str(path):
+            raise BundleError(f"bundle {shown(path)}: must be the path of a bundle's folder, as text or as a Path")
         path = bundle_folder(Path(path))
         if not is_bundle(path):
             raise BundleError(f"{path}: {_what_it_is(path)}")
@@ -78,9 +94,9 @@ class Bundle:
 
     def builds(self) -> dict[str, BuildRecord]:
         """Every build in the bundle, by its folder's name."""
-        return {
-            file.parent.name: read_record(file, BuildRecord) for file in sorted(self.path.glob(f"builds/*/{BUILD}"))
-        }
+        with told_as(BundleError, self.path / "builds", "read"):
+            files = sorted(self.path.glob(f"builds/*/{BUILD}"))
+        return {file.parent.name: read_record(file, BuildRecord) for file in files}
 
     def keys(
         self, specs: Mapping[str, ComponentSpec], lora: LoraSlots | None = None, *, rewritten: bool, **backend: str

@@ -12,7 +12,7 @@ from latentrt.runtime.drawing.batch import lay_out
 from latentrt.runtime.drawing.captured_step import CapturedStep
 from latentrt.runtime.drawing.picture import Picture, hold
 from latentrt.runtime.drawing.turns import Turns
-from latentrt.runtime.errors import NumericsError, RequestError
+from latentrt.runtime.errors import NumericsError, RequestError, shown
 from latentrt.runtime.recent import Recent
 from latentrt.runtime.request.kinds import is_whole
 
@@ -42,13 +42,11 @@ class Loop:
     def advance(self, pictures: Sequence[Picture], steps: int = 1, progress: StepProgress | None = None) -> None:
         """Advance every picture by `steps` steps as one batch; each may be at a step of its own.
 
-        The caller has called `check_steps`.
+        The caller has called `check_steps` and `check_progress`.
 
         Raises:
             RequestError: a picture does not go with the others, or is held by another loop.
         """
-        if progress is not None and not callable(progress):
-            raise RequestError(f"progress {progress!r}: must be a function of (steps done, steps in all)")
         report = None if progress is None else _ProgressReport(self._backend, progress, steps)
         try:
             left = steps
@@ -152,13 +150,21 @@ class _ProgressReport:
         self._progress(self._reported, self._steps)
 
 
+def check_progress(progress: StepProgress | None) -> None:
+    """Raise `RequestError` unless it can be called."""
+    if progress is not None and not callable(progress):
+        raise RequestError(f"progress {shown(progress)}: must be a function of (steps done, steps in all)")
+
+
 def check_steps(pictures: Sequence[Picture], steps: int) -> None:
     """Raise `RequestError` unless every picture is there once and has this many steps left."""
-    if not pictures or len({id(picture) for picture in pictures}) < len(pictures):
-        raise RequestError("a batch needs at least one picture, and each only once")
+    if not pictures:
+        raise RequestError("drawings: an empty list; give at least one drawing, as `begin` returns it")
+    if len({id(picture) for picture in pictures}) < len(pictures):
+        raise RequestError("drawings: one of them is there twice; give each only once")
     least = min(picture.steps_left for picture in pictures)
     if not is_whole(steps, 1):
-        raise RequestError(f"steps {steps!r}: must be a whole number of at least 1")
+        raise RequestError(f"steps {shown(steps)}: must be a whole number of at least 1")
     if steps > least:
         raise RequestError(f"advance by {steps} steps: the picture that is furthest has {least} left")
 

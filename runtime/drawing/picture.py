@@ -13,6 +13,7 @@ from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.drawing.inpainting import Original
 from latentrt.runtime.drawing.timing import Timeline
 from latentrt.runtime.errors import RequestError
+from latentrt.runtime.request.kinds import one_or_more
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.samplers import SamplerTable
 
@@ -99,6 +100,19 @@ class Drawing:
         pictures = copies(self.pictures)
         timeline = Timeline(before=self.timeline.seconds())  # marks belong to one process
         return None, {"request": self.request, "model": self.model, "pictures": pictures, "timeline": timeline}
+
+
+def read_drawings(drawings: Any) -> tuple[Drawing, ...]:
+    """Drawings that were given as a list.
+
+    Raises:
+        RequestError: not a list of drawings.
+    """
+    given = one_or_more(drawings) if not isinstance(drawings, Drawing) else ()
+    if isinstance(drawings, Drawing) or not all(isinstance(drawing, Drawing) for drawing in given):
+        found = next((drawing for drawing in given if not isinstance(drawing, Drawing)), drawings)
+        raise RequestError(f"drawings: a {type(found).__name__}; give a list of drawings, as `begin` returns them")
+    return given
 
 
 def hold(pictures: Sequence[Picture], holder: Holder) -> None:

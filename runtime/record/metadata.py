@@ -1,6 +1,7 @@
 """How a picture was drawn, as data from which the request can be repeated."""
 
 import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from PIL import Image
 
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.base import Record
-from latentrt.runtime.errors import RequestError
+from latentrt.runtime.errors import RequestError, shown
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.images import as_grey, as_rgb
 from latentrt.runtime.request.kinds import MASK, PICTURE, one_or_more
@@ -141,7 +142,7 @@ class Metadata(Record):
 def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Request) -> Metadata:
     """Metadata of a request: what the user asked for, and what was decided where nothing was asked.
 
-    What the request does not act on is left out, and a warning says so.
+    `settings` are checked (`reading.read_given`). What the request does not act on is left out, and a warning says so.
     """
     values: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
     values |= {name: getattr(request, name) for name in ("steps", "sampler", "width", "height")}
@@ -154,7 +155,7 @@ def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Re
         values["strength"] = request.source.strength
     values = _acting(values, request)
     # Always in the same order, so that a picture drawn again is the same file.
-    values = {name: _json(name, values[name]) for name in SETTINGS if name in values}
+    values = {name: _json_setting(name, values[name]) for name in SETTINGS if name in values}
     return Metadata(
         latentrt=version("latentrt"),
         bundle=bundle,
@@ -162,6 +163,22 @@ def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Re
         settings=values,
         pictures=request.count,
     )
+
+
+def _json_setting(name: str, value: Any) -> Any:
+    """A checked setting's value as JSON.
+
+    Raises:
+        RequestError: it cannot be written as JSON.
+    """
+    if SETTINGS[name].per != "request" and name not in PICTURES and isinstance(value, tuple):
+        value = _one_or_list(value)
+    written = _json(name, value)
+    try:
+        json.dumps(written)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"{name} {shown(value)}: cannot be written into the picture's metadata ({error})") from error
+    return written
 
 
 def _acting(values: Mapping[str, Any], request: Request) -> dict[str, Any]:
@@ -187,7 +204,7 @@ def _says_something(value: Any, default: Any) -> bool:
 def describe_bundle(bundle: Bundle, *, backend: str, device: str, build: str | None) -> BundleNote:
     """Metadata of a bundle, and of what runs it."""
     return BundleNote(
-        name=bundle.path.resolve().name,
+        name=bundle.name,
         weights_sha256=bundle.manifest.provenance.weights_sha256,
         precision=bundle.manifest.precision,
         backend=backend,

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.errors import RequestError
+from latentrt.runtime.request.kinds import Kind, is_array
+
+ARRAY = Kind("an array of numbers, on the host", is_array, np.asarray)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -16,10 +19,12 @@ class Embeddings:
     """Outputs of the text encoders for n prompts: hidden states of all encoders side by side, and pooled texts.
 
     hidden and negative_hidden: (n, tokens, context width), with tokens a multiple of 77. pooled and negative_pooled:
-    (n, pooled width), for models that take them. The negative ones are needed only with guidance.
+    (n, pooled width), for models that take them. The negative ones are needed only with guidance. Lists and tensors
+    on the host become arrays.
 
     Raises:
-        RequestError: hidden has other axes, or a number of tokens that is no multiple of 77.
+        RequestError: not an array of numbers; hidden has other axes, no prompts, or a number of tokens that is no
+            multiple of 77.
     """
 
     hidden: NDArray[Any]
@@ -28,8 +33,11 @@ class Embeddings:
     negative_pooled: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
+        for name in (field.name for field in fields(self)):
+            if getattr(self, name) is not None or name == "hidden":
+                object.__setattr__(self, name, ARRAY.read(f"embeddings: {name}", getattr(self, name)))
         shape = np.shape(self.hidden)
-        if len(shape) != 3 or not shape[1] or shape[1] % TOKENS_PER_CHUNK:
+        if len(shape) != 3 or not shape[0] or not shape[1] or shape[1] % TOKENS_PER_CHUNK:
             raise RequestError(
                 f"embeddings: hidden has shape {list(shape)}; it must be (prompts, tokens, width) with tokens a "
                 f"multiple of {TOKENS_PER_CHUNK}"

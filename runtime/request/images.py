@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from latentrt.runtime.arrays import Float32s
-from latentrt.runtime.errors import RequestError
+from latentrt.runtime.errors import LatentRTError, RequestError
 from latentrt.runtime.request.kinds import one_or_more
 
 log = logging.getLogger(__name__)
@@ -42,8 +42,16 @@ def read_pictures(
     images = [as_rgb(picture) for picture in one_or_more(pictures)]
     if not images:
         raise RequestError("image: an empty list; give one picture, or one per picture to draw")
-    size = (_length("width", width, images[0].width), _length("height", height, images[0].height))
-    check_size(*size)
+    own = images[0].size
+    size = (own[0] if width is None else width, own[1] if height is None else height)
+    try:
+        check_size(*size)
+    except RequestError as error:
+        if any(wanted is None and length % 8 for wanted, length in zip((width, height), own, strict=True)):
+            raise RequestError(
+                f"image: it has {own[0]} x {own[1]} pixels; {error}. Crop it, or give width= and height="
+            ) from error
+        raise
     pixels = _stacked(images, size)
     if pixels.max(initial=0) == 1:
         log.warning("image: its bytes are 0 and 1 of 255, a black picture; give floats if 1 is meant to be white")
@@ -59,6 +67,8 @@ def read_masks(
         RequestError: not a mask, or one of another size than its picture.
     """
     images = [as_grey(mask) for mask in one_or_more(masks)]
+    if not images:
+        raise RequestError("mask: an empty list; give one mask, or one per picture to draw")
     wanted = as_rgb(one_or_more(pictures)[0]).size
     for image in images:
         if image.size != wanted:
@@ -92,17 +102,6 @@ def _stacked(images: list[Image.Image], size: tuple[int, int]) -> Float32s:
     """One array of all images, 0 to 255, resized to (width, height)."""
     resized = [image if image.size == size else image.resize(size, Image.Resampling.LANCZOS) for image in images]
     return np.stack([np.asarray(image, np.float32) for image in resized])
-
-
-def _length(name: str, wanted: int | None, own: int) -> int:
-    """The width or height asked for, or the picture's own."""
-    if wanted is None and own % 8:
-        nearest = [length for length in (own // 8 * 8, own // 8 * 8 + 8) if length]
-        resized = " or ".join(f"{name}={length}" for length in nearest)
-        raise RequestError(
-            f"image: its {name} of {own} pixels is not a multiple of 8. Crop it, or resize it by {resized}"
-        )
-    return own if wanted is None else wanted
 
 
 def as_rgb(picture: Any) -> Image.Image:
@@ -156,12 +155,16 @@ def _is_zero_or_one(values: NDArray[Any]) -> bool:
 
 def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
     """An image with its EXIF orientation applied, in another mode; Pillow itself cuts wide grey values off at 255."""
+    if not image.width or not image.height:
+        raise RequestError(f"{name}: an image of {image.width} x {image.height}, which holds no pixels")
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode == "F" or upright.mode.startswith("I"):
             upright = Image.fromarray(_wide_bytes(name, upright))
         return upright.convert(mode)
-    except (OSError, ValueError) as error:
+    except LatentRTError:
+        raise
+    except Exception as error:  # Pillow's readers of damaged files raise many kinds
         raise RequestError(f"{name}: mode {image.mode}, not readable ({error}). Give it as RGB or grey") from error
 
 
@@ -190,6 +193,8 @@ def _bytes(name: str, values: NDArray[Any]) -> NDArray[np.uint8]:
         return values
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
+    if values.dtype.kind not in "fiu":
+        raise RequestError(f"{name}: an array of {values.dtype}; it must hold bytes, or floats from 0 to 1")
     if not np.issubdtype(values.dtype, np.floating) or not (np.all(values >= 0) and np.all(values <= 1)):
         spread = f" from {values.min()} to {values.max()}"
         raise RequestError(f"{name}: an array of {values.dtype}{spread}; it must hold bytes, or floats from 0 to 1")

@@ -1,19 +1,30 @@
 """Kinds of values that settings have: how each is checked, and how it is written on a command line."""
 
+import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from latentrt.runtime.errors import CheckpointError, RequestError
+from latentrt.runtime.errors import CheckpointError, LatentRTError, RequestError, shown
 from latentrt.runtime.samplers import SAMPLERS, ScheduleConfig, sampler_named, schedule_named
 from latentrt.runtime.samplers.config import read_field
+
+MOST = 2**64 - 1
+"""The largest whole number that any setting takes."""
+
+MOST_VALUES = 4096
+"""How many values a setting takes at most, one per prompt or picture; an iterator may never end."""
+
+ONE_VALUE = (str, bytes, bytearray, Mapping, Set)
+"""Iterables that are no list of values."""
 
 
 def _unchanged(value: Any) -> Any:
@@ -44,35 +55,63 @@ class Kind:
         Raises:
             RequestError: the value is of another kind, or out of range.
         """
-        if not self.accepts(value):
-            raise RequestError(f"{name} {value!r}: must be {self.expects}")
-        return self.to_python(value)
+        value = scalar(value)
+        try:
+            if self.accepts(value):
+                return self.to_python(value)
+        except LatentRTError:
+            raise
+        except Exception as error:  # a foreign object may raise anything when it is compared or converted
+            raise RequestError(f"{name} {shown(value)}: must be {self.expects}") from error
+        raise RequestError(f"{name} {shown(value)}: must be {self.expects}")
+
+
+def scalar(value: Any) -> Any:
+    """The value inside an array without axes; other values as they are."""
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def is_whole(value: object, least: int, most: int | None = None) -> bool:
     """Whether a value is a whole number in this range, of Python or numpy; True and False are not."""
     return (
         isinstance(value, Integral)
-        and not isinstance(value, bool)
-        and int(value) >= least
-        and (most is None or int(value) <= most)
+        and not isinstance(value, bool | np.timedelta64)
+        and least <= int(value) <= (MOST if most is None else most)
     )
 
 
 def is_number(value: object, least: float = -math.inf, most: float = math.inf) -> bool:
     """Whether a value is a finite number in this range, of Python or numpy; True and False are not."""
-    return (
-        isinstance(value, Real)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and least <= float(value) <= most
-    )
+    if not isinstance(value, Real) or isinstance(value, bool | np.timedelta64):
+        return False
+    try:
+        number = float(value)
+    except OverflowError:
+        return False
+    return math.isfinite(number) and least <= number <= most
+
+
+def is_array(value: Any) -> bool:
+    """Whether numpy reads it as numbers; raises whatever a foreign object raises."""
+    return not isinstance(value, str | bytes | bool) and np.asarray(value).dtype.kind in "fiu"
 
 
 def one_or_more(value: object) -> tuple[Any, ...]:
-    """One value, or several, as a tuple; a text is one value, and so is an array of pixels."""
-    is_one = isinstance(value, str) or (isinstance(value, np.ndarray) and value.ndim != 1)
-    return tuple(value) if isinstance(value, Iterable) and not is_one else (value,)
+    """One value, or several, as a tuple; a text is one value, and so are a dict, bytes, and an array of pixels.
+
+    Raises:
+        RequestError: there are more values than anybody would draw.
+    """
+    is_one = isinstance(value, ONE_VALUE) or (isinstance(value, np.ndarray) and value.ndim != 1)
+    if not isinstance(value, Iterable) or is_one:
+        return (value,)
+    try:
+        values = tuple(itertools.islice(value, MOST_VALUES + 1))
+    except Exception:  # a foreign object may raise anything; as one value it is refused
+        return (value,)
+    if len(values) > MOST_VALUES:
+        raise RequestError(f"{shown(value)}: more than {MOST_VALUES} values; give fewer")
+    return values
 
 
 def python_number(value: Any) -> int | float:
@@ -102,13 +141,14 @@ def one_of(names: Iterable[str]) -> Kind:
     return Kind(
         f"one of {', '.join(known)}",
         lambda value: isinstance(value, str) and value in known,
+        str,
         metavar="NAME",
         form="a name",
     )
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, ONE_VALUE)
 
 
 def _is_pair(value: Any, accepts: Callable[[Any], bool]) -> bool:
@@ -180,8 +220,17 @@ def _parse_fields(entries: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-TEXT = Kind("text", lambda value: isinstance(value, str), metavar="TEXT")
-OPTIONAL_TEXT = Kind("text", lambda value: value is None or isinstance(value, str), metavar="TEXT")
+def _read_latents(value: Any) -> NDArray[np.float32]:
+    """Latents as an array of their own, so that the caller may change the original meanwhile."""
+    return np.array(value, np.float32)
+
+
+def _text(value: str | None) -> str | None:
+    return value if value is None else str(value)
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str), str, metavar="TEXT")
+OPTIONAL_TEXT = Kind("text", lambda value: value is None or isinstance(value, str), _text, metavar="TEXT")
 FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool_), bool, bool)
 INTERVAL = Kind(
     "two shares of the steps, from and to, such as (0.2, 0.8)",
@@ -202,7 +251,7 @@ FIELDS = Kind(
 def _understood(value: str) -> str:
     """A sampler's name as it was given, once it is known to mean something."""
     sampler_named(value)
-    return value
+    return str(value)
 
 
 SAMPLER = Kind(
@@ -256,5 +305,10 @@ MASK = Kind(
 )
 """`latentrt.runtime.request.images` checks pictures and masks, with the size that is asked for."""
 
-LATENTS = Kind("latents", lambda value: True, form="an array (images, 4, height / 8, width / 8)")
+LATENTS = Kind(
+    "an array of numbers (images, 4, height / 8, width / 8), on the host",
+    is_array,
+    _read_latents,
+    form="an array (images, 4, height / 8, width / 8)",
+)
 """`latentrt.runtime.request.reading` checks latents against the model."""

@@ -74,6 +74,8 @@ def read_prompts(prompt: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         RequestError: the list is empty, or an entry is not text.
     """
+    if isinstance(prompt, Embeddings):
+        raise RequestError("prompt: Embeddings, where only texts make sense")
     prompts = tuple(TEXT.read("prompt", text) for text in one_or_more(prompt))
     if not prompts:
         raise RequestError("prompt: an empty list; give at least one prompt (an empty text is allowed)")
@@ -88,17 +90,36 @@ def read_settings(settings: Settings, embedded: bool = False) -> dict[str, Any]:
     Raises:
         RequestError: an unknown setting, a value of another kind, or settings that do not go together.
     """
-    check_names(settings, SETTINGS)
-    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    given = read_given(settings)
     changed = [name for name, value in given.items() if not _is_default_number(value, SETTINGS[name].default)]
     check_together([*changed, *(["embeddings"] if embedded else [])], SETTINGS)
     defaults = {name: setting.default for name, setting in SETTINGS.items()}
-    return defaults | {name: SETTINGS[name].read(name, value) for name, value in given.items()}
+    return {**defaults, **given}
+
+
+def read_given(settings: Settings) -> Settings:
+    """The settings that are given, checked one by one, as values of Python's own that can be read again.
+
+    Raises:
+        RequestError: an unknown setting, or a value of another kind.
+    """
+    check_names(settings, SETTINGS)
+    given = {name: SETTINGS[name].read(name, value) for name, value in settings.items() if value is not None}
+    return cast(Settings, given)
+
+
+def read_prompt(prompt: Prompt) -> Prompt:
+    """Embeddings, or the texts of a prompt, which can be read again.
+
+    Raises:
+        RequestError: the list is empty, or an entry is not text.
+    """
+    return prompt if isinstance(prompt, Embeddings) else read_prompts(prompt)
 
 
 def _is_default_number(value: Any, default: Any) -> bool:
     """Whether a number, or a truth value, says no more than leaving the setting out."""
-    return isinstance(value, int | float | np.generic) and bool(value == default)
+    return isinstance(value, int | float) and value == default
 
 
 def _or_default(value: Value | None, default: Value) -> Value:
@@ -186,11 +207,8 @@ def _read_source(values: Mapping[str, Any], model: Model, check_size: CheckSize)
 
 def _read_latents(values: Mapping[str, Any], model: Model, strength: float) -> tuple[Source, int, int]:
     """A source of latents, and the width and height in pixels that they stand for."""
-    try:
-        latents = np.asarray(values["latents"], np.float32)
-    except (TypeError, ValueError) as error:
-        raise RequestError(f"latents: not an array of numbers ({error})") from error
-    if latents.ndim != 4 or latents.shape[1] != model.latent_channels:
+    latents = values["latents"]
+    if latents.ndim != 4 or latents.shape[1] != model.latent_channels or not latents.size:
         raise RequestError(
             f"latents: shape {list(latents.shape)}; they must be (images, {model.latent_channels}, height, width)"
         )

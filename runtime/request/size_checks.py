@@ -3,24 +3,40 @@
 from collections.abc import Callable
 
 from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.errors import RequestError
+from latentrt.runtime.request.kinds import Kind, is_whole
 
 Rebuild = Callable[[Limits], str]
 """Gives the command that would build engines for other limits."""
+
+TOKENS = Kind(
+    f"a multiple of {TOKENS_PER_CHUNK}, or 0",
+    lambda value: is_whole(value, 0) and int(value) % TOKENS_PER_CHUNK == 0,
+    int,
+)
+"""Kind of value that a least number of tokens is."""
 
 
 def _check_range(limits: Limits, rebuild: Rebuild, name: str, value: int) -> None:
     low, opt, high = limits.bounds(name)
     step = limits.STEP[name]
     if value % step:
-        below, above = value // step * step, (value // step + 1) * step
-        nearest = f"nearest are {below} and {above}" if below else f"smallest is {above}"
-        raise RequestError(f"{name} {value}: must be a multiple of {step}; the {nearest}")
+        near = _nearest(limits, name, value)
+        which = f"nearest are {near[0]} and {near[1]}" if len(near) > 1 else f"nearest that is served is {near[0]}"
+        raise RequestError(f"{name} {value}: must be a multiple of {step}; the {which}")
     if not low <= value <= high:
         wider = limits.replace(**{name: f"{min(low, value)}:{opt}:{max(high, value)}"})
         steps = f" in steps of {step}" if step > 1 and low < high else ""
         served = f"{low} to {high}{steps}" if low < high else f"{low} only"
         raise RequestError(f"{name} {value}: this build serves {served}. Rebuild with: {rebuild(wider)}")
+
+
+def _nearest(limits: Limits, name: str, value: int) -> list[int]:
+    """The values next to one that is no multiple of its step, among those that are served."""
+    low, _, high = limits.bounds(name)
+    step = limits.STEP[name]
+    return sorted({min(max(value // step * step + more, low), high) for more in (0, step)})
 
 
 def check_size(width: int, height: int, limits: Limits, rebuild: Rebuild) -> None:

@@ -71,7 +71,7 @@ def draw(kept, pictures, capsys, monkeypatch):
 
     def run(*arguments, to="out.png", code=0):
         kept.taken = 0
-        done = run_main(capsys, "generate", kept.bundle, *arguments, "-o", to)
+        done = run_main(capsys, "generate", kept.bundle, *arguments, "-o", to, "--force")
         assert done.exit == code, done.stderr
         run.said = done.error
         return done.error if code else [Path(name) for name in done.result["files"]]

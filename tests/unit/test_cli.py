@@ -379,17 +379,20 @@ class Closable:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "a folder; name a file in it, such as "),
-        ("picture.jpg", "pictures are written as PNG; name it picture.png"),
-        ("picture", "pictures are written as PNG; name it picture.png"),
+        (
+            "picture.gif",
+            "the suffix says how a picture is written, and must be one of .png, .jpg, .jpeg, .webp, ",
+        ),
+        ("picture", ".avif; name it picture.png"),
+        ("a" * 300 + ".png", "cannot be written (File name too long)"),
+        ("loop.png", "cannot be written (Too many levels of symbolic links)"),
         ("file/out.png", "cannot be made (File exists)"),
     ],
 )
 def test_a_bad_output_is_refused_before_anything_is_loaded(tmp_path, capsys, name, message):
-    folder = tmp_path / "folder.png" if not name else tmp_path
-    folder.mkdir(exist_ok=True)
     (tmp_path / "file").write_text("")
-    run = run_main(capsys, "generate", tmp_path / "no-bundle", "a cat", "-o", folder / name)
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    run = run_main(capsys, "generate", tmp_path / "no-bundle", "a cat", "-o", tmp_path / name)
     assert message in failed(run)
     assert "no-bundle" not in run.error
 

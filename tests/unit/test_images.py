@@ -1,6 +1,7 @@
 """Pictures and masks become arrays, or are refused in words that say what to do."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.drawing.inpainting import paste_back
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import describe_picture
 from latentrt.runtime.request.images import as_grey, as_rgb, check_lit, latent_mask, read_masks, read_pictures
+from latentrt.runtime.request.size_checks import check_size
 from latentrt.runtime.request.source import Source
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
@@ -19,7 +22,10 @@ LEVELS = PIXELS[..., 0]
 
 
 def read(pictures: Any, width: int | None = None, height: int | None = None) -> np.ndarray:
-    return read_pictures(pictures, width, height, lambda width, height: None)
+    served = Limits(images="1", width="8:64:128", height="8:64:128", tokens="77", vae_images="1")
+    return read_pictures(
+        pictures, width, height, partial(check_size, limits=served, rebuild=lambda limits: "build-engine")
+    )
 
 
 @pytest.mark.parametrize("picture", [PIXELS, Image.fromarray(PIXELS), PIXELS / 255, (PIXELS / 255).astype(np.float32)])
@@ -68,9 +74,16 @@ def test_the_size_is_checked_before_anything_is_resized() -> None:
         ),
         (Image.new("I", (8, 8), -1), "image: a PIL image of mode I from -1 to -1; it must hold 0 to 255, or to 65535"),
         (np.zeros((0, 8, 3), np.uint8), "image: an array of shape [0, 8, 3], which holds no pixels"),
-        (PIXELS[:13], "image: its height of 13 pixels is not a multiple of 8. Crop it, or resize it by height=8 or"),
-        (PIXELS[:, :20], "image: its width of 20 pixels is not a multiple of 8. Crop it, or resize it by width=16 or "),
-        (PIXELS[:4], "4 pixels is not a multiple of 8. Crop it, or resize it by height=8"),
+        (Image.new("RGB", (0, 0)), "image: an image of 0 x 0, which holds no pixels"),
+        (np.array([[["a", "b", "c"]]]), "image: an array of <U1; it must hold bytes, or floats from 0 to 1"),
+        (np.full((1, 1, 3), None), "image: an array of object; it must hold bytes, or floats from 0 to 1"),
+        (np.zeros((1, 1, 3), complex), "image: an array of complex128; it must hold bytes, or floats from 0 to 1"),
+        (PIXELS[:13], "image: it has 24 x 13 pixels; height 13: must be a multiple of 8; the nearest are 8 and 16. Cr"),
+        (PIXELS[:, :20], "image: it has 20 x 16 pixels; width 20: must be a multiple of 8; the nearest are 16 and 24."),
+        (
+            PIXELS[:4],
+            "image: it has 24 x 4 pixels; height 4: must be a multiple of 8; the nearest that is served is ",
+        ),
     ],
 )
 def test_pictures_that_are_refused(picture: Any, message: str) -> None:

@@ -10,7 +10,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import PICTURES, describe, describe_bundle, describe_picture
-from latentrt.runtime.record.png import read_request, save_images
+from latentrt.runtime.record.picture_files import read_request, save_images
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.record.webui import write
 from latentrt.runtime.request.embeddings import Embeddings

@@ -17,7 +17,7 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import RefinerNote, UpscaleNote, describe, describe_bundle
-from latentrt.runtime.record.png import save_images
+from latentrt.runtime.record.picture_files import save_images
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.reading import make_request
 from latentrt.runtime.request.settings import SETTINGS

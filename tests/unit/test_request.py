@@ -87,8 +87,8 @@ def test_a_size_of_a_static_build(bundle):
     [
         ("width", 1001, "nearest are 1000 and 1008"),
         ("height", 1023, "nearest are 1016 and 1024"),
-        ("width", 2001, "nearest are 2000 and 2008"),
-        ("width", 4, "smallest is 8"),
+        ("width", 2001, "nearest that is served is 1536"),
+        ("width", 4, "nearest that is served is 512"),
     ],
 )
 def test_a_size_that_is_no_multiple_of_8(pipeline, name, size, nearest):
@@ -175,8 +175,9 @@ def test_seeds_are_one_or_one_per_picture(pipeline, seeds):
     assert refused(pipeline, seed=seeds, prompt=["a", "b", "c"]) == message
 
 
-def test_no_seed_draws_one_and_tells_it(pipeline):
-    told = [pipeline.request("a cat").seeds for _ in range(2)]
+@pytest.mark.parametrize("settings", [{}, {"seed": None}, {"seed": -1}, {"seed": [-1]}, {"seed": np.int8(-1)}])
+def test_no_seed_draws_one_and_tells_it(pipeline, settings):
+    told = [pipeline.request("a cat", **settings).seeds for _ in range(2)]
     assert all(0 <= seed < 2**32 for (seed,) in told)
     assert told[0] != told[1]
 
@@ -186,7 +187,15 @@ def test_no_prompt_at_all(pipeline):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "part"), [(None, "None"), (5, "5"), (b"a cat", "97"), (["a cat", None], "None"), ([["a"]], "['a']")]
+    ("prompt", "part"),
+    [
+        (None, "None"),
+        (5, "5"),
+        (b"a cat", "b'a cat'"),
+        ({"a": 1}, "{'a': 1}"),
+        (["a cat", None], "None"),
+        ([["a"]], "['a']"),
+    ],
 )
 def test_a_prompt_that_is_no_text(pipeline, prompt, part):
     assert refused(pipeline, prompt=prompt) == f"prompt {part}: must be text"
