@@ -1,4 +1,4 @@
-"""From the request in a PNG to the options that would make it."""
+"""From the request in a picture file to the options that would make it."""
 
 import logging
 from collections.abc import Collection
@@ -27,18 +27,18 @@ def open_picture(file: Path) -> Image.Image:
     try:
         image = Image.open(file)
         image.load()
-    except OSError as error:
+    except Exception as error:  # Pillow's readers of damaged files raise many kinds
         raise RequestError(f"{file}: not readable as a picture ({error})") from error
     return image
 
 
 def repeated(file: Path, bundle: Bundle, given: Collection[str]) -> Job:
-    """The job in a PNG. Pictures and a refiner that the options `given` replace are not looked for.
+    """The job in a picture file. Pictures and a refiner that the options `given` replace are not looked for.
 
     Logs a warning for whatever cannot be repeated.
 
     Raises:
-        RequestError: the PNG holds no request, or a file that it needs is missing or has changed.
+        RequestError: the file holds no request, or a file that it needs is missing or has changed.
     """
     stored = read_request(file, sampler="sampler" not in given)
     if isinstance(stored, Parameters):

@@ -102,11 +102,11 @@ def random_settings(chance: random.Random) -> dict[str, Any]:
     return settings
 
 
-def write(bundle: Bundle, settings: dict[str, Any], **notes: Any) -> tuple[Path, Any]:
+def write(bundle: Bundle, settings: dict[str, Any], name: str = "out.png", **notes: Any) -> tuple[Path, Any]:
     request = make_request(["a cat", "猫, “two”"], settings, bundle.manifest, any_size)  # type: ignore[arg-type]
     note = describe_bundle(bundle, backend="onnxruntime", device="cpu", build=None)
     metadata = describe(note, ["a cat", "猫, “two”"], settings, request)  # type: ignore[arg-type]
-    (file,) = save_images([PICTURE], Path("out.png"), metadata.model_copy(update=notes))
+    (file,) = save_images([PICTURE], Path(name), metadata.model_copy(update=notes))
     return file, request
 
 
@@ -143,7 +143,8 @@ def test_a_named_schedule_of_the_command_line_replaces_a_stored_one(bundle: Bund
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_random_request_is_read_back(bundle: Bundle, seed: int) -> None:
-    file, request = write(bundle, random_settings(random.Random(seed)))
+    name = ("out.png", "out.jpg", "out.webp")[seed % 3]
+    file, request = write(bundle, random_settings(random.Random(seed)), name)
     job = repeated(file, bundle, ())
     again = make_request(job.prompts, {**job.options}, bundle.manifest, any_size)  # type: ignore[typeddict-item]
     for name in DECIDED:
