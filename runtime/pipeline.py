@@ -13,6 +13,8 @@ from latentrt.runtime.backends import Backend, Engine
 from latentrt.runtime.build_selection import Selection, select
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.specs import Precision
+from latentrt.runtime.bundle.unet_parts import WHOLE
 from latentrt.runtime.drawing.batch import check_table
 from latentrt.runtime.drawing.inpainting import paste_back
 from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite, check_progress, check_steps
@@ -62,7 +64,7 @@ class Pipeline:
         self._prompts = PromptEncoder(model, tokenizers, self._engines)
         self._turns = Turns()
         self._loop = Loop(backend, self._engines, self._turns)
-        self._vae = Vae(backend, model, self._engine)
+        self._vae = Vae(backend, model, self._engine, self._precision)
         self._tables: Recent[Hashable, SamplerTable] = Recent(KEPT_TABLES)
         ScheduleConfig.from_diffusers(model.scheduler)  # a schedule that cannot be followed is an error now
 
@@ -189,6 +191,9 @@ class Pipeline:
             self._engines[component] = self.selection.load(self.backend, component)
         return self._engines[component]
 
+    def _precision(self, component: str) -> Precision:
+        return self.bundle.manifest.components[component].precision
+
     def _table(self, request: Request) -> SamplerTable:
         """The sampler's table for the steps that the request runs."""
         try:
@@ -284,7 +289,7 @@ class Pipeline:
         with stage(self.backend, "denoise", [drawing.timeline]):
             self._loop.read_back()
         check_free(drawing.pictures)
-        check_finite(drawing.pictures)
+        check_finite(drawing.pictures, self._precision(WHOLE))
         latents = np.stack([picture.state[0] for picture in drawing.pictures])
         images: list[Image.Image] = []
         if drawing.request.settings["decode"]:

@@ -61,7 +61,7 @@ def check_sizes(folder: Path, files: Mapping[str, FileRecord], remedy: str) -> N
     """Raise `BundleError` for the first file that lies outside the folder, is missing, or has another size."""
     for name, record in files.items():
         file = folder / name
-        if ".." in file.parts or Path(name).is_absolute():
+        if ".." in Path(name).parts or Path(name).is_absolute():
             raise BundleError(f"{folder}: the manifest names {name!r}, which lies outside. {remedy}")
         with told_as(BundleError, file, "read"):
             size = file.stat().st_size if file.is_file() else None

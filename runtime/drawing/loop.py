@@ -8,6 +8,7 @@ every step, sampler and prompt.
 from collections.abc import Callable, Mapping, Sequence
 
 from latentrt.runtime.backends import Backend, Engine, Mark
+from latentrt.runtime.bundle.specs import Precision
 from latentrt.runtime.drawing.batch import lay_out
 from latentrt.runtime.drawing.captured_step import CapturedStep
 from latentrt.runtime.drawing.picture import Picture, hold
@@ -169,11 +170,21 @@ def check_steps(pictures: Sequence[Picture], steps: int) -> None:
         raise RequestError(f"advance by {steps} steps: the picture that is furthest has {least} left")
 
 
-def check_finite(pictures: Sequence[Picture]) -> None:
+def check_finite(pictures: Sequence[Picture], precision: Precision) -> None:
     """Raise `NumericsError` for the first picture that the sampler graph marked as failed."""
     for number, picture in enumerate(pictures, 1):
         if picture.failed >= 0:
             raise NumericsError(
                 f"unet: picture {number} holds NaN or infinity from step {picture.failed + 1} of "
-                f"{picture.table.step_count} on. The weights overflow in this precision; export with fp32"
+                f"{picture.table.step_count} on. {overflow(precision)}"
             )
+
+
+def overflow(precision: Precision) -> str:
+    """Why a component gave NaN or infinity, and what to do."""
+    if precision == "fp16":
+        return "Its values left fp16's range. Export with fp32, or lower the guidance if that is high"
+    return (
+        f"Values of {precision} overflow where the request's are extreme: lower the guidance, and look at the latents "
+        "or embeddings that it began with"
+    )

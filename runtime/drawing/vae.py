@@ -8,7 +8,8 @@ from PIL import Image
 from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.backends import Backend, Buffer, Engine
 from latentrt.runtime.bundle.model import Model
-from latentrt.runtime.drawing.loop import KEPT_STEPS
+from latentrt.runtime.bundle.specs import Precision
+from latentrt.runtime.drawing.loop import KEPT_STEPS, overflow
 from latentrt.runtime.errors import NumericsError
 from latentrt.runtime.recent import Recent
 
@@ -19,11 +20,18 @@ Bound = tuple[Mapping[str, Buffer], Callable[[], None]]
 class Vae:
     """Encoder and decoder of one bundle; each takes as many images at once as it serves.
 
-    `engine` gives a component's engine, and loads it if needed.
+    `engine` gives a component's engine, and loads it if needed; `precision` a component's precision.
     """
 
-    def __init__(self, backend: Backend, model: Model, engine: Callable[[str], Engine]):
+    def __init__(
+        self,
+        backend: Backend,
+        model: Model,
+        engine: Callable[[str], Engine],
+        precision: Callable[[str], Precision],
+    ):
         self._backend = backend
+        self._precision = precision
         self._model = model
         self._engine = engine
         self._bound: Recent[tuple[str, int, int, int], Bound] = Recent(KEPT_STEPS)
@@ -44,7 +52,7 @@ class Vae:
             buffers["latent"].write(part)
             run()
             pictures += waiting()
-            waiting = _fetch_pictures(buffers)
+            waiting = _fetch_pictures(buffers, self._precision("vae_decoder"))
         return pictures + waiting()
 
     def encode(self, pixels: Float32s) -> tuple[Float32s, Float32s]:
@@ -63,8 +71,7 @@ class Vae:
             deviations.append(np.exp(buffers["logvar"].numpy().astype(np.float32) / 2))
         if not all(np.isfinite(values).all() for values in (*means, *deviations)):
             raise NumericsError(
-                "vae_encoder: the latents hold NaN or infinity. The weights overflow in this precision; export with "
-                "fp32"
+                f"vae_encoder: the latents hold NaN or infinity. {overflow(self._precision('vae_encoder'))}"
             )
         return np.concatenate(means), np.concatenate(deviations)
 
@@ -86,15 +93,13 @@ class Vae:
         self._bound.clear()
 
 
-def _fetch_pictures(buffers: Mapping[str, Buffer]) -> Callable[[], list[Image.Image]]:
+def _fetch_pictures(buffers: Mapping[str, Buffer], precision: Precision) -> Callable[[], list[Image.Image]]:
     """Start copying the decoder's outputs to the host; the function returned waits for them and makes pictures."""
     magnitude, image = buffers["magnitude"].fetch(), buffers["image"].fetch()
 
     def pictures() -> list[Image.Image]:
         if not np.isfinite(magnitude()).all():
-            raise NumericsError(
-                "vae_decoder: the image holds NaN or infinity. The weights overflow in this precision; export with fp32"
-            )
+            raise NumericsError(f"vae_decoder: the image holds NaN or infinity. {overflow(precision)}")
         return [Image.fromarray(pixels) for pixels in image()]
 
     return pictures

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hollow_bundles import write_hollow_build
@@ -14,9 +15,17 @@ from latentrt.cli.inspect import check_hashes
 from latentrt.runtime.backends.targets import cpu_target
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle import bundle as bundle_module
-from latentrt.runtime.bundle.atomic_files import BUILD, MANIFEST, read_record, replacing_folder, write_record
+from latentrt.runtime.bundle.atomic_files import (
+    BUILD,
+    MANIFEST,
+    describe_file,
+    read_record,
+    replacing_folder,
+    write_record,
+)
 from latentrt.runtime.bundle.base import FORMAT
 from latentrt.runtime.bundle.manifest import Manifest
+from latentrt.runtime.cache import cache_folder
 from latentrt.runtime.errors import BundleError
 
 
@@ -179,7 +188,7 @@ def test_write_record_that_fails_keeps_the_old_file(bundle, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(BundleError, match=r"manifest\.json: cannot be written \(No space left on device\)"):
         write_record(file, bundle.manifest.model_copy(update={"latentrt": "9"}))
     assert file.read_bytes() == before
     assert not [path for path in bundle.path.iterdir() if path.name.startswith(".")]
@@ -247,7 +256,7 @@ def test_replacing_folder_puts_the_old_one_back_where_the_last_step_fails(tmp_pa
         with replacing_folder(target) as folder:
             (folder / "new").write_text("new")
 
-    with pytest.raises(OSError, match="no such luck"):
+    with pytest.raises(BundleError, match=r"bundle: cannot be written \(no such luck\)"):
         replace()
     assert [path.name for path in target.iterdir()] == [MANIFEST]
     assert list(tmp_path.iterdir()) == [target]
@@ -349,3 +358,95 @@ def test_the_manifest_is_json_that_others_can_read(bundle):
     assert content["format"] == 1
     assert content["limits"]["width"] == "512:1024:1536"
     assert content["components"]["unet"]["inputs"]["sample"] == "float16[rows, 4, latent_height, latent_width]"
+
+
+# What the system refuses, and paths
+
+
+def test_a_bundle_is_found_after_a_change_of_the_folder(bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(bundle.path.parent)
+    for name in (bundle.path.name, Path(bundle.path.name), f"./{bundle.path.name}/"):
+        opened = Bundle.open(name)
+        assert (opened.path, opened.name) == (bundle.path, bundle.path.name)
+    monkeypatch.chdir(bundle.path)
+    assert Bundle.open(".").name == bundle.path.name
+    monkeypatch.chdir(bundle.path / "onnx")
+    assert Bundle.open("..").name == bundle.path.name
+    (tmp_path / "link").symlink_to(bundle.path)
+    assert Bundle.open(tmp_path / "link").name == "link"
+    relative = Bundle(Path("somewhere"), bundle.manifest)
+    monkeypatch.chdir("/")
+    assert relative.onnx("unet").is_absolute()
+
+
+def test_the_cache_is_found_after_a_change_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for variable, folder in (("LATENTRT_HOME", tmp_path / "x"), ("XDG_CACHE_HOME", tmp_path / "x" / "latentrt")):
+        monkeypatch.delenv("LATENTRT_HOME", raising=False)
+        monkeypatch.setenv(variable, "x")
+        assert cache_folder() == folder
+
+
+def refuse(*arguments, **options):
+    raise PermissionError(13, "Permission denied", "/somewhere")
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("is_file", r"my-bundle: cannot be read \(Permission denied\)"),
+        ("read_text", r"manifest\.json: not readable as a manifest \(PermissionError"),
+        ("stat", r"cannot be read \(Permission denied\)"),
+        ("glob", r"builds: cannot be read \(Permission denied\)"),
+        ("open", r"manifest\.json: not readable as a manifest \(PermissionError"),
+    ],
+)
+def test_a_system_that_refuses_to_read(bundle, monkeypatch, method, message):
+    def read():
+        opened = Bundle.open(bundle.path)
+        opened.builds()
+        describe_file(bundle.path / MANIFEST)
+
+    read()
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(BundleError, match=message):
+        read()
+
+
+@pytest.mark.parametrize("path", ["x" * 300, "a\0b", "\ud800"])
+def test_names_that_no_file_can_have(path):
+    with pytest.raises(BundleError, match=r"cannot be read \(|not a bundle"):
+        Bundle.open(path)
+
+
+@pytest.mark.parametrize("method", ["mkdir", "rename"])
+def test_a_system_that_refuses_a_folder(tmp_path, method):
+    def replace():
+        with replacing_folder(tmp_path / "new"):
+            pass
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, method, refuse)
+        with pytest.raises(BundleError, match=r"new: cannot be written \(Permission denied\)"):
+            replace()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_hashed(bundle, monkeypatch):
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(BundleError, match=r"manifest\.json: cannot be read \(Permission denied\)"):
+        describe_file(bundle.path / MANIFEST)
+
+
+def test_a_bundle_is_opened_through_the_folder_above(bundle, monkeypatch):
+    monkeypatch.chdir(bundle.path / "onnx")
+    assert Bundle.open("../../my-bundle").manifest == bundle.manifest
+
+
+def test_of_a_link_the_folder_that_it_leads_to_is_replaced(bundle, tmp_path):
+    (tmp_path / "link").symlink_to(bundle.path)
+    with replacing_folder(tmp_path / "link") as folder:
+        (folder / "new").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in bundle.path.iterdir()] == ["new"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", bundle.path.name]
