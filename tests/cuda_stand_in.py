@@ -9,7 +9,7 @@ from typing import Any
 
 from latentrt.runtime.backends import Buffer
 from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, call
-from latentrt.runtime.backends.cuda_graph import Recording
+from latentrt.runtime.backends.cuda_graph import Recorder
 from latentrt.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeBinding, OnnxRuntimeEngine
 from latentrt.runtime.bundle.specs import ComponentSpec, Port
 
@@ -32,6 +32,12 @@ class cudaStreamCaptureMode(IntEnum):
     cudaStreamCaptureModeThreadLocal = 1
 
 
+class cudaGraphNodeType(IntEnum):
+    cudaGraphNodeTypeKernel = 0
+    cudaGraphNodeTypeMemcpy = 1
+    cudaGraphNodeTypeHost = 3
+
+
 class StandInCuda:
     """One GPU. `memory` holds what is allocated, page-locked too; `calls` every function with its arguments.
 
@@ -39,7 +45,7 @@ class StandInCuda:
     """
 
     cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking = cudaError_t, cudaMemcpyKind, 1
-    cudaStreamCaptureMode = cudaStreamCaptureMode
+    cudaStreamCaptureMode, cudaGraphNodeType = cudaStreamCaptureMode, cudaGraphNodeType
 
     def __init__(self, capability: tuple[int, int] = (8, 9), limit: int = 1 << 30):
         self.capability, self.limit = capability, limit
@@ -84,6 +90,17 @@ class StandInCuda:
         self.graphs[id(graph)] = graph
         return (id(graph),)
 
+    def _cudaGraphGetNodes(self, graph: Any, count: int) -> tuple[Any, int]:
+        return graph[:count], len(graph)
+
+    def _cudaGraphNodeGetType(self, node: tuple[Any, ...]) -> tuple[cudaGraphNodeType]:
+        """A function of the host stands for a kernel here."""
+        kinds = cudaGraphNodeType
+        return (kinds.cudaGraphNodeTypeMemcpy if node[0] == "cudaMemcpyAsync" else kinds.cudaGraphNodeTypeKernel,)
+
+    def _cudaGraphMemcpyNodeGetParams(self, node: tuple[Any, ...]) -> tuple[Any]:
+        return (SimpleNamespace(kind=node[4]),)
+
     def _cudaGraphLaunch(self, graph: int, _stream: int) -> tuple[()]:
         for name, *arguments in self.graphs[graph]:
             getattr(self, f"_{name}")(*arguments)
@@ -122,7 +139,7 @@ class StandInCuda:
         return (1500.0,)
 
     def _cudaMemGetInfo(self) -> tuple[int, int]:
-        return (self.limit, self.limit)
+        return (self.limit - sum(map(len, self.memory.values())), self.limit)
 
     def _cudaMalloc(self, size: int) -> tuple[Any, ...]:
         if size > self.limit:
@@ -146,15 +163,13 @@ class StandInBackend(OnnxRuntimeBackend):
     def __init__(self) -> None:
         super().__init__("onnxruntime", "cpu")
         self.stream = Stream(0)
+        self.recorder = Recorder(self.stream)
 
     def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = False) -> "StandInEngine":
         return StandInEngine(self, spec, super().load(spec, path, optimised=optimised).session)
 
     def allocate(self, port: Port, shape: tuple[int, ...]) -> DeviceBuffer:
         return DeviceBuffer(shape, port.numpy_dtype, self.stream)
-
-    def record(self, work: Callable[[], None]) -> Recording:
-        return Recording(self.stream, work)
 
 
 class StandInEngine(OnnxRuntimeEngine):

@@ -49,6 +49,7 @@ def call(name: str, *arguments: Any) -> Any:
     error, *results = getattr(cuda, name)(*arguments)
     if error != cuda.cudaError_t.cudaSuccess:
         _, text = cuda.cudaGetErrorString(error)
+        cuda.cudaGetLastError()  # else whoever asks next takes it for an error of his own
         raise BackendError(f"{name} failed: {error.name}, {text.decode()}")
     return results[0] if len(results) == 1 else tuple(results) or None
 

@@ -1,32 +1,27 @@
 """ONNX Runtime: engines with I/O bound to preallocated buffers, on the CPU or, by the same code, on CUDA."""
 
-import itertools
-import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from latentrt.runtime.backends.base import Buffer, Mark, check_shared
 from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, describe_device, device_index
+from latentrt.runtime.backends.cuda_graph import Recorder
 from latentrt.runtime.backends.cuda_provider import fallback, preload, provider_options
 from latentrt.runtime.backends.host import HostBuffer, HostMark
 from latentrt.runtime.backends.registry import CPU_PROVIDER, CUDA_PROVIDER, load_module
 from latentrt.runtime.bundle.specs import ONNX_TYPES, ComponentSpec, Port
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
 
-logger = logging.getLogger(__name__)
-
 LOG_ERRORS_ONLY = 3
 
 STOP_SPINNING = ("session.force_spinning_stop", "1")
 """Each session has its own threads; spinning after a run, they would take the cores from the next component's."""
 
-CAPTURED_BINDINGS = 16
-"""Number of bindings of one engine that get a CUDA graph: a session keeps its graphs until it ends."""
-
-NO_GRAPH = -1
-"""The graph number with which ONNX Runtime captures nothing."""
+NOTE_PLACES = ("session.record_ep_graph_assignment_info", "1")
+"""Has a session know which of its nodes run where."""
 
 NO_BF16 = (
     "it is bf16, and ONNX Runtime has no bf16 convolution, matmul or attention for CPUs. Export with --precision fp32 "
@@ -53,6 +48,7 @@ class OnnxRuntimeBackend:
             preload(self.library)
             describe_device(self.index)
         self.stream = Stream(self.index) if self.kind == "cuda" else None
+        self.recorder = None if self.stream is None else Recorder(self.stream)
 
     def activate(self) -> None:
         """Make the GPU the calling thread's current one; nothing to do on the CPU."""
@@ -60,7 +56,7 @@ class OnnxRuntimeBackend:
             self.stream.activate()
 
     def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = False) -> "OnnxRuntimeEngine":
-        """Start a session over an exported or an optimised ONNX file; on CUDA one that captures graphs, if it can.
+        """Start a session over an exported or an optimised ONNX file.
 
         Raises:
             BackendError: ONNX Runtime cannot load it, or not on this device.
@@ -70,16 +66,22 @@ class OnnxRuntimeBackend:
         self.activate()
         if self.kind == "cpu" or self.stream is None:
             return OnnxRuntimeEngine(self, spec, self._session(path, [CPU_PROVIDER], optimised))
-        session, captures = self._cuda_session(self.stream, path, optimised)
+        # A graph of ours holds the whole step; one of ONNX Runtime's would hold one session's part, per thread.
+        own = {"user_compute_stream": str(self.stream.handle), "enable_cuda_graph": "0"}
+        session = self._session(path, [(CUDA_PROVIDER, provider_options(self.index) | own), CPU_PROVIDER], optimised)
         if session.get_providers()[0] != CUDA_PROVIDER:
             raise BackendError(fallback(str(path)))
-        return OnnxRuntimeEngine(self, spec, session, captures)
+        return OnnxRuntimeEngine(self, spec, session)
 
     def _session(self, path: Path, providers: list[Any], optimised: bool) -> Any:
         options = self.library.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
         options.add_session_config_entry(*STOP_SPINNING)
-        if self.kind == "cpu" and usable_cores() < (os.cpu_count() or 1):
+        if self.kind == "cuda":
+            options.add_session_config_entry(*NOTE_PLACES)
+            # A second run would lay out its memory in one block, allocated beside the first run's: in the capture.
+            options.enable_mem_pattern = False
+        elif usable_cores() < (os.cpu_count() or 1):
             options.intra_op_num_threads = usable_cores()
         if optimised:
             options.graph_optimization_level = self.library.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -88,24 +90,9 @@ class OnnxRuntimeBackend:
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {error}") from error
 
-    def _cuda_session(self, stream: Stream, path: Path, optimised: bool) -> tuple[Any, bool]:
-        """A session, and whether it captures CUDA graphs: ONNX Runtime refuses that where it copies to the host."""
-
-        def session(graphs: str) -> Any:
-            own = {"user_compute_stream": str(stream.handle), "enable_cuda_graph": graphs}
-            return self._session(path, [(CUDA_PROVIDER, provider_options(self.index) | own), CPU_PROVIDER], optimised)
-
-        try:
-            return session("1"), True
-        except BackendError as error:
-            if "graph" not in str(error).lower():
-                raise
-            logger.warning("%s: runs without CUDA graphs, so every step costs the host more: %s", path, error)
-        return session("0"), False
-
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """The work unchanged: each session captures and replays its own graph."""
-        return work
+        """The work as one CUDA graph, captured when it has run once; on the CPU the work unchanged."""
+        return work if self.recorder is None else self.recorder.record(work)
 
     def mark(self) -> Mark:
         """An event on the stream; on the CPU, the present moment."""
@@ -135,14 +122,12 @@ def usable_cores() -> int:
 
 
 class OnnxRuntimeEngine:
-    """One session. With `captures`, each of the first `CAPTURED_BINDINGS` bindings gets a CUDA graph."""
+    """One session."""
 
-    def __init__(self, backend: OnnxRuntimeBackend, spec: ComponentSpec, session: Any, captures: bool = False):
+    def __init__(self, backend: OnnxRuntimeBackend, spec: ComponentSpec, session: Any):
         self.spec = spec
         self.backend = backend
-        self.captures = captures
         self.session = session
-        self._bound = itertools.count()
         self._check_ports()
 
     def _check_ports(self) -> None:
@@ -171,14 +156,13 @@ class OnnxRuntimeEngine:
         options = self.backend.library.RunOptions()
         if self.backend.kind == "cuda":
             options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        if self.captures:
-            number = next(self._bound)
-            options.add_run_config_entry("gpu_graph_id", str(number if number < CAPTURED_BINDINGS else NO_GRAPH))
         return options
 
     def close(self) -> None:
         """Drop the session."""
         self.session = None
+        if self.backend.recorder is not None:
+            self.backend.recorder.moves += 1  # graphs would go on in memory that is given back
 
 
 class OnnxRuntimeBinding:
@@ -207,3 +191,20 @@ class OnnxRuntimeBinding:
             engine.session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise BackendError(f"{engine.spec.name}: ONNX Runtime failed: {error}") from error
+        if engine.backend.recorder is not None:
+            engine.backend.recorder.ran(self)
+
+    def obstacle(self) -> None:
+        """ONNX Runtime does not say beforehand what can be captured."""
+
+    def suspects(self) -> str | None:
+        """The nodes that ONNX Runtime runs on the CPU; those that compute shapes do no harm."""
+        engine = self._engine
+        if engine.session is None or engine.backend.kind == "cpu":
+            return None
+        parts = engine.session.get_provider_graph_assignment_info()
+        nodes = Counter(node.op_type for part in parts if part.ep_name == CPU_PROVIDER for node in part.get_nodes())
+        if not nodes:
+            return None
+        named = ", ".join(f"{count} {kind}" for kind, count in nodes.most_common())
+        return f"{engine.spec.name}: ONNX Runtime runs {nodes.total()} nodes on the CPU: {named}"

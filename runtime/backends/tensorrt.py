@@ -20,7 +20,7 @@ import numpy as np
 
 from latentrt.runtime.backends.base import Buffer, check_shared
 from latentrt.runtime.backends.cuda import DeviceBuffer, Event, Stream, describe_device, device_index
-from latentrt.runtime.backends.cuda_graph import Recording
+from latentrt.runtime.backends.cuda_graph import Recorder
 from latentrt.runtime.backends.kernel_cache import KernelCache
 from latentrt.runtime.backends.registry import load_module, runnable_targets
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
@@ -55,12 +55,10 @@ class TensorRTBackend:
         self._runtime = [self.trt.Runtime(self.log)]
         self._drop_runtime = weakref.finalize(self, self._runtime.clear)
         self.kernels = KernelCache(self.trt, self.gpu) if name == "tensorrt-rtx" else None
-        self.moves = 0
-        """How often the workspace was replaced by a larger one: a graph captured before is of no use any more."""
+        self.recorder = Recorder(self.stream, allows_host_copies=True)  # TensorRT says itself what can be captured
         self._workspace: DeviceBuffer | None = None
         self._bindings: weakref.WeakSet[TensorRTBinding] = weakref.WeakSet()
         self._engines: weakref.WeakSet[TensorRTEngine] = weakref.WeakSet()
-        self._recorded: weakref.WeakSet[TensorRTBinding] | None = None
 
     def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = True) -> "TensorRTEngine":
         """Load an engine file, which is always optimised.
@@ -116,7 +114,7 @@ class TensorRTBackend:
 
     def _move_to(self, block: DeviceBuffer) -> DeviceBuffer:
         """Make every binding compute in this block."""
-        self.moves += 1
+        self.recorder.moves += 1
         for binding in self._bindings:
             binding.use_workspace(block)
         return block
@@ -126,25 +124,12 @@ class TensorRTBackend:
         self.stream.activate()
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """The work as one CUDA graph, captured by its second call."""
-        used: weakref.WeakSet[TensorRTBinding] = weakref.WeakSet()
-
-        def noted() -> None:
-            self._recorded = used
-            try:
-                work()
-            finally:
-                self._recorded = None
-
-        def obstacle() -> str | None:
-            return next(filter(None, (binding.obstacle() for binding in used)), None)
-
-        return Recording(self.stream, noted, obstacle, lambda: self.moves)
+        """The work as one CUDA graph, captured when it has run once."""
+        return self.recorder.record(work)
 
     def ran(self, binding: "TensorRTBinding", first: bool) -> None:
         """Note that a binding ran; its first inference has compiled its kernels."""
-        if self._recorded is not None:
-            self._recorded.add(binding)
+        self.recorder.ran(binding)
         if first and self.kernels is not None:
             self.kernels.save()
 
@@ -256,6 +241,9 @@ class TensorRTBinding:
         if ask is None or ask(self._backend.stream.handle):
             return None
         return f"{self._spec.name}: {self._backend.name} says that it cannot be captured"
+
+    def suspects(self) -> None:
+        """TensorRT names no causes beyond its own errors."""
 
     def _set_shapes(self, sizes: Mapping[str, int]) -> None:
         """Set the inputs' shapes and check that TensorRT computes the same shapes for the outputs as the spec."""

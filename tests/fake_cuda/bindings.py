@@ -29,6 +29,7 @@ FUNCTIONS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
     "cudaDriverGetVersion": ((INT,), ()),
     "cudaRuntimeGetVersion": ((INT,), ()),
     "cudaDeviceSynchronize": ((), ()),
+    "cudaGetLastError": ((), ()),
     "cudaStreamCreateWithFlags": ((POINTER,), (UNSIGNED,)),
     "cudaStreamDestroy": ((), (POINTER,)),
     "cudaStreamSynchronize": ((), (POINTER,)),
@@ -54,7 +55,12 @@ FUNCTIONS: dict[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
     "cudaEventElapsedTime": ((ctypes.c_float,), (POINTER, POINTER)),
     "cudaGraphInstantiate": ((POINTER,), (POINTER, FLAGS)),
 }
-RESULT_LAST = {"cudaStreamEndCapture": (POINTER, (POINTER,))}
+RESULT_LAST: dict[str, tuple[type, tuple[type, ...]]] = {
+    "cudaStreamEndCapture": (POINTER, (POINTER,)),
+    "cudaGraphNodeGetType": (INT, (POINTER,)),
+}
+COPY_PARAMETERS, KIND_OFFSET = 160, 152
+"""Bytes of `cudaMemcpy3DParms`, and where its `kind` stands."""
 
 
 def load() -> ctypes.CDLL:
@@ -83,6 +89,8 @@ def stand_in() -> types.ModuleType:
     for name, (result, arguments) in RESULT_LAST.items():
         setattr(module, name, _function(library, name, (result,), arguments, results_first=False))
     setattr(module, "cudaGetDeviceProperties", lambda index: _properties(module, library, index))  # noqa: B010
+    setattr(module, "cudaGraphGetNodes", lambda graph, count: _nodes(library, graph, count))  # noqa: B010
+    setattr(module, "cudaGraphMemcpyNodeGetParams", lambda node: _copy_parameters(library, node))  # noqa: B010
     setattr(module, "cudaGetErrorString", lambda error: (real.cudaError_t.cudaSuccess, error.name.encode()))  # noqa: B010
     return module
 
@@ -110,6 +118,19 @@ def _function(
         return real.cudaError_t(error), *(one.value for one in out)
 
     return call
+
+
+def _nodes(library: ctypes.CDLL, graph: int, count: int) -> tuple[Any, list[int], int]:
+    nodes, found = (POINTER * max(count, 1))(), SIZE(count)
+    error = library.cudaGraphGetNodes(POINTER(graph), nodes if count else None, ctypes.byref(found))
+    return real.cudaError_t(error), list(nodes[:count]), found.value
+
+
+def _copy_parameters(library: ctypes.CDLL, node: int) -> tuple[Any, Any]:
+    parameters = ctypes.create_string_buffer(COPY_PARAMETERS)
+    error = library.cudaGraphMemcpyNodeGetParams(POINTER(node), parameters)
+    kind = real.cudaMemcpyKind(INT.from_buffer(parameters, KIND_OFFSET).value)
+    return real.cudaError_t(error), types.SimpleNamespace(kind=kind)
 
 
 def _properties(module: types.ModuleType, library: ctypes.CDLL, index: int) -> tuple[Any, Any]:

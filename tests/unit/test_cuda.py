@@ -1,6 +1,7 @@
 """Device buffers, streams and DLPack capsules, on a stand-in whose device memory is host memory."""
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from cuda_stand_in import StandInCuda
 
 from latentrt.runtime.backends import cuda, dlpack, targets
-from latentrt.runtime.backends.cuda_graph import Recording
+from latentrt.runtime.backends.cuda_graph import ATTEMPTS, WARM_UPS, Graph, Recorder
 from latentrt.runtime.backends.registry import runnable_targets
 from latentrt.runtime.errors import BackendError
 
@@ -54,44 +55,126 @@ def test_the_image_is_fetched_without_stopping_the_host(gpu: StandInCuda) -> Non
     assert not gpu.memory
 
 
-def test_work_is_captured_on_its_second_call_and_replayed_from_then_on(gpu: StandInCuda) -> None:
-    stream = cuda.Stream(0)
-    buffer, other = (cuda.DeviceBuffer((2,), "int64", stream) for _ in range(2))
-    calls: list[int] = []
+class Work:
+    """Copies one buffer to another; `calls` counts, `also` is done first."""
 
-    def work() -> None:
-        calls.append(1)
-        other.copy_from(buffer)
+    def __init__(self) -> None:
+        self.stream = cuda.Stream(0)
+        self.source, self.target = (cuda.DeviceBuffer((2,), "int64", self.stream) for _ in range(2))
+        self.calls = 0
+        self.also: Callable[[], object] = lambda: None
 
-    recording = Recording(stream, work)
+    def __call__(self) -> None:
+        self.calls += 1
+        self.also()
+        self.target.copy_from(self.source)
+
+
+def count(gpu: StandInCuda, name: str) -> int:
+    return [call for call, *_ in gpu.calls].count(name)
+
+
+def test_work_is_captured_when_it_has_run_and_replayed_from_then_on(gpu: StandInCuda) -> None:
+    work = Work()
+    recording = Recorder(work.stream).record(work)
     for number in range(5):
-        buffer.write(np.full(2, number))
+        work.source.write(np.full(2, number))
         recording()
-        assert other.numpy().tolist() == [number, number]
-    assert len(calls) == 2
+        assert work.target.numpy().tolist() == [number, number]
+        assert (work.calls, count(gpu, "cudaGraphLaunch")) == (2, number)
     assert len(gpu.graphs) == 1
     del recording
     assert not gpu.graphs
 
 
-def test_work_that_cannot_be_captured_is_enqueued_each_time(gpu: StandInCuda, caplog: pytest.LogCaptureFixture) -> None:
-    stream = cuda.Stream(0)
-    buffer = cuda.DeviceBuffer((2,), "int64", stream)
-    calls: list[int] = []
+def test_work_is_not_captured_while_it_takes_memory(gpu: StandInCuda) -> None:
+    """In a capture it could take none."""
+    work, blocks = Work(), []
 
-    def work() -> None:
-        calls.append(1)
-        buffer.stream.synchronize()
+    def take() -> None:
+        if len(blocks) < 2:
+            blocks.append(cuda.DeviceBuffer((8,), "uint8", work.stream))
 
-    recording = Recording(stream, work)
+    work.also = take
+    recording = Recorder(work.stream).record(work)
     for _ in range(4):
         recording()
-    assert len(calls) == 1 + 1 + 3
+    assert work.calls == 3 + 1
+    assert [count(gpu, name) for name in ("cudaStreamBeginCapture", "cudaGraphLaunch")] == [1, 1]
+
+
+def test_others_that_take_memory_do_not_put_a_capture_off_for_ever(gpu: StandInCuda) -> None:
+    work = Work()
+    work.also = lambda: setattr(gpu, "limit", gpu.limit - 1)
+    recording = Recorder(work.stream).record(work)
+    for _ in range(WARM_UPS + 1):
+        recording()
+    assert (work.calls, count(gpu, "cudaGraphLaunch")) == (WARM_UPS + 1, 1)
+
+
+def test_work_that_cannot_be_captured_is_enqueued_each_time(gpu: StandInCuda, caplog: pytest.LogCaptureFixture) -> None:
+    work = Work()
+    work.also = work.stream.synchronize
+    recording = Recorder(work.stream).record(work)
+    for _ in range(ATTEMPTS + 2):
+        recording()
+    assert work.calls == 2 * ATTEMPTS + 2
     assert [record.message for record in caplog.records] == [
         "this work cannot be captured as a CUDA graph, so every step costs the host more: cudaStreamSynchronize "
         "failed: cudaErrorStreamCaptureUnsupported, cudaErrorStreamCaptureUnsupported"
     ]
     assert not gpu.graphs
+    assert count(gpu, "cudaGetLastError") == 2 * ATTEMPTS, "an error that is left is found by whoever asks next"
+
+
+def test_a_capture_that_fails_once_is_tried_again(gpu: StandInCuda, caplog: pytest.LogCaptureFixture) -> None:
+    work = Work()
+    work.also = lambda: work.stream.synchronize() if work.calls == 2 else None
+    recording = Recorder(work.stream).record(work)
+    for _ in range(3):
+        recording()
+    assert (work.calls, count(gpu, "cudaGraphLaunch")) == (4, 1)
+    assert not caplog.records
+
+
+def test_memory_that_moved_is_captured_anew(gpu: StandInCuda) -> None:
+    work = Work()
+    recorder = Recorder(work.stream)
+    recording = recorder.record(work)
+    for _ in range(2):
+        recording()
+    recorder.moves += 1
+    recording()
+    assert (work.calls, count(gpu, "cudaGraphLaunch"), len(gpu.graphs)) == (4, 1, 1)
+
+
+def test_a_graph_holds_no_copies_of_the_hosts_memory(gpu: StandInCuda) -> None:
+    """It would read the same address at every launch, whoever has that memory by then."""
+    stream = cuda.Stream(0)
+    buffer = cuda.DeviceBuffer((2,), "int64", stream)
+    with pytest.raises(BackendError, match=r"^it makes 1 copies between host and device, and 0 calls of the host$"):
+        Graph(stream, lambda: buffer.write(np.zeros(2)))
+    Graph(stream, lambda: buffer.write(np.zeros(2)), allows_host_copies=True).launch()
+
+
+def test_no_garbage_is_collected_during_a_capture(gpu: StandInCuda) -> None:
+    """What dies may free device memory. Two threads may capture at once: the first to end does not switch it on."""
+    stream = cuda.Stream(0)
+    inside: list[bool] = []
+
+    def work() -> None:
+        with pytest.raises(BackendError, match="cudaStreamBeginCapture"):
+            Graph(stream, lambda: None)
+        inside.append(gc.isenabled())
+
+    Graph(stream, work)
+    assert (inside, gc.isenabled()) == ([False], True)
+    gc.disable()
+    try:
+        Graph(stream, lambda: None)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_wrong_values_are_refused(gpu: StandInCuda) -> None:

@@ -12,11 +12,11 @@ from latentrt.engine import onnxruntime as builder_module
 from latentrt.engine.base import Job
 from latentrt.engine.forms import AS_EXPORTED, CHANNELS_LAST, Form
 from latentrt.engine.onnxruntime import OnnxRuntimeBuilder
-from latentrt.runtime.backends import cuda_provider, identity
+from latentrt.runtime.backends import cuda, cuda_provider, identity
 from latentrt.runtime.backends import onnxruntime as runner_module
 from latentrt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from latentrt.runtime.bundle.specs import ComponentSpec
-from latentrt.runtime.errors import BackendError, BuildError
+from latentrt.runtime.errors import BackendError, BuildError, LatentRTError
 
 PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
 COMMON = {
@@ -29,13 +29,18 @@ COMMON = {
 
 
 class Library:
-    """onnxruntime-gpu; `told` holds the CUDA provider's options of every session, `starts` whether it starts."""
+    """onnxruntime-gpu; `told` holds the CUDA provider's options of every session, `starts` whether it starts.
+
+    `entries` and `options` are what the last session was told besides, `places` the nodes: (provider, operator).
+    """
 
     GraphOptimizationLevel = SimpleNamespace(ORT_ENABLE_ALL=99, ORT_DISABLE_ALL=0)
 
     def __init__(self, spec: ComponentSpec):
         self.spec, self.told, self.preloaded, self.starts = spec, [], 0, True
-        self.refuses_graphs = False
+        self.entries: dict[str, str] = {}
+        self.options: Any = None
+        self.places: list[tuple[str, str]] = []
 
     def preload_dlls(self) -> None:
         self.preloaded += 1
@@ -45,7 +50,12 @@ class Library:
         return PROVIDERS
 
     def SessionOptions(self) -> Any:
-        return SimpleNamespace(add_session_config_entry=lambda name, value: None)
+        self.entries = {}
+        self.options = SimpleNamespace(add_session_config_entry=self.entries.__setitem__)
+        return self.options
+
+    def RunOptions(self) -> Any:
+        return SimpleNamespace(add_run_config_entry=lambda name, value: None)
 
     def InferenceSession(self, path: Any, options: Any, providers: list[Any], enable_fallback: int) -> Any:
         assert self.preloaded
@@ -53,13 +63,26 @@ class Library:
         (name, told), _ = providers
         assert name == PROVIDERS[0]
         self.told.append(told)
-        if self.refuses_graphs and told.get("enable_cuda_graph") == "1":
-            raise RuntimeError("this session cannot use the graph capture feature")
         return SimpleNamespace(
             get_providers=lambda: PROVIDERS if self.starts else PROVIDERS[1:],
             get_inputs=lambda: self.spec.inputs,
             get_outputs=lambda: self.spec.outputs,
+            get_provider_graph_assignment_info=self.assigned,
+            io_binding=lambda: SimpleNamespace(bind_input=lambda *_: None, bind_output=lambda *_: None),
+            run_with_iobinding=self.run,
         )
+
+    def run(self, binding: Any, options: Any) -> None:
+        """As on a node of the CPU: the host waits for the stream."""
+        cuda.call("cudaStreamSynchronize", 7)
+
+    def assigned(self) -> list[Any]:
+        """As onnxruntime has it: by parts of the graph."""
+        assert self.entries["session.record_ep_graph_assignment_info"] == "1"
+        return [
+            SimpleNamespace(ep_name=provider, get_nodes=lambda kind=kind: [SimpleNamespace(op_type=kind)])
+            for provider, kind in self.places
+        ]
 
 
 @pytest.fixture
@@ -78,15 +101,37 @@ def library(job: Job, gpu: StandInCuda, monkeypatch: pytest.MonkeyPatch) -> Libr
 
 def test_sessions_that_run(library: Library, job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     OnnxRuntimeBackend("onnxruntime", "cuda:0").load(job.spec, job.onnx)
-    assert library.told == [COMMON | {"user_compute_stream": "7", "enable_cuda_graph": "1"}]
+    assert library.told == [COMMON | {"user_compute_stream": "7", "enable_cuda_graph": "0"}]
+    assert not library.options.enable_mem_pattern, "the second run would take memory, in the capture"
     assert capsys.readouterr().out == ""
 
 
-def test_a_session_without_graphs_is_told_the_same(library: Library, job: Job) -> None:
-    library.refuses_graphs = True
-    assert not OnnxRuntimeBackend("onnxruntime", "cuda:0").load(job.spec, job.onnx).captures
-    first, second = library.told
-    assert first | {"enable_cuda_graph": "0"} == second
+def test_work_that_cannot_be_captured_names_the_nodes_on_the_cpu(
+    library: Library, job: Job, gpu: StandInCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    library.places = [*[(PROVIDERS[1], "ArgMax")] * 2, (PROVIDERS[0], "Conv"), (PROVIDERS[1], "Gather")]
+    backend = OnnxRuntimeBackend("onnxruntime", "cuda:0")
+    binding = backend.load(job.spec, job.onnx).bind(job.spec.sizes("min"))
+    step = backend.record(binding.run)
+    for _ in range(5):
+        step()
+    (record,) = caplog.records
+    assert record.message.startswith("this work cannot be captured as a CUDA graph, so every step costs the host more")
+    assert "vae_decoder: ONNX Runtime failed: cudaStreamSynchronize failed" in record.message
+    assert record.message.endswith("vae_decoder: ONNX Runtime runs 3 nodes on the CPU: 2 ArgMax, 1 Gather")
+    assert "cudaGraphLaunch" not in [name for name, *_ in gpu.calls]
+
+
+def test_a_graph_does_not_outlive_its_engine(library: Library, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "run", lambda *_: None)
+    backend = OnnxRuntimeBackend("onnxruntime", "cuda:0")
+    engine = backend.load(job.spec, job.onnx)
+    step = backend.record(engine.bind(job.spec.sizes("min")).run)
+    for _ in range(2):
+        step()
+    engine.close()
+    with pytest.raises(LatentRTError, match="vae_decoder: the engine is closed"):
+        step()
 
 
 def test_sessions_that_build(library: Library, job: Job, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <vector>
 
 #include "device.h"
 
@@ -54,12 +55,18 @@ int minor() { return atoi(strchr(shape().capability, '.') + 1); }
 
 // --------------------------------------------------------------------------------------------------------------- state
 
+struct Node {
+    cudaGraphNodeType type;
+    cudaMemcpyKind kind;  // of a copy
+};
+
 struct Capture {
     int number;
     cudaStreamCaptureMode mode;
     pthread_t thread;
     bool blocking_stream;
     bool invalid = false;
+    std::vector<Node*> nodes = {};
 };
 
 // Libraries register their kernels before this file's own globals would be constructed, and free memory after these
@@ -73,6 +80,7 @@ struct State {
     size_t device_bytes = 0;
     std::map<const void*, unsigned> stream_flags;
     std::map<const void*, Capture*> stream_captures, event_captures;
+    std::map<cudaGraph_t, std::vector<Node*>> graphs;
     int captures = 0;
     State() {
         if (const char* path = getenv("FAKE_CUDA_LOG")) log = fopen(path, "a");
@@ -86,6 +94,7 @@ State& state() {
 
 using Lock = std::lock_guard<std::recursive_mutex>;
 thread_local cudaError_t last_error = cudaSuccess;
+thread_local cudaMemcpyKind copy_kind = cudaMemcpyDefault;  // of the copy that this thread enqueues
 
 cudaError_t fail(cudaError_t error) { return last_error = error; }
 
@@ -111,6 +120,24 @@ void write(const std::string& condition, const void* stream, const char* call, c
 
 }  // namespace
 
+namespace {
+
+/// Add what a captured call becomes to the capture; marks of events are edges, not nodes.
+void add_node(Capture* capture, const char* call) {
+    auto begins = [call](const char* with) { return !strncmp(call, with, strlen(with)); };
+    if (begins("cudaEvent") || begins("cudaStream")) return;
+    cudaGraphNodeType type = begins("cudaMemcpy")           ? cudaGraphNodeTypeMemcpy
+                             : begins("cudaMemset")         ? cudaGraphNodeTypeMemset
+                             : begins("cudaLaunchHostFunc") ? cudaGraphNodeTypeHost
+                             : begins("cudaGraphLaunch")    ? cudaGraphNodeTypeGraph
+                             : begins("cudaMalloc")         ? cudaGraphNodeTypeMemAlloc
+                             : begins("cudaFree")           ? cudaGraphNodeTypeMemFree
+                                                            : cudaGraphNodeTypeKernel;
+    capture->nodes.push_back(new Node{type, copy_kind});
+}
+
+}  // namespace
+
 API void fake_log(const char* call, const char* details, ...) {
     Lock lock(state().mutex);
     va_list values;
@@ -128,6 +155,7 @@ API void fake_enqueue(const void* stream, const char* call, const char* details,
     bool captured = found != s.stream_captures.end();
     write_list(captured ? std::to_string(found->second->number) : "-", stream, call, details, values);
     va_end(values);
+    if (captured) add_node(found->second, call);
 }
 
 /// Begin a new part of the log; trace.py counts between marks.
@@ -300,17 +328,20 @@ API cudaError_t cudaMemcpy(void* target, const void* source, size_t bytes, cudaM
     return cudaSuccess;
 }
 
-API cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+API cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind,
+                                cudaStream_t stream) {
     memcpy(target, source, bytes);
+    copy_kind = kind;
     fake_enqueue(stream, "cudaMemcpyAsync", "bytes=%zu from=%s to=%s", bytes, place(source), place(target));
     return cudaSuccess;
 }
 
 API cudaError_t cudaMemcpy2DAsync(void* target, size_t target_pitch, const void* source, size_t source_pitch,
-                                  size_t width, size_t height, cudaMemcpyKind, cudaStream_t stream) {
+                                  size_t width, size_t height, cudaMemcpyKind kind, cudaStream_t stream) {
     for (size_t row = 0; row < height; ++row)
         memcpy(static_cast<char*>(target) + row * target_pitch, static_cast<const char*>(source) + row * source_pitch,
                width);
+    copy_kind = kind;
     fake_enqueue(stream, "cudaMemcpy2DAsync", "bytes=%zu from=%s to=%s", width * height, place(source), place(target));
     return cudaSuccess;
 }
@@ -449,7 +480,10 @@ API cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
     Capture* capture = found->second;
     std::erase_if(s.stream_captures, [&](auto& entry) { return entry.second == capture; });
     std::erase_if(s.event_captures, [&](auto& entry) { return entry.second == capture; });
-    if (!capture->invalid) *graph = static_cast<cudaGraph_t>(new_token());
+    if (!capture->invalid) {
+        *graph = static_cast<cudaGraph_t>(new_token());
+        s.graphs[*graph] = capture->nodes;
+    }
     fake_log(__func__, "capture=%d graph=%p", capture->number, static_cast<void*>(*graph));
     return capture->invalid ? fail(cudaErrorStreamCaptureInvalidated) : cudaSuccess;
 }
@@ -476,7 +510,32 @@ API cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream)
     return cudaSuccess;
 }
 
-API cudaError_t cudaGraphDestroy(cudaGraph_t) { return cudaSuccess; }
+API cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
+    Lock lock(state().mutex);
+    auto& own = state().graphs[graph];
+    if (nodes)
+        for (size_t i = 0; i < *count && i < own.size(); ++i) nodes[i] = reinterpret_cast<cudaGraphNode_t>(own[i]);
+    *count = own.size();
+    return cudaSuccess;
+}
+
+API cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType* type) {
+    *type = reinterpret_cast<Node*>(node)->type;
+    return cudaSuccess;
+}
+
+API cudaError_t cudaGraphMemcpyNodeGetParams(cudaGraphNode_t node, cudaMemcpy3DParms* parameters) {
+    *parameters = {};
+    parameters->kind = reinterpret_cast<Node*>(node)->kind;
+    return cudaSuccess;
+}
+
+API cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    Lock lock(state().mutex);
+    for (Node* node : state().graphs[graph]) delete node;
+    state().graphs.erase(graph);
+    return cudaSuccess;
+}
 API cudaError_t cudaGraphExecDestroy(cudaGraphExec_t) { return cudaSuccess; }
 
 // ------------------------------------------------------------------------------------------------------------- kernels
