@@ -61,7 +61,7 @@ class Pipeline:
         tokenizers = {
             encoder.tokenizer: Tokenizer.load(bundle.path / encoder.tokenizer) for encoder in model.text_encoders
         }
-        self._prompts = PromptEncoder(model, tokenizers, self._engines)
+        self._prompts = PromptEncoder(backend, model, tokenizers, self._engines)
         self._turns = Turns()
         self._loop = Loop(backend, self._engines, self._turns)
         self._vae = Vae(backend, model, self._engine, self._precision)

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from latentrt.runtime.backends import Buffer
-from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, call
+from latentrt.runtime.backends.cuda import Stream, call
 from latentrt.runtime.backends.cuda_graph import Recorder
+from latentrt.runtime.backends.cuda_memory import DeviceBuffer
 from latentrt.runtime.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeBinding, OnnxRuntimeEngine
 from latentrt.runtime.bundle.specs import ComponentSpec, Port
 

@@ -117,7 +117,8 @@ def host_copy(threads: int) -> float:
 
 def device_copy() -> float:
     """Bytes read and written per second on the GPU."""
-    from latentrt.runtime.backends.cuda import DeviceBuffer, Stream
+    from latentrt.runtime.backends.cuda import Stream
+    from latentrt.runtime.backends.cuda_memory import DeviceBuffer
 
     stream = Stream(0)
     source, target = (DeviceBuffer((COPY_BYTES["cuda"],), np.uint8, stream) for _ in range(2))

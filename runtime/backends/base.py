@@ -1,13 +1,13 @@
 """The protocol of a backend: buffers on its device, engines of one component each, and their bindings to sizes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.bundle.specs import ComponentSpec
+from latentrt.runtime.bundle.specs import ComponentSpec, Port
 from latentrt.runtime.errors import BackendError
 
 
@@ -48,6 +48,7 @@ class Buffer(Protocol):
     def fetch(self) -> Callable[[], NDArray[Any]]:
         """Enqueue a copy to the host. Calling what this returns, once, waits for the copy and gives the values.
 
+        They are float32 where the buffer holds bfloat16.
         Between the two calls the host may enqueue other work, but no second `fetch` of the same buffer.
         """
 
@@ -56,6 +57,17 @@ class Buffer(Protocol):
 
     def __dlpack__(self, **kwargs: Any) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
+
+
+class Block(Protocol):
+    """Buffers that are written together, at the cost of one copy."""
+
+    @property
+    def buffers(self) -> Mapping[str, Buffer]:
+        """Port name -> buffer."""
+
+    def write(self, values: Mapping[str, NDArray[Any]]) -> None:
+        """Enqueue copies of values by port; see `Buffer.write`. Ports that are not named stay as they are."""
 
 
 class Binding(Protocol):
@@ -108,6 +120,9 @@ class Backend(Protocol):
 
     def activate(self) -> None:
         """Make the backend's device the calling thread's current one."""
+
+    def block(self, ports: Iterable[Port], sizes: Mapping[str, int]) -> Block:
+        """Buffers for these ports and sizes, to be shared with bindings; neighbours are best written together."""
 
     def load(self, spec: ComponentSpec, path: Path, *, optimised: bool = False) -> Engine:
         """Load one component from its engine file or ONNX file; `optimised` marks a file that `build-engine` wrote."""

@@ -1,7 +1,7 @@
 """Buffers in host memory and marks by the host's clock, for engines that run on the CPU."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.backends.base import Buffer
 from latentrt.runtime.backends.bfloat16 import RAW, as_numbers, to_bits
+from latentrt.runtime.bundle.specs import Port, Sizes
 
 
 class HostMark:
@@ -57,7 +58,7 @@ class HostBuffer:
 
     def fetch(self) -> Callable[[], NDArray[Any]]:
         """Copy the values now; calling what this returns gives them."""
-        values = self.array.copy()
+        values = self.numpy()
         return lambda: values
 
     def numpy(self) -> NDArray[Any]:
@@ -69,3 +70,17 @@ class HostBuffer:
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.array.__dlpack_device__()
+
+
+class HostBlock:
+    """Buffers in host memory; implements `Block`."""
+
+    def __init__(self, ports: Iterable[Port], sizes: Sizes):
+        self.buffers: Mapping[str, HostBuffer] = {
+            port.name: HostBuffer(port.shape(sizes), port.numpy_dtype) for port in ports
+        }
+
+    def write(self, values: Mapping[str, NDArray[Any]]) -> None:
+        """Copy values in, by port."""
+        for name, array in values.items():
+            self.buffers[name].write(array)

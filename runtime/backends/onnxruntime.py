@@ -2,15 +2,16 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from latentrt.runtime.backends.base import Buffer, Mark, check_shared
-from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, describe_device, device_index
+from latentrt.runtime.backends.base import Block, Buffer, Mark, check_shared
+from latentrt.runtime.backends.cuda import Stream, describe_device, device_index
 from latentrt.runtime.backends.cuda_graph import Recorder
+from latentrt.runtime.backends.cuda_memory import DeviceBlock, DeviceBuffer
 from latentrt.runtime.backends.cuda_provider import fallback, preload, provider_options
-from latentrt.runtime.backends.host import HostBuffer, HostMark
+from latentrt.runtime.backends.host import HostBlock, HostBuffer, HostMark
 from latentrt.runtime.backends.registry import CPU_PROVIDER, CUDA_PROVIDER, load_module
 from latentrt.runtime.bundle.specs import ONNX_TYPES, ComponentSpec, Port
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError
@@ -103,6 +104,10 @@ class OnnxRuntimeBackend:
         if self.stream is None:
             return HostBuffer(shape, port.numpy_dtype)
         return DeviceBuffer(shape, port.numpy_dtype, self.stream)
+
+    def block(self, ports: Iterable[Port], sizes: Mapping[str, int]) -> Block:
+        """Memory for several ports, written by one copy."""
+        return HostBlock(ports, sizes) if self.stream is None else DeviceBlock(ports, sizes, self.stream)
 
     def synchronize(self) -> None:
         """Wait for the stream; on the CPU, everything is done when a call returns."""

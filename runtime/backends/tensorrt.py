@@ -12,19 +12,20 @@ first.
 import mmap
 import re
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from latentrt.runtime.backends.base import Buffer, check_shared
-from latentrt.runtime.backends.cuda import DeviceBuffer, Event, Stream, describe_device, device_index
+from latentrt.runtime.backends.cuda import Event, Stream, describe_device, device_index
 from latentrt.runtime.backends.cuda_graph import Recorder
+from latentrt.runtime.backends.cuda_memory import DeviceBlock, DeviceBuffer
 from latentrt.runtime.backends.kernel_cache import KernelCache
 from latentrt.runtime.backends.registry import load_module, runnable_targets
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
-from latentrt.runtime.bundle.specs import ComponentSpec
+from latentrt.runtime.bundle.specs import ComponentSpec, Port
 from latentrt.runtime.errors import BackendError, LatentRTError, StaleBuildError, told_as
 
 MISMATCH = re.compile(r"version|compatib|compute capability|platform|magic|safety|serialization", re.IGNORECASE)
@@ -118,6 +119,10 @@ class TensorRTBackend:
         for binding in self._bindings:
             binding.use_workspace(block)
         return block
+
+    def block(self, ports: Iterable[Port], sizes: Mapping[str, int]) -> DeviceBlock:
+        """Memory for several ports, written by one copy."""
+        return DeviceBlock(ports, sizes, self.stream)
 
     def activate(self) -> None:
         """Make the GPU the calling thread's current one."""

@@ -19,16 +19,19 @@ class CapturedStep:
     """
 
     def __init__(self, backend: Backend, engines: Mapping[str, Engine], sizes: Mapping[str, int]):
-        self.buffers: dict[str, Buffer] = {}
+        parts = [engines[name] for name in ((PROLOGUE, BODY) if PROLOGUE in engines else (WHOLE,))]
+        computed = {port.name for part in parts for port in part.spec.outputs}
+        inputs = [port for engine in (*parts, engines["sampler"]) for port in engine.spec.inputs]
+        self._inputs = backend.block([port for port in inputs if port.name not in computed], sizes)
+        self.buffers: dict[str, Buffer] = dict(self._inputs.buffers)
         self._prologue: Callable[[], None] | None = None
         if PROLOGUE in engines:
-            prologue, unet = bind_parts(engines[PROLOGUE], engines[BODY], sizes)
+            prologue, unet = bind_parts(*parts, sizes, self._inputs.buffers)
             self.buffers |= prologue.buffers
             self._prologue = backend.record(prologue.run)
         else:
-            unet = engines[WHOLE].bind(sizes)
-        links = {name: unet.buffers[name] for name in ("noise_pred", "sample", "timestep")}
-        sampler = engines["sampler"].bind(sizes, links)
+            unet = engines[WHOLE].bind(sizes, self._inputs.buffers)
+        sampler = engines["sampler"].bind(sizes, {**self._inputs.buffers, "noise_pred": unet.buffers["noise_pred"]})
         self.buffers |= {**unet.buffers, **sampler.buffers}
         carried = [(sampler.buffers[name], sampler.buffers[f"next_{name}"]) for name in CARRIED]
 
@@ -42,7 +45,6 @@ class CapturedStep:
 
     def upload(self, arrays: Arrays) -> None:
         """Write every input, and run the prologue, if there is one."""
-        for name, values in arrays.items():
-            self.buffers[name].write(values)
+        self._inputs.write(arrays)
         if self._prologue is not None:
             self._prologue()

@@ -20,7 +20,7 @@ from latentrt.runtime.request.kinds import is_whole
 StepProgress = Callable[[int, int], None]
 """Called after each step with (steps done, total steps)."""
 
-KEPT_STEPS = 4
+KEPT_STEPS = 8
 """How many sets of sizes keep their buffers and their captured step."""
 
 
@@ -99,7 +99,8 @@ class Loop:
         """Copy the state of the pictures on the device back into them, and let go of them."""
         if self._captured is None or not self._held:
             return
-        states, failed = (self._captured.buffers[name].numpy() for name in ("state", "failed"))
+        state_values, failed_values = (self._captured.buffers[name].fetch() for name in ("state", "failed"))
+        failed, states = failed_values(), state_values()  # what was enqueued last comes first: one wait does for both
         for picture, state, step in zip(self._held, states, failed.tolist(), strict=True):
             if picture.holder is self:  # else an interrupted call has let go of it already
                 kept = state[: picture.table.state_count]

@@ -36,9 +36,12 @@ class Start:
 
 
 def start_pictures(
-    request: Request, conditioning: Conditioning, table: SamplerTable, model: Model, encode: Encode
+    request: Request, conditioning: Callable[[], Conditioning], table: SamplerTable, model: Model, encode: Encode
 ) -> list[Picture]:
-    """A request's pictures before their first step, with all the noise that their steps will take."""
+    """A request's pictures before their first step, with all the noise that their steps will take.
+
+    `conditioning` is asked last: while the host draws noise, the device encodes the prompts.
+    """
     plan = plan_request(request)
     randomness = Randomness(request)
     latent = (model.latent_channels, request.height // model.latent_scale, request.width // model.latent_scale)
@@ -47,9 +50,10 @@ def start_pictures(
     noise = np.stack(draws, axis=1)
     state = np.zeros((request.count, table.state_count, *latent), np.float32)
     state[:, 0] = start.latents
+    inputs = conditioning()
     return [
         Picture(
-            inputs={name: values[image :: request.count] for name, values in conditioning.items()},
+            inputs={name: values[image :: request.count] for name, values in inputs.items()},
             guidance=guidance_rows(request, table, plan, image // request.images),
             table=table,
             noise=noise[image],

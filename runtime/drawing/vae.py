@@ -1,20 +1,18 @@
 """The VAE: pictures from latents, and the distribution of latents from pictures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from latentrt.runtime.arrays import Float32s
-from latentrt.runtime.backends import Backend, Buffer, Engine
+from latentrt.runtime.backends import Backend, Engine
+from latentrt.runtime.backends.call import EngineCall
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.bundle.specs import Precision
 from latentrt.runtime.drawing.loop import KEPT_STEPS, overflow
 from latentrt.runtime.errors import NumericsError
 from latentrt.runtime.recent import Recent
-
-Bound = tuple[Mapping[str, Buffer], Callable[[], None]]
-"""Buffers by port, and the function that runs the engine on them."""
 
 
 class Vae:
@@ -34,7 +32,7 @@ class Vae:
         self._precision = precision
         self._model = model
         self._engine = engine
-        self._bound: Recent[tuple[str, int, int, int], Bound] = Recent(KEPT_STEPS)
+        self._bound: Recent[tuple[str, int, int, int], EngineCall] = Recent(KEPT_STEPS)
 
     def decode(self, latents: Float32s) -> list[Image.Image]:
         """Pictures from the loop's latents (images, 4, h, w).
@@ -48,11 +46,10 @@ class Vae:
         pictures: list[Image.Image] = []
         waiting: Callable[[], list[Image.Image]] = list
         for part in self._parts("vae_decoder", scaled):
-            buffers, run = self._bind("vae_decoder", len(part), *part.shape[2:])
-            buffers["latent"].write(part)
-            run()
+            call = self._bind("vae_decoder", len(part), *part.shape[2:])
+            call.run({"latent": part})
             pictures += waiting()
-            waiting = _fetch_pictures(buffers, self._precision("vae_decoder"))
+            waiting = _fetch_pictures(call, self._precision("vae_decoder"))
         return pictures + waiting()
 
     def encode(self, pixels: Float32s) -> tuple[Float32s, Float32s]:
@@ -64,11 +61,11 @@ class Vae:
         scale = self._model.latent_scale
         means, deviations = [], []
         for part in self._parts("vae_encoder", pixels):
-            buffers, run = self._bind("vae_encoder", len(part), part.shape[2] // scale, part.shape[3] // scale)
-            buffers["image"].write(part)
-            run()
-            means.append(buffers["mean"].numpy().astype(np.float32))
-            deviations.append(np.exp(buffers["logvar"].numpy().astype(np.float32) / 2))
+            call = self._bind("vae_encoder", len(part), part.shape[2] // scale, part.shape[3] // scale)
+            call.run({"image": part})
+            outputs = call.fetch()()
+            means.append(outputs["mean"].astype(np.float32))
+            deviations.append(np.exp(outputs["logvar"].astype(np.float32) / 2))
         if not all(np.isfinite(values).all() for values in (*means, *deviations)):
             raise NumericsError(
                 f"vae_encoder: the latents hold NaN or infinity. {overflow(self._precision('vae_encoder'))}"
@@ -80,26 +77,25 @@ class Vae:
         at_once = self._engine(component).spec.dims["vae_images"].max
         return [values[first : first + at_once] for first in range(0, len(values), at_once)]
 
-    def _bind(self, component: str, images: int, height: int, width: int) -> Bound:
-        def bind() -> Bound:
-            sizes = {"vae_images": images, "latent_height": height, "latent_width": width}
-            binding = self._engine(component).bind(sizes)
-            return binding.buffers, self._backend.record(binding.run)
-
-        return self._bound.get((component, images, height, width), bind)
+    def _bind(self, component: str, images: int, height: int, width: int) -> EngineCall:
+        sizes = {"vae_images": images, "latent_height": height, "latent_width": width}
+        return self._bound.get(
+            (component, images, height, width), lambda: EngineCall(self._backend, self._engine(component), sizes)
+        )
 
     def close(self) -> None:
         """Release the buffers."""
         self._bound.clear()
 
 
-def _fetch_pictures(buffers: Mapping[str, Buffer], precision: Precision) -> Callable[[], list[Image.Image]]:
+def _fetch_pictures(decoder: EngineCall, precision: Precision) -> Callable[[], list[Image.Image]]:
     """Start copying the decoder's outputs to the host; the function returned waits for them and makes pictures."""
-    magnitude, image = buffers["magnitude"].fetch(), buffers["image"].fetch()
+    take = decoder.fetch()
 
     def pictures() -> list[Image.Image]:
-        if not np.isfinite(magnitude()).all():
+        outputs = take()
+        if not np.isfinite(outputs["magnitude"]).all():
             raise NumericsError(f"vae_decoder: the image holds NaN or infinity. {overflow(precision)}")
-        return [Image.fromarray(pixels) for pixels in image()]
+        return [Image.fromarray(pixels) for pixels in outputs["image"]]
 
     return pictures

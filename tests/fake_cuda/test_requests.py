@@ -4,23 +4,54 @@ from pathlib import Path
 
 import pytest
 from fake_cuda.device import CAPABILITIES, FakeDevice
+from fake_cuda.take_turns import PER_PART, STEPS
+from fake_cuda.trace import Part
 
 pytestmark = pytest.mark.slow
 
 
+def host_copies(part: Part) -> dict[tuple[str, str], int]:
+    return {places: count for places, count in part.executed.copies.items() if places != ("device", "device")}
+
+
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_a_warm_step_is_one_graph_launch(
+def test_a_warm_request_is_one_upload_one_launch_per_step_and_no_pageable_copy(
     fake_device: FakeDevice, demo_bundle_fp16: Path, tmp_path: Path, capability: str
 ) -> None:
-    _, parts = fake_device.run(tmp_path / "log", "draw", demo_bundle_fp16, 2, capability=capability)
+    _, parts = fake_device.run(tmp_path / "log", "draw", demo_bundle_fp16, 3, capability=capability)
     assert [part.name for part in parts if part.illegal] == []
-    second = [part for part in parts if part.name.startswith("1 ")]
-    for step in second:
-        if step.name.startswith("1 step") and step.name != "1 step 0":  # the first uploads the request
-            assert step.graph_launches == 1, step.summary()
-            assert step.replayed.operations > 0, step.summary()
-            assert step.enqueued.operations == 0, step.summary()
-            assert (step.waits.total(), step.executed.host_copies) == (0, 0), step.summary()
-    assert {part.allocations for part in second} == {0}
-    assert len({part.device_bytes for part in second}) == 1
+    warm = {part.name.removeprefix("2 "): part for part in parts if part.name.startswith("2 ")}
+    for name, part in warm.items():
+        assert part.enqueued.operations == 0, part.summary()
+        assert (part.captures, part.allocations, part.pinned_allocations) == (0, 0, 0), part.summary()
+        if name.startswith("step"):
+            assert (part.graph_launches, part.waits.total()) == (1, 0), part.summary()
+            assert part.replayed.operations > 0, part.summary()
+    # The prompt is known. Noise, prompt, tables: one block.
+    assert {name: host_copies(part) for name, part in warm.items() if host_copies(part)} == {
+        "step 0": {("pinned", "device"): 1},
+        "read back": {("device", "pinned"): 2},
+        "finish": {("pinned", "device"): 1, ("device", "pinned"): 2},
+    }
+    # For the latents, for the picture, and for the end of the last stage that is timed.
+    waits = {name: part.waits.total() for name, part in warm.items() if part.waits}
+    assert waits == {"read back": 1, "finish": 2}
+    assert len({part.device_bytes for part in warm.values()}) == 1
     assert parts[-1].device_bytes == 0, "memory is left when the pipeline is closed"
+
+
+def test_five_sizes_and_four_threads_for_200_requests(
+    fake_device: FakeDevice, demo_bundle_fp16: Path, tmp_path: Path
+) -> None:
+    _, parts = fake_device.run(tmp_path / "log", "take_turns", demo_bundle_fp16, 200)
+    assert [part.name for part in parts if part.illegal] == []
+    warm = [part for part in parts if part.name.startswith("warm")]
+    assert len(warm) * PER_PART == 200
+    for part in warm:
+        # One launch per step, and one of the decoder.
+        assert part.graph_launches == PER_PART * (STEPS + 1), part.summary()
+        assert (part.enqueued.operations, part.captures) == (0, 0), part.summary()
+        assert (part.allocations, part.frees, part.pinned_allocations) == (0, 0, 0), part.summary()
+        assert part.executed.pageable_copies == 0, part.summary()
+    assert len({part.device_bytes for part in warm}) == 1
+    assert parts[-1].device_bytes == 0

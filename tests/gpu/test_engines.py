@@ -9,7 +9,8 @@ from graph_bundles import GRAPHS, write_graph_bundle
 
 from latentrt.engine.build import build_engines
 from latentrt.runtime.backends import identity
-from latentrt.runtime.backends.cuda import DeviceBuffer, Stream, device_count
+from latentrt.runtime.backends.cuda import Stream, device_count
+from latentrt.runtime.backends.cuda_memory import DeviceBuffer
 from latentrt.runtime.backends.registry import runnable_targets
 from latentrt.runtime.build_selection import select
 from latentrt.runtime.errors import BackendError

@@ -5,7 +5,7 @@ import pytest
 import torch
 from cuda_stand_in import StandInCuda
 
-from latentrt.runtime.backends import cuda
+from latentrt.runtime.backends import cuda, cuda_memory
 from latentrt.runtime.backends.bfloat16 import from_bits, to_bits
 from latentrt.runtime.backends.host import HostBuffer
 
@@ -39,13 +39,13 @@ def test_every_bfloat16_survives_the_way_there_and_back() -> None:
 
 
 @pytest.fixture
-def device_buffer(gpu: StandInCuda) -> cuda.DeviceBuffer:
-    return cuda.DeviceBuffer((2, 3), "uint16", cuda.Stream(0))
+def device_buffer(gpu: StandInCuda) -> cuda_memory.DeviceBuffer:
+    return cuda_memory.DeviceBuffer((2, 3), "uint16", cuda.Stream(0))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("place", ["host", "device"])
-def test_buffers_take_and_give_numbers(place: str, dtype: str, device_buffer: cuda.DeviceBuffer) -> None:
+def test_buffers_take_and_give_numbers(place: str, dtype: str, device_buffer: cuda_memory.DeviceBuffer) -> None:
     buffer = device_buffer if place == "device" else HostBuffer((2, 3), np.dtype("uint16"))
     values = np.array([[1.0, 1.00390625, -2.5], [np.inf, 0.1, np.nan]]).astype(dtype)
     buffer.write(values)

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from cuda_stand_in import StandInCuda
 
-from latentrt.runtime.backends import cuda, dlpack, targets
+from latentrt.runtime.backends import cuda, cuda_memory, dlpack, targets
 from latentrt.runtime.backends.cuda_graph import ATTEMPTS, WARM_UPS, Graph, Recorder
 from latentrt.runtime.backends.registry import runnable_targets
+from latentrt.runtime.bundle.specs import port
 from latentrt.runtime.errors import BackendError
 
 
 def test_values_go_in_and_out(gpu: StandInCuda) -> None:
     stream = cuda.Stream(0)
     values = np.arange(12.0).reshape(3, 4)
-    buffer, other = (cuda.DeviceBuffer((3, 4), "float16", stream) for _ in range(2))
+    buffer, other = (cuda_memory.DeviceBuffer((3, 4), "float16", stream) for _ in range(2))
     buffer.write(values)
     values += 1
     other.copy_from(buffer)
@@ -28,11 +29,11 @@ def test_values_go_in_and_out(gpu: StandInCuda) -> None:
 
 def test_memory_is_given_back(gpu: StandInCuda) -> None:
     stream = cuda.Stream(0)
-    buffer = cuda.DeviceBuffer((2,), "int64", stream)
+    buffer = cuda_memory.DeviceBuffer((2,), "int64", stream)
     buffer.close()
     buffer.close()
     assert not gpu.memory
-    kept = cuda.DeviceBuffer((2,), "int64", stream)
+    kept = cuda_memory.DeviceBuffer((2,), "int64", stream)
     assert list(gpu.memory) == [kept.pointer]
     del kept
     assert not gpu.memory
@@ -43,7 +44,7 @@ def test_memory_is_given_back(gpu: StandInCuda) -> None:
 
 def test_the_image_is_fetched_without_stopping_the_host(gpu: StandInCuda) -> None:
     stream = cuda.Stream(0)
-    buffer = cuda.DeviceBuffer((2, 3), "uint8", stream)
+    buffer = cuda_memory.DeviceBuffer((2, 3), "uint8", stream)
     for number in (1, 2):
         buffer.write(np.full((2, 3), number))
         taken = buffer.fetch()
@@ -55,12 +56,81 @@ def test_the_image_is_fetched_without_stopping_the_host(gpu: StandInCuda) -> Non
     assert not gpu.memory
 
 
+BLOCK = (
+    port("sample", "float16", "rows", 3),
+    port("timestep", "float32", "rows"),
+    port("step", "int64", "images"),
+    port("text", "bfloat16", "rows", 5),
+)
+VALUES = {
+    "sample": np.arange(6.0).reshape(2, 3),
+    "timestep": np.array([0.5, 1.5]),
+    "step": np.array([7]),
+    "text": np.arange(10.0).reshape(2, 5).T.copy().T,
+}
+
+
+@pytest.fixture
+def block(gpu: StandInCuda) -> cuda_memory.DeviceBlock:
+    return cuda_memory.DeviceBlock(BLOCK, {"rows": 2, "images": 1}, cuda.Stream(0))
+
+
+def test_a_block_is_written_by_one_copy_from_page_locked_memory(
+    gpu: StandInCuda, block: cuda_memory.DeviceBlock
+) -> None:
+    gpu.calls.clear()
+    block.write(VALUES)
+    ((_, target, source, nbytes, *_),) = [call for call in gpu.calls if call[0] == "cudaMemcpyAsync"]
+    assert (target in gpu.memory, source in gpu.memory) == (True, True), "both ends were allocated through CUDA"
+    assert nbytes == 3 * cuda_memory.ALIGNMENT + 20
+    for name, buffer in block.buffers.items():
+        assert (buffer.pointer - target) % cuda_memory.ALIGNMENT == 0
+        np.testing.assert_array_equal(buffer.numpy(), VALUES[name])
+
+
+def test_a_part_of_a_block_is_written_alone(gpu: StandInCuda, block: cuda_memory.DeviceBlock) -> None:
+    block.write(VALUES)
+    gpu.calls.clear()
+    block.write({"text": np.ones((2, 5)), "sample": np.ones((2, 3)), "timestep": np.ones(2)})
+    copied = [call[3] for call in gpu.calls if call[0] == "cudaMemcpyAsync"]
+    assert copied == [cuda_memory.ALIGNMENT + 8, 20], "neighbours go together"
+    found = {name: buffer.numpy().ravel().tolist() for name, buffer in block.buffers.items()}
+    assert found == {"sample": [1.0] * 6, "timestep": [1.0] * 2, "step": [7], "text": [1.0] * 10}
+    with pytest.raises(BackendError, match=r"a buffer of shape \[1\] cannot take values of shape \[2\]"):
+        block.write({"step": np.ones(2)})
+
+
+def test_page_locked_memory_is_filled_again_when_the_copy_is_done(
+    gpu: StandInCuda, block: cuda_memory.DeviceBlock
+) -> None:
+    """The host waits for that only where it has not waited for later work since."""
+    block.write(VALUES)
+    gpu.calls.clear()
+    block.write(VALUES)
+    block.buffers["step"].numpy()
+    assert [name for name, *_ in gpu.calls if "Synchronize" in name] == ["cudaEventSynchronize"] * 2
+    gpu.calls.clear()
+    block.write(VALUES)
+    assert [name for name, *_ in gpu.calls if "Synchronize" in name] == []
+
+
+def test_memory_of_a_block_is_given_back_with_its_last_buffer(gpu: StandInCuda) -> None:
+    block = cuda_memory.DeviceBlock(BLOCK, {"rows": 2, "images": 1}, cuda.Stream(0))
+    block.write(VALUES)
+    step = block.buffers["step"]
+    step.close()
+    del block
+    assert step.numpy().tolist() == [7]
+    del step
+    assert not gpu.memory
+
+
 class Work:
     """Copies one buffer to another; `calls` counts, `also` is done first."""
 
     def __init__(self) -> None:
         self.stream = cuda.Stream(0)
-        self.source, self.target = (cuda.DeviceBuffer((2,), "int64", self.stream) for _ in range(2))
+        self.source, self.target = (cuda_memory.DeviceBuffer((2,), "int64", self.stream) for _ in range(2))
         self.calls = 0
         self.also: Callable[[], object] = lambda: None
 
@@ -93,7 +163,7 @@ def test_work_is_not_captured_while_it_takes_memory(gpu: StandInCuda) -> None:
 
     def take() -> None:
         if len(blocks) < 2:
-            blocks.append(cuda.DeviceBuffer((8,), "uint8", work.stream))
+            blocks.append(cuda_memory.DeviceBuffer((8,), "uint8", work.stream))
 
     work.also = take
     recording = Recorder(work.stream).record(work)
@@ -150,11 +220,16 @@ def test_memory_that_moved_is_captured_anew(gpu: StandInCuda) -> None:
 
 def test_a_graph_holds_no_copies_of_the_hosts_memory(gpu: StandInCuda) -> None:
     """It would read the same address at every launch, whoever has that memory by then."""
-    stream = cuda.Stream(0)
-    buffer = cuda.DeviceBuffer((2,), "int64", stream)
+    stream, host = cuda.Stream(0), np.arange(2)
+    buffer = cuda_memory.DeviceBuffer((2,), "int64", stream)
+
+    def work() -> None:
+        cuda_memory.copy(stream, buffer.pointer, host.ctypes.data, host.nbytes, "cudaMemcpyHostToDevice")
+
     with pytest.raises(BackendError, match=r"^it makes 1 copies between host and device, and 0 calls of the host$"):
-        Graph(stream, lambda: buffer.write(np.zeros(2)))
-    Graph(stream, lambda: buffer.write(np.zeros(2)), allows_host_copies=True).launch()
+        Graph(stream, work)
+    Graph(stream, work, allows_host_copies=True).launch()
+    assert buffer.numpy().tolist() == [0, 1]
 
 
 def test_no_garbage_is_collected_during_a_capture(gpu: StandInCuda) -> None:
@@ -179,18 +254,18 @@ def test_no_garbage_is_collected_during_a_capture(gpu: StandInCuda) -> None:
 
 def test_wrong_values_are_refused(gpu: StandInCuda) -> None:
     stream = cuda.Stream(0)
-    buffer = cuda.DeviceBuffer((2, 3), "float32", stream)
+    buffer = cuda_memory.DeviceBuffer((2, 3), "float32", stream)
     with pytest.raises(BackendError, match=r"a buffer of shape \[2, 3\] cannot take values of shape \[3, 2\]"):
         buffer.write(np.zeros((3, 2)))
     with pytest.raises(BackendError, match=r"a buffer float32\[2, 3\] cannot take one of float16\[2, 3\]"):
-        buffer.copy_from(cuda.DeviceBuffer((2, 3), "float16", stream))
+        buffer.copy_from(cuda_memory.DeviceBuffer((2, 3), "float16", stream))
 
 
 def test_too_little_memory_says_how_much_there_is(gpu: StandInCuda) -> None:
     gpu.limit = 10**9
     message = r"cuda:0: 4\.00 GB asked, 1\.00 of 1\.00 GB free \(cudaMalloc failed: cudaErrorMemoryAllocation"
     with pytest.raises(BackendError, match=message):
-        cuda.DeviceBuffer((10**9,), "float32", cuda.Stream(0))
+        cuda_memory.DeviceBuffer((10**9,), "float32", cuda.Stream(0))
 
 
 def test_a_gpu_that_is_not_there(gpu: StandInCuda) -> None:
@@ -265,7 +340,7 @@ def test_a_capsule_that_nobody_takes() -> None:
 
 
 def test_a_device_buffer_names_its_device(gpu: StandInCuda) -> None:
-    buffer = cuda.DeviceBuffer((2, 3), "uint16", cuda.Stream(0))
+    buffer = cuda_memory.DeviceBuffer((2, 3), "uint16", cuda.Stream(0))
     assert buffer.__dlpack_device__() == (dlpack.CUDA_DEVICE, 0)
     capsule = buffer.__dlpack__(stream=1)
     assert len(dlpack._lent) == 1

@@ -20,7 +20,7 @@ from latentrt.engine import tensorrt as builder_module
 from latentrt.engine.base import Job
 from latentrt.engine.network import DTYPES
 from latentrt.engine.tensorrt import TensorRTBuilder
-from latentrt.runtime.backends import cuda
+from latentrt.runtime.backends import cuda, cuda_memory
 from latentrt.runtime.backends import tensorrt as runner_module
 from latentrt.runtime.backends.cuda_graph import Graph
 from latentrt.runtime.backends.tensorrt import TensorRTBackend
@@ -130,11 +130,11 @@ def test_runner_shares_buffers(
         tmp_path,
         IExecutionContext__set_tensor_address=lambda name, memory: addresses.update({name: memory}) or True,
     )
-    latent = cuda.DeviceBuffer((1, 4, 9, 16), np.float16, backend.stream)
+    latent = cuda_memory.DeviceBuffer((1, 4, 9, 16), np.float16, backend.stream)
     buffers = engine.bind(SIZES, {"latent": latent}).buffers
     assert buffers["latent"] is latent
     assert addresses == {name: buffer.pointer for name, buffer in buffers.items()}
-    wrong = cuda.DeviceBuffer((1, 4, 9, 16), np.float32, backend.stream)
+    wrong = cuda_memory.DeviceBuffer((1, 4, 9, 16), np.float32, backend.stream)
     with pytest.raises(BackendError, match=r"latent needs a buffer float16\[1, 4, 9, 16\], the shared one is float32"):
         engine.bind(SIZES, {"latent": wrong})
 
@@ -471,15 +471,16 @@ def test_every_cuda_call_exists(gpu: StandInCuda) -> None:
     """Against cuda-python where it is installed: it imports without a driver."""
     real = pytest.importorskip("cuda.bindings.runtime")
     cuda.describe_device(0)
-    stream, event = cuda.Stream(0), cuda.Event()
-    buffer = cuda.DeviceBuffer((2, 3), np.float32, stream)
+    stream = cuda.Stream(0)
+    event = stream.mark()
+    buffer = cuda_memory.DeviceBuffer((2, 3), np.float32, stream)
     buffer.copy_from(buffer)
     buffer.numpy()
     buffer.fetch()()
     graph = Graph(stream, lambda: buffer.copy_from(buffer))
     graph.launch()
     del graph
-    event.record(stream)
+    event.record()
     event.wait()
     assert event.seconds_since(event) == 1.5
     buffer.close()

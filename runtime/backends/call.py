@@ -1,0 +1,33 @@
+"""One engine for one set of sizes, from arrays to arrays."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from latentrt.runtime.backends.base import Backend, Engine
+
+
+class EngineCall:
+    """An engine bound to sizes, with all its inputs in one block; its run is recorded."""
+
+    def __init__(self, backend: Backend, engine: Engine, sizes: Mapping[str, int]):
+        self._inputs = backend.block(engine.spec.inputs, sizes)
+        binding = engine.bind(sizes, self._inputs.buffers)
+        self._outputs = {port.name: binding.buffers[port.name] for port in engine.spec.outputs}
+        self._run = backend.record(binding.run)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Enqueue a run on these values by input port."""
+        self._inputs.write(inputs)
+        self._run()
+
+    def fetch(self) -> Callable[[], dict[str, NDArray[Any]]]:
+        """Enqueue copies of all outputs; calling what this returns, once, waits for them. See `Buffer.fetch`."""
+        taken = {name: buffer.fetch() for name, buffer in self._outputs.items()}
+
+        def outputs() -> dict[str, NDArray[Any]]:
+            # The last one first: when its copy is done, so are the others, and one wait will do.
+            return {name: take() for name, take in reversed(taken.items())}
+
+        return outputs
