@@ -97,6 +97,11 @@ class Recording:
             if self._runs >= WARM_UPS or _free_bytes() == free:
                 self._launch = self._captured()
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether calls replay a graph by now."""
+        return self._launch is not None
+
     def _run(self) -> None:
         with self._recorder.noting(self._used):
             self._work()

@@ -152,6 +152,7 @@ def test_work_is_captured_when_it_has_run_and_replayed_from_then_on(gpu: StandIn
         recording()
         assert work.target.numpy().tolist() == [number, number]
         assert (work.calls, count(gpu, "cudaGraphLaunch")) == (2, number)
+        assert recording.is_captured
     assert len(gpu.graphs) == 1
     del recording
     assert not gpu.graphs
@@ -188,6 +189,7 @@ def test_work_that_cannot_be_captured_is_enqueued_each_time(gpu: StandInCuda, ca
     recording = Recorder(work.stream).record(work)
     for _ in range(ATTEMPTS + 2):
         recording()
+        assert not recording.is_captured
     assert work.calls == 2 * ATTEMPTS + 2
     assert [record.message for record in caplog.records] == [
         "this work cannot be captured as a CUDA graph, so every step costs the host more: cudaStreamSynchronize "
