@@ -10,6 +10,7 @@ from latentrt.cli.groups import option_groups
 from latentrt.cli.options import BackendName, CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import bundle_target
 from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.bundle.bundle import bundle_folder, is_bundle
 from latentrt.runtime.bundle.lora_slots import MAX_RANK, LoraLayers, LoraSlots
@@ -55,16 +56,17 @@ def build_engine(
         bundle = Bundle.open(source)
         if output is not None and output.resolve() != bundle.path.resolve():
             raise RequestError(f"--output {output}: {source} is a bundle already, and its engines go into it")
-        if checkpoint.vae is not None or checkpoint.lora:
+        if checkpoint.unet is not None or checkpoint.vae is not None or checkpoint.lora:
             raise RequestError(
-                f"{source} is a bundle already: its VAE and LoRAs were chosen by the export. Name the checkpoint "
-                "instead, and the new bundle with -o BUNDLE"
+                f"{source} is a bundle already: its U-Net, VAE and LoRAs were chosen by the export. Name the "
+                "checkpoint instead, and the new bundle with -o BUNDLE"
             )
     elif output is None:
         raise RequestError(
             f"{source} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE"
         )
     else:
+        bundle_target(output)
         bundle = export_checkpoint(open_checkpoint(source, checkpoint), output, networks, ranges)
     lora = read_slots(lora_rank, lora_layers)
     record = build_with_progress(bundle, backend, ranges, target, force, hoist, lora)

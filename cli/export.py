@@ -12,6 +12,7 @@ from latentrt.cli.options import CheckpointOptions, ExportOptions, RangeOptions,
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.backends.registry import ONNX_BACKEND, load_module
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.atomic_files import bundle_target
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import BackendError
 
@@ -34,6 +35,7 @@ def export(
 ) -> None:
     """Trace a checkpoint's networks to ONNX, compare them with torch, and write a bundle."""
     configure_logging(verbose)
+    bundle_target(output)
     bundle = export_checkpoint(open_checkpoint(checkpoint, source), output, networks, ranges)
     parts = bundle.manifest.components
     finish(
@@ -79,6 +81,7 @@ def open_checkpoint(path: Path, options: CheckpointOptions) -> "Checkpoint":
         config=options.config,
         tokenizer=options.tokenizer,
         prediction_type=options.prediction_type,
+        unet=options.unet,
         vae=options.vae,
         loras=loras,
     )

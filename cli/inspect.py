@@ -77,6 +77,7 @@ def facts_table(bundle: Bundle) -> Table:
         ),
         ("size", f"{sum(file.size for file in manifest.files.values()) / 1e6:,.1f} MB in {len(manifest.files)} files"),
         ("made from", f"{made.checkpoint} ({made.weights}), weights {made.weights_sha256[:12]}"),
+        ("U-Net", made.unet or "of the checkpoint"),
         ("VAE", made.vae),
         ("LoRAs", ", ".join(f"{lora.file} × {lora.weight:g}" for lora in made.loras) or "none"),
         ("made by", f"latentrt {manifest.latentrt} on {made.created}, torch {made.versions.get('torch')}"),

@@ -52,7 +52,15 @@ class CheckpointOptions:
     ] = None
     prediction_type: Annotated[
         Optional[PredictionType],  # noqa: UP045
-        typer.Option("--prediction-type", help="For a single file that does not say what its U-Net predicts."),
+        typer.Option("--prediction-type", help="For a single file or a --unet that does not say what it predicts."),
+    ] = None
+    unet: Annotated[
+        OptionalPath,
+        typer.Option(
+            "--unet",
+            help="Another U-Net: a folder or a .safetensors file, as Lightning, DMD2 and Hyper are published.",
+            metavar="PATH",
+        ),
     ] = None
     vae: Annotated[
         OptionalPath,

@@ -12,12 +12,13 @@ from latentrt.runtime.backends import identity
 from latentrt.runtime.backends.registry import default_target
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.build_record import BuildRecord, EngineRecord
+from latentrt.runtime.bundle.disk import check_space, disk_errors
 from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.lora_slots import LoraSlots, recorded_slots
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import LOOP_INPUTS, PARTS, PASSES, WHOLE, recorded_parts, replace_whole
-from latentrt.runtime.errors import BackendError, BundleError
+from latentrt.runtime.errors import BackendError, BuildError, BundleError
 
 if TYPE_CHECKING:  # it imports onnx, which takes longer than finding out that nothing has to be built
     from latentrt.engine.split_unet import GraphFiles
@@ -27,6 +28,10 @@ logger = logging.getLogger(__name__)
 GRAPH_FILES = "latentrt.engine.split_unet:GraphFiles"
 GRAPHS = ".graphs"
 """Folder within a build's folder for the ONNX files of the U-Net's parts while they are built."""
+
+
+SHARE = 0.8
+"""An engine holds its network's weights, so it takes at least this share of the ONNX files' bytes."""
 
 
 class BuilderEntry(NamedTuple):
@@ -63,7 +68,7 @@ def build_engines(
 
     Raises:
         BackendError: the backend is unknown or its library is not installed.
-        BuildError: an engine cannot be built as asked, or another process is building here.
+        BuildError: an engine cannot be built as asked, the disk cannot take it, or another process is building here.
     """
     limits = limits or bundle.manifest.limits
     specs = bundle.manifest.specs(limits)
@@ -80,7 +85,13 @@ def build_engines(
         logger.info("%s: up to date", folder.path)
         return built
     open_files = load_attribute(GRAPH_FILES)
-    with folder.lock(), open_files(bundle, folder.path / GRAPHS, target, lora) as graphs:
+    if not folder.records():
+        check_room(folder, {name: file.size for name, file in bundle.manifest.files.items()})
+    with (
+        disk_errors(folder.path, BuildError),
+        folder.lock(),
+        open_files(bundle, folder.path / GRAPHS, target, lora) as graphs,
+    ):
         folder.clean()
         specs = graphs.with_slots(specs, hoist)
         if hoist:
@@ -107,11 +118,17 @@ def build_missing(
     """Build the missing engines one after the other; each is added to `engines` and saved when it is finished."""
     place, seconds_per_gigabyte = BUILDERS[plan.backend]
     sizes = {name: graphs.size(name) for name in missing}
+    check_room(folder, sizes)
     tracker = Tracker(seconds_per_gigabyte, sizes, seconds_before(folder), progress)
     builder: Builder = load_attribute(place)(plan.backend, plan.target)
     for name, spec in missing.items():
         engines[name] = build_one(graphs, folder, builder, spec, keys[name], tracker)
         folder.save(plan.model_copy(update={"engines": engines}))
+
+
+def check_room(folder: BuildFolder, sizes: Mapping[str, int]) -> None:
+    """Raise `BuildError` if the disk lacks room for engines of ONNX files of these sizes."""
+    check_space(folder.path, int(SHARE * sum(sizes.values())), "the build", BuildError)
 
 
 def load_attribute(place: str) -> Any:

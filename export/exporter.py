@@ -1,6 +1,7 @@
 """The export of a whole bundle: trace every component, compare it with torch, and write everything or nothing."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,18 +13,19 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.choices import ParityDepth, VaePrecision
 from latentrt.export.component import VAE, ComponentExporter
 from latentrt.export.modules import MODULES
+from latentrt.export.random_weights import tensor_shapes
 from latentrt.runtime.bundle import Bundle
-from latentrt.runtime.bundle.atomic_files import MANIFEST, describe_file, replacing_folder, write_record
+from latentrt.runtime.bundle.atomic_files import MANIFEST, bundle_target, describe_file, replacing_folder, write_record
 from latentrt.runtime.bundle.components import component_specs
+from latentrt.runtime.bundle.disk import check_space, disk_errors
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.manifest import ComponentRecord, Manifest, Provenance
 from latentrt.runtime.bundle.specs import Precision
+from latentrt.runtime.errors import BundleError
 
 logger = logging.getLogger(__name__)
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
-
-"""`auto`: the bundle's precision, but fp32 for a half of the VAE that fp16 cannot hold even scaled and with islands."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the part that begins, the number of parts that are done, and their total number."""
@@ -46,6 +48,7 @@ def export_bundle(
     `samples`: a folder of further images over which a VAE in fp16 is measured.
 
     Raises:
+        BundleError: the bundle cannot be written at `target`, or its disk has too little room.
         CheckpointError: the checkpoint is incomplete, or a component does not trace to its ports.
         ParityError: a component differs from torch by more than `tolerance.TOLERANCE`.
         NumericsError: a network's values are not finite even in float32.
@@ -55,7 +58,8 @@ def export_bundle(
     precisions = component_precisions(precision, vae_precision)
     specs = component_specs(model, limits, precisions)
     fallbacks = component_specs(model, limits, dict.fromkeys(MODULES, "fp32"))
-    with replacing_folder(target) as folder:
+    check_space(bundle_target(target), least_bytes(checkpoint, precisions), "the export")
+    with disk_errors(target, BundleError), replacing_folder(target) as folder:
         exporter = ComponentExporter(checkpoint, folder, precision, depth, samples)
         records: dict[str, ComponentRecord] = {}
         for done, (name, spec) in enumerate(specs.items()):
@@ -67,6 +71,17 @@ def export_bundle(
         _write_tokenizers(checkpoint, folder)
         write_record(folder / MANIFEST, _manifest(checkpoint, folder, precision, limits, records))
     return Bundle.open(target)
+
+
+def least_bytes(checkpoint: Checkpoint, precisions: Mapping[str, Precision]) -> int:
+    """The least that a bundle's weights take: its text encoders may go without their last layers."""
+    total = 0.0
+    for folder in checkpoint.folders:
+        shapes = tensor_shapes(checkpoint.network_class(folder), checkpoint.config(folder))
+        precision = precisions["vae_decoder" if folder == "vae" else folder]
+        share = 0.5 if folder.startswith("text_encoder") else 1.0
+        total += share * sum(map(math.prod, shapes.values())) * (4 if precision == "fp32" else 2)
+    return int(total)
 
 
 def component_precisions(precision: Precision, vae_precision: VaePrecision) -> dict[str, Precision]:

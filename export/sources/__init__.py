@@ -1,7 +1,8 @@
-"""The sources of a checkpoint: a folder, one file, another VAE, LoRAs; one interface for all of them.
+"""The sources of a checkpoint: a folder, one file, another U-Net or VAE, LoRAs; one interface for all of them.
 
 - `Folder`: a folder in diffusers format; its names for networks and configs are everyone's.
 - `SingleFile`: one .safetensors file in an original layout, with configs that ship here.
+- `OtherUnet`: a source whose U-Net is replaced by one from a folder or a `UnetFile`.
 - `OtherVae`: a source whose VAE is replaced by one from a folder or a `VaeFile`.
 - `WithLoras`: a source with LoRAs added to its weights.
 """
@@ -13,6 +14,7 @@ from latentrt.export.sources.folder import Folder
 from latentrt.export.sources.lora import LoraFile, WithLoras
 from latentrt.export.sources.single_file import SingleFile
 from latentrt.export.sources.source import Source
+from latentrt.export.sources.unet import OtherUnet
 from latentrt.export.sources.vae import OtherVae
 from latentrt.export.sources.weight_file import WeightFile, given_path
 from latentrt.runtime.errors import CheckpointError, RequestError
@@ -26,17 +28,20 @@ def open_source(
     config: Path | None = None,
     tokenizer: Path | None = None,
     prediction_type: str | None = None,
+    unet: Path | None = None,
     vae: Path | None = None,
     loras: Sequence[LoraFile] = (),
 ) -> Source:
-    """Open the source of a checkpoint. `config`, `tokenizer` and `prediction_type` are for single files.
+    """Open the source of a checkpoint. `config` and `tokenizer` are for single files, `prediction_type` for these and
+    for another U-Net, `unet`: one that is published alone.
 
     Raises:
         CheckpointError: a path is not a checkpoint, VAE or LoRA.
         RequestError: an option is for another kind of checkpoint.
     """
     source: Source
-    for option, named in (("", path), ("--config ", config), ("--tokenizer ", tokenizer), ("--vae ", vae)):
+    options = {"": path, "--config ": config, "--tokenizer ": tokenizer, "--unet ": unet, "--vae ": vae}
+    for option, named in options.items():
         if named is not None and not named.exists():
             raise CheckpointError(
                 f"{option}{named}: no such file or folder. latentrt downloads nothing; name one that is there"
@@ -47,8 +52,11 @@ def open_source(
         folder = None if config is None else Folder(given_path(config))
         source = SingleFile(WeightFile.open(given_path(path)), folder, tokenizer, prediction_type)
     else:
-        _check_folder(path, {"--config": config, "--tokenizer": tokenizer, "--prediction-type": prediction_type})
+        predicts = prediction_type if unet is None else None
+        _check_folder(path, {"--config": config, "--tokenizer": tokenizer, "--prediction-type": predicts})
         source = Folder(given_path(path), random_seed, variant)
+    if unet is not None:
+        source = OtherUnet(source, unet, random_seed, variant, prediction_type)
     if vae is not None:
         source = OtherVae(source, vae, random_seed, variant)
     return WithLoras(source, loras) if loras else source

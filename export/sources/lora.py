@@ -44,6 +44,9 @@ class WithLoras(Overlay):
         known = {folder: self._layers(folder, kind) for folder, kind in networks.items()}
         for _, _, lora in self.loras:
             lora.check(known, one_for_all(self.config("unet"), "cross_attention_dim"))
+            for folder in known:
+                for _ in lora.matrices(folder, known[folder]):
+                    pass  # reading them finds NaN, which no weight survives
 
     def _layers(self, folder: str, kind: Any) -> dict[str, Layer]:
         return layers(folder, kind, self.config(folder), self.config("unet"))

@@ -56,26 +56,6 @@ class Place:
         return stored.reshape(shape)
 
 
-ALIASES = (
-    # NovelAI's model and merges of it (AUTOMATIC1111, checkpoint_dict_replacements_sd1), and files that diffusers'
-    # convert_diffusers_to_original scripts make of folders that transformers 5 saved
-    (Place("text_model."), Place("")),
-    # convert_diffusers_to_original_sdxl.py keeps transformers' projection, a linear layer's weight
-    (Place("text_projection", transposed=True), Place("text_projection.weight")),
-)
-"""Beginning of a text encoder's place -> what some tools write in its stead."""
-
-
-def aliases(place: Place) -> list[Place]:
-    """The place itself, then other ones where files keep the same tensor."""
-    others = [
-        Place(other.key + place.key.removeprefix(known.key), place.third, other.transposed)
-        for known, other in ALIASES
-        if place.key.startswith(known.key) and place.transposed == known.transposed
-    ]
-    return [place, *others]
-
-
 def unet_place(name: str, config: Mapping[str, Any]) -> Place:
     """Find where the original layout keeps one tensor of a U-Net."""
     module, _, parameter = name.rpartition(".")

@@ -12,10 +12,13 @@ import torch
 from latentrt.export.sources.describe import describe_other
 from latentrt.export.sources.families import CONFIGS, families_by_text_width, is_openai_clip, shipped_configs
 from latentrt.export.sources.folder import Folder
-from latentrt.export.sources.places import Place, aliases, clip_place, open_clip_place, unet_place, vae_place
+from latentrt.export.sources.layouts import NAMES, places_of
+from latentrt.export.sources.markers import MARKERS, latents_of, schedule_of
+from latentrt.export.sources.places import Place, clip_place, open_clip_place, unet_place, vae_place
 from latentrt.export.sources.source import TOKENIZERS, Classes, Config, Source
 from latentrt.export.sources.tokenizers import END, check_vocabulary, folder_tokenizer, installed_vocabulary
 from latentrt.export.sources.weight_file import (
+    NO_CONFIG,
     Naming,
     WeightFile,
     check_places,
@@ -25,18 +28,8 @@ from latentrt.export.sources.weight_file import (
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.lora.tensor_file import list_keys
 
-PREFIXES = {
-    "unet": ("model.diffusion_model.",),
-    "vae": ("first_stage_model.",),
-    "text_encoder": (
-        "cond_stage_model.transformer.",
-        "cond_stage_model.model.",
-        "conditioner.embedders.0.transformer.",
-        "conditioner.embedders.0.model.",  # sd_turbo.safetensors
-    ),
-    "text_encoder_2": ("conditioner.embedders.1.model.", "conditioner.embedders.0.model."),
-}
-"""Folder of each network -> what its keys may begin with. CLIP lies under `transformer.`, OpenCLIP under `model.`."""
+PREFIXES = {folder: tuple(names.prefixes) for folder, names in NAMES.items()}
+"""Folder of each network -> what its keys may begin with."""
 
 UNUSED = re.compile(
     # what training leaves behind
@@ -45,10 +38,15 @@ UNUSED = re.compile(
     r"|.*\bposition_ids|.*\blogit_scale|(cond_stage_model|conditioner\.embedders\.0\.(transformer|model))\..*text_projection.*"
     # the schedule, which is computed
     r"|betas|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|lvlb_weights|logvar|scale_factor|denoiser\.sigmas"
-    # markers that are read
-    r"|v_pred|ztsnr"
+    + f"|{'|'.join(map(re.escape, MARKERS))}"
 )
 """Keys that are known, and that no network needs."""
+
+OTHER_CONFIG = (
+    "The weights belong to another config than the family's: pruned and otherwise changed models (SSD-1B, Segmind "
+    "Vega, KOALA) need their own. Name a folder that holds it in diffusers format with --config FOLDER"
+)
+"""What to do where a file does not fit the configs that ship."""
 
 INPAINT = {
     "StableDiffusionPipeline": "StableDiffusionInpaintPipeline",
@@ -146,10 +144,12 @@ class SingleFile(Source):
         else:
             config = Config(CONFIGS / f"{self.family}.json", self._shipped.get(folder or "model_index", {}))
         if folder == "scheduler":
+            config.update(schedule_of(self.file))
             config.update({"prediction_type": self.prediction} if self.prediction else {})
-            if "ztsnr" in self.file.shapes:
-                # Zero SNR at the last timestep is of use only where sampling begins there (Lin et al. 2023, 3.3).
-                config.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+        if folder == "vae":
+            config.update(latents_of(self.file, config["latent_channels"]))
+        if folder == "" and (named := schedule_of(self.file).get("_class_name")):
+            config["scheduler"] = ["diffusers", named]
         return config
 
     def tokenizer(self, folder: str) -> dict[str, bytes]:
@@ -169,7 +169,8 @@ class SingleFile(Source):
         others = tuple(prefix for prefixes in PREFIXES.values() for prefix in prefixes if prefix not in asked)
         known: set[str] = set()
         for folder, kind in classes.items():
-            known |= check_places(self.file, kind, self.config(folder), self._naming(folder))
+            remedy = OTHER_CONFIG if self.folder is None else NO_CONFIG
+            known |= check_places(self.file, kind, self.config(folder), self._naming(folder), remedy)
         left = sorted(
             key
             for key in self.file.shapes.keys() - known
@@ -209,7 +210,7 @@ class SingleFile(Source):
 
         def naming(name: str) -> Place:
             place = inner(name)
-            place = next((other for other in aliases(place) if prefix + other.key in self.file.shapes), place)
+            place = next((other for other in places_of(folder, place) if prefix + other.key in self.file.shapes), place)
             return Place(prefix + place.key, place.third, place.transposed)
 
         return naming

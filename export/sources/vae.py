@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from latentrt.export.sources.folder import Folder
+from latentrt.export.sources.layouts import places_of
 from latentrt.export.sources.places import Place, vae_place
 from latentrt.export.sources.source import Classes, Config, Overlay, Source
 from latentrt.export.sources.weight_file import (
@@ -98,7 +99,8 @@ class VaeFile(Source):
 
     def _place(self, name: str) -> Place:
         if self._original:
-            return Place(self._prefix + vae_place(name, self._config).key)
+            places = [Place(self._prefix + place.key) for place in places_of("vae", vae_place(name, self._config))]
+            return next((place for place in places if place.key in self.file.shapes), places[0])
         old_name = name
         for new, old in OLD_ATTENTION.items():
             old_name = old_name.replace(f".{new}.", f".{old}.")

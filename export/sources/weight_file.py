@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from latentrt.export.random_weights import empty_network, tensor_shapes
@@ -25,10 +25,17 @@ class WeightFile(TensorFile):
     """A safetensors file whose tensors are read with torch."""
 
     def tensors(self, keys: list[str]) -> Iterator[tuple[str, Tensor]]:
-        """Read these tensors one by one, in the file's own dtypes."""
-        with safe_open(self.path, framework="pt") as file:
-            for key in keys:
-                yield key, file.get_tensor(key)
+        """Read these tensors one by one, in the file's own dtypes.
+
+        Raises:
+            CheckpointError: the file cannot be read any more.
+        """
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                for key in keys:
+                    yield key, file.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error}). Was it changed meanwhile?") from error
 
 
 def given_path(path: Path) -> Path:
@@ -43,16 +50,29 @@ def is_text_encoder(file: WeightFile) -> bool:
 
 
 def sha256(file: Path) -> bytes:
-    """Compute a file's SHA-256."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
+    """Compute a file's SHA-256.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 Naming = Callable[[str], Place]
 """Gives for the name of a network's tensor the place where a file keeps it."""
 
 
-def check_places(file: WeightFile, kind: Any, config: Mapping[str, Any], naming: Naming) -> set[str]:
+NO_CONFIG = "The weights belong to another config"
+"""What an error says of weights that do not fit, where nothing better is known."""
+
+
+def check_places(
+    file: WeightFile, kind: Any, config: Mapping[str, Any], naming: Naming, remedy: str = NO_CONFIG
+) -> set[str]:
     """Check that a file holds every tensor of a network of class `kind`; returns the keys that do.
 
     Raises:
@@ -65,7 +85,7 @@ def check_places(file: WeightFile, kind: Any, config: Mapping[str, Any], naming:
         for place, shape in places
         if place.key in file.shapes and not place.fits(file.shapes[place.key], shape)
     }
-    refuse_keys(file.path, {"missing_keys": missing, "mismatched_keys": mismatched})
+    refuse_keys(file.path, {"missing_keys": missing, "mismatched_keys": mismatched}, remedy)
     return {place.key for place, _ in places}
 
 
@@ -85,7 +105,7 @@ def filled_network(
     return network.eval()
 
 
-def refuse_keys(where: Path, report: Mapping[str, Any]) -> None:
+def refuse_keys(where: Path, report: Mapping[str, Any], remedy: str = NO_CONFIG) -> None:
     """Raise `CheckpointError` if a library's loading report names missing, mismatched or unexpected keys.
 
     The libraries themselves only warn, and leave such tensors random.
@@ -96,7 +116,5 @@ def refuse_keys(where: Path, report: Mapping[str, Any]) -> None:
         names = (entry if isinstance(entry, str) else " ".join(map(str, entry)) for entry in report.get(kind, ()))
         keys = sorted(name for name in names if harmless not in name)
         if keys:
-            raise CheckpointError(
-                f"{where}: {len(keys)} {kind.replace('_', ' ')} in the weights, first {keys[0]}. "
-                "The weights belong to another config"
-            )
+            words = kind.replace("_", " ")
+            raise CheckpointError(f"{where}: {len(keys)} {words} in the weights, first {keys[0]}. {remedy}")

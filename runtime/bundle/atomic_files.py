@@ -12,6 +12,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from latentrt.runtime.bundle.base import FORMAT, FileRecord, Record
+from latentrt.runtime.bundle.disk import check_target
 from latentrt.runtime.cache import write_atomically
 from latentrt.runtime.errors import BundleError, RequestError, told_as
 
@@ -81,6 +82,18 @@ def describe_file(file: Path) -> FileRecord:
         return FileRecord(size=file.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
 
+def bundle_target(target: Path) -> Path:
+    """Check that a bundle can be written at `target`, before the work; returns the place, as `check_target` does.
+
+    Raises:
+        BundleError: it cannot be written, or what is there is not a bundle; replacing it would destroy it.
+    """
+    place = check_target(target)
+    if place.exists() and not (place / MANIFEST).is_file() and not (place.is_dir() and not any(place.iterdir())):
+        raise BundleError(f"{target}: exists and is not a bundle; it would be lost. Name another folder")
+    return place
+
+
 @contextmanager
 def replacing_folder(target: Path) -> Iterator[Path]:
     """A temporary sibling folder that replaces `target` when the block ends without an error.
@@ -89,17 +102,9 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     `target` is a link, the folder that it leads to is replaced.
 
     Raises:
-        BundleError: `target` exists and is not a bundle; replacing it would destroy it. Or the system refuses it.
+        BundleError: as `bundle_target`, or the system refuses it.
     """
-    target = Path(os.path.realpath(target)) if target.is_symlink() else target.absolute()
-    with told_as(BundleError, target, "read"):
-        is_other = (
-            target.exists()
-            and not (target / MANIFEST).is_file()
-            and not (target.is_dir() and not any(target.iterdir()))
-        )
-    if is_other:
-        raise BundleError(f"{target}: exists and is not a bundle; it would be lost. Name another folder")
+    target = bundle_target(target)
     temporary = target.with_name(f".{target.name}.new-{os.getpid()}")
     retired = target.with_name(f".{target.name}.old-{os.getpid()}")
     with told_as(BundleError, target, "written"):

@@ -77,6 +77,8 @@ class Provenance(Record):
     """`checkpoint`, or `random weights, seed N`."""
     weights_sha256: str
     """Changes with any weight of the checkpoint, its LoRAs and its VAE."""
+    unet: str = ""
+    """Class and origin of the U-Net, if it is not the checkpoint's own."""
     vae: str = ""
     """Class and origin of the VAE."""
     vae_sha256: str = ""

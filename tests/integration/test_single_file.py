@@ -180,6 +180,62 @@ def test_markers_of_the_schedule(single, sdxl_configs, tmp_path):
     assert found == wanted
 
 
+def test_edm_files_are_playground_s(single, sdxl_configs, tmp_path):
+    """As diffusers' single-file loader reads them: the VAE's moments, its scale, and the scheduler."""
+    mean, std = torch.tensor([-1.5, 2.0, 0.5, 0.25]), torch.tensor([8.0, 5.0, 5.5, 4.0])
+    moments = {"edm_mean": mean.view(1, 4, 1, 1), "edm_std": std.view(1, 4, 1, 1)}
+    file = changed(single, tmp_path / "playground.safetensors", lambda state: state.update(moments))
+    checkpoint = Checkpoint.open(file, config=sdxl_configs)
+    model = checkpoint.model
+    assert (model.latents_mean, model.latents_std, model.scaling_factor) == (tuple(mean), tuple(std), 0.5)
+    assert (checkpoint.defaults.sampler, model.scheduler["sigma_data"]) == ("edm_dpmpp_2m", 0.5)
+    alone = changed(single, tmp_path / "mean.safetensors", lambda state: state.update(edm_mean=moments["edm_mean"]))
+    with pytest.raises(CheckpointError, match="holds edm_mean alone; edm_mean and edm_std go together"):
+        Checkpoint.open(alone, config=sdxl_configs)
+    short = changed(
+        single, tmp_path / "short.safetensors", lambda state: state.update(moments, edm_std=std[:3].clone())
+    )
+    with pytest.raises(CheckpointError, match="edm_std must hold 4 finite numbers, it holds"):
+        Checkpoint.open(short, config=sdxl_configs)
+
+
+def test_edm_files_of_v_prediction_are_cosxl_s(single, sdxl_configs, tmp_path):
+    sigmas = {"edm_vpred.sigma_max": torch.tensor(110.0), "edm_vpred.sigma_min": torch.tensor(0.004)}
+    file = changed(single, tmp_path / "cosxl.safetensors", lambda state: state.update(sigmas))
+    checkpoint = Checkpoint.open(file, config=sdxl_configs)
+    scheduler = checkpoint.model.scheduler
+    assert (checkpoint.defaults.sampler, scheduler["prediction_type"]) == ("edm_euler", "v_prediction")
+    assert [scheduler[name] for name in ("sigma_max", "sigma_data", "sigma_schedule")] == [110, 1.0, "exponential"]
+    assert scheduler["sigma_min"] == pytest.approx(0.004)
+
+
+@pytest.mark.parametrize(
+    "names", [{"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}, {"q": "query", "proj_out": "proj_attn"}]
+)
+def test_other_names_of_the_vae_s_attention(single, sdxl_checkpoint, sdxl_configs, tmp_path, names):
+    def rename(state):
+        for key in [key for key in state if ".attn_1." in key]:
+            head, _, name = key.partition(".attn_1.")
+            part, _, parameter = name.rpartition(".")
+            state[f"{head}.attn_1.{names.get(part, part)}.{parameter}"] = state.pop(key)
+
+    file = changed(single, tmp_path / "vae.safetensors", rename)
+    found, wanted = (
+        Checkpoint.open(path, **how).network("vae", torch.float32).state_dict()
+        for path, how in ((file, {"config": sdxl_configs}), (sdxl_checkpoint, {}))
+    )
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_pruned_models_are_told_of_their_own_configs(open_clip):
+    file = full_size("sdxl")
+    shapes = {key: shape for key, shape in file.shapes.items() if ".middle_block." not in key}
+    source = SingleFile(WeightFile(file.path, shapes, {}))
+    classes = {folder: Checkpoint(source).network_class(folder) for folder in Checkpoint(source).folders}
+    with pytest.raises(CheckpointError, match=r"missing keys .* \(SSD-1B, .* with --config FOLDER$"):
+        source.check(classes)
+
+
 # Tokenizers
 
 
@@ -258,11 +314,11 @@ def test_keys_of_another_shape(single, sdxl_configs, tmp_path):
 
 
 def test_keys_that_are_left_over(single, sdxl_configs, tmp_path):
-    more = {f"{UNET}control.{number:02}.weight": torch.zeros(1) for number in range(14)} | {"edm_mean": torch.zeros(4)}
+    more = {f"{UNET}control.{number:02}.weight": torch.zeros(1) for number in range(14)} | {"another": torch.zeros(4)}
     file = changed(single, tmp_path / "a.safetensors", lambda state: state.update(more))
     message = refused(file, config=sdxl_configs)
     assert message.startswith(
-        f"{file}: 15 keys belong to no part of a Stable Diffusion checkpoint: edm_mean, {UNET}control.00"
+        f"{file}: 15 keys belong to no part of a Stable Diffusion checkpoint: another, {UNET}control.00"
     )
     assert f"{UNET}control.10.weight and 3 more. latentrt would ignore what they do" in message
 

@@ -146,7 +146,7 @@ def test_a_bundle_s_loras_are_chosen_already(
     bundle = write_hollow_bundle(tmp_path / "bundle").path
     done: Run = run_main(capsys, bundle, "--backend", "onnxruntime", options[-1], entry=build_engine)
     assert done.exit == 1
-    assert f"{bundle} is a bundle already: its VAE and LoRAs were chosen by the export." in done.error
+    assert f"{bundle} is a bundle already: its U-Net, VAE and LoRAs were chosen by the export." in done.error
 
 
 def test_a_weight_that_is_not_a_number(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
