@@ -22,6 +22,7 @@ def application() -> "typer.Typer":
     from latentrt.cli.export import export
     from latentrt.cli.generate import generate
     from latentrt.cli.inspect import inspect
+    from latentrt.cli.serve import serve
     from latentrt.cli.verify import verify
 
     app = typer.Typer(
@@ -43,6 +44,7 @@ def application() -> "typer.Typer":
         ("export", export),
         ("build-engine", build_engine_command),
         ("generate", generate),
+        ("serve", serve),
         ("inspect", inspect),
         ("verify", verify),
         ("doctor", doctor),

@@ -4,11 +4,12 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Self, Unpack, cast
 
 import numpy as np
 from PIL import Image
 
+from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.backends import Backend, Engine
 from latentrt.runtime.build_selection import Selection, select
 from latentrt.runtime.bundle import Bundle
@@ -16,6 +17,7 @@ from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.specs import Precision
 from latentrt.runtime.bundle.unet_parts import WHOLE
 from latentrt.runtime.drawing.batch import check_table
+from latentrt.runtime.drawing.clean_latents import clean_latents
 from latentrt.runtime.drawing.inpainting import paste_back
 from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite, check_progress, check_steps
 from latentrt.runtime.drawing.picture import Drawing, call_back, check_free, read_drawings
@@ -29,11 +31,12 @@ from latentrt.runtime.record.metadata import BundleNote, describe, describe_bund
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.reading import Prompt, make_request, read_given, read_prompt, read_prompts
-from latentrt.runtime.request.request import Request
+from latentrt.runtime.request.request import Demand, Request
 from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.request.signature import takes_settings
 from latentrt.runtime.request.size_checks import TOKENS, check_images, check_rows, check_size, check_tokens
 from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_part
+from latentrt.runtime.samplers.config import PredictionType
 from latentrt.runtime.text.encoder import PromptEncoder
 from latentrt.runtime.text.prompt_plan import check_plan, plan_request
 from latentrt.runtime.text.tokenizer import Tokenizer
@@ -126,13 +129,17 @@ class Pipeline:
         check = partial(check_size, limits=self.limits, rebuild=self.rebuild_command)
         return make_request(prompt, settings, self.bundle.manifest, check)
 
-    def check(self, request: Request, tokens: int = 0) -> None:
-        """Raise an error if this build does not serve a request, as `begin` does, too. Nothing runs.
+    def check(self, request: Request, tokens: int = 0) -> Demand:
+        """What a request will take. Raises an error if this build does not serve it, as `begin` does. Nothing runs.
 
         Raises:
             RequestError: names the value, what is served, and what to do.
         """
-        self._turns.take(self._prepare, request, tokens)
+        return self._turns.take(self._check, request, tokens)
+
+    def _check(self, request: Request, tokens: int) -> Demand:
+        needed, table = self._prepare(request, tokens)
+        return Demand(needed, table.step_count, check_plan(request, self.limits, self.rebuild_command))
 
     def run(self, request: Request, progress: StepProgress | None = None) -> Result:
         """Serve a request; see `generate`."""
@@ -260,6 +267,22 @@ class Pipeline:
         check_rows(sum(picture.most_rows for picture in pictures), self.limits, self.rebuild_command)
         with stage(self.backend, "denoise", [drawing.timeline for drawing in drawings]):
             self._loop.advance(pictures, steps, progress)
+
+    def peek(self, drawing: Drawing) -> Float32s:
+        """The clean latents (images, 4, h, w) that a drawing's last step predicts, for previews; nothing is decoded.
+
+        The drawing must be in the batch that this pipeline advanced last, and stays on the device.
+
+        Raises:
+            RequestError: it is not in that batch.
+        """
+        return self._turns.take(self._peek, drawing)
+
+    def _peek(self, drawing: Drawing) -> Float32s:
+        self.backend.activate()
+        scheduler = self.bundle.manifest.model.scheduler | drawing.request.schedule_fields
+        prediction = cast(PredictionType, ScheduleConfig.from_diffusers(scheduler).prediction_type)
+        return clean_latents(drawing.pictures, *self._loop.peek(drawing.pictures), prediction)
 
     def finish(self, drawing: Drawing) -> Result:
         """Decode a drawing that has no steps left, whichever pipeline of this model advanced it.

@@ -7,6 +7,9 @@ every step, sampler and prompt.
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
+from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.backends import Backend, Engine, Mark
 from latentrt.runtime.bundle.specs import Precision
 from latentrt.runtime.drawing.batch import lay_out
@@ -85,6 +88,22 @@ class Loop:
 
     def _holds(self, pictures: Sequence[Picture]) -> bool:
         return tuple(pictures) == self._held and all(picture.holder is self for picture in pictures)
+
+    def peek(self, pictures: Sequence[Picture]) -> tuple[Float32s, Float32s]:
+        """The latents of pictures on the device and the guided model output of their last step, both (n, 4, h, w).
+
+        The pictures stay on the device.
+
+        Raises:
+            RequestError: one of them is not on the device, so that nothing is known of its last step.
+        """
+        if self._captured is None or not set(map(id, pictures)) <= {id(picture) for picture in self._held}:
+            raise RequestError("this drawing was not in the batch that was advanced last; look at it after its step")
+        buffers = self._captured.buffers
+        states, outputs, guidance = (buffers[name].numpy() for name in ("state", "noise_pred", "guidance"))
+        places = [next(place for place, held in enumerate(self._held) if held is picture) for picture in pictures]
+        guided = np.einsum("bn,nchw->bchw", guidance[places], outputs.astype(np.float32))
+        return states[places, 0], guided
 
     def give_back(self) -> None:
         """Bring the pictures on the device up to date and let go of them, when it is this thread's turn."""

@@ -74,7 +74,7 @@ def write_picture(
     Raises:
         RequestError: it cannot be written there.
     """
-    data = encode(image, find_format(file, format), _texts(metadata, number), quality, file)
+    data = encode(image, find_format(file, format), picture_texts(metadata, number), quality, file)
     with told_as(RequestError, file, "written"):
         write_atomically(file, data)
 
@@ -86,7 +86,7 @@ def _write_stream(
     if len(images) > 1:
         raise RequestError(f"stream: takes one picture, and there are {len(images)}. Save them to a path")
     form = find_format(Path("stream"), "png" if format is None else format)
-    data = encode(images[0], form, _texts(metadata, 1), quality, "stream")
+    data = encode(images[0], form, picture_texts(metadata, 1), quality, "stream")
     try:
         stream.write(data)
     except Exception as error:  # a foreign stream may raise anything
@@ -99,7 +99,8 @@ def check_images(images: Sequence[Image.Image], target: object) -> None:
         raise RequestError(f"{target}: there is no picture to save; the request had decode=False")
 
 
-def _texts(metadata: Metadata | None, number: int) -> Texts:
+def picture_texts(metadata: Metadata | None, number: int = 1) -> Texts:
+    """The texts in the file of picture `number`, from 1; none without metadata."""
     if metadata is None:
         return {}
     own = metadata.model_copy(update={"picture": number})

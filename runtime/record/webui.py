@@ -111,12 +111,9 @@ def read(text: str, sampler: bool = True) -> Parameters:
     Raises:
         RequestError: an unknown sampler or schedule type, or a value that is not a number.
     """
-    lines = text.strip().split("\n")
-    end = max((number for number, line in enumerate(lines) if line.startswith("Steps:")), default=len(lines))
-    start = next((number for number, line in enumerate(lines[:end]) if line.startswith(NEGATIVE)), end)
-    fields = {name.strip(): _unquoted(value) for name, value in FIELD.findall("".join(lines[end : end + 1]))}
+    prompt, negative, fields = _split(text)
     settings: dict[str, Any] = {"prompt_syntax": "a1111"}
-    if negative := "\n".join(lines[start:end]).removeprefix(NEGATIVE).strip():
+    if negative:
         settings["negative"] = negative
     for name, (setting, kind) in NUMBERS.items():
         if name in fields:
@@ -126,12 +123,29 @@ def read(text: str, sampler: bool = True) -> Parameters:
     if "Size" in fields:
         settings["width"], settings["height"] = _size(fields.pop("Size"))
     if sampler and "Sampler" in fields:
-        settings |= _sampler(fields.pop("Sampler"), fields.pop("Schedule type", None))
+        settings |= sampler_settings(fields.pop("Sampler"), fields.pop("Schedule type", None))
     if fields.get("RNG") == "CPU":
         settings["noise"] = "a1111"
         del fields["RNG"]
     ignored = tuple(f"{name}: {value}" for name, value in fields.items())
-    return Parameters("\n".join(lines[:start]), Settings(**settings), ignored)  # type: ignore[typeddict-item]
+    return Parameters(prompt, Settings(**settings), ignored)  # type: ignore[typeddict-item]
+
+
+def _split(text: str) -> tuple[str, str, dict[str, str]]:
+    """A text's prompt, its negative prompt and its fields."""
+    lines = text.strip().split("\n")
+    end = max((number for number, line in enumerate(lines) if line.startswith("Steps:")), default=len(lines))
+    start = next((number for number, line in enumerate(lines[:end]) if line.startswith(NEGATIVE)), end)
+    fields = {name.strip(): _unquoted(value) for name, value in FIELD.findall("".join(lines[end : end + 1]))}
+    return "\n".join(lines[:start]), "\n".join(lines[start:end]).removeprefix(NEGATIVE).strip(), fields
+
+
+def fields_of(text: str) -> dict[str, str]:
+    """Everything in a text by the web interface's names, with `Prompt` and `Negative prompt`, as it is written."""
+    if not text:
+        return {}
+    prompt, negative, fields = _split(text)
+    return {"Prompt": prompt, "Negative prompt": negative, **fields}
 
 
 NUMBERS: Mapping[str, tuple[str, type]] = {
@@ -159,8 +173,12 @@ def _size(value: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _sampler(name: str, schedule: str | None) -> dict[str, Any]:
-    """The settings for a sampler's name and a schedule type; older texts have both in the name."""
+def sampler_settings(name: str, schedule: str | None) -> dict[str, Any]:
+    """The settings for a sampler's name and a schedule type; older texts have both in the name.
+
+    Raises:
+        RequestError: one of them is not known.
+    """
     try:
         named = sampler_named(name)
         if schedule == "Automatic":

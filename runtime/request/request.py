@@ -1,6 +1,7 @@
 """A checked request: every value is decided before anything runs."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.model import Model
@@ -125,3 +126,11 @@ class Request:
         """
         check_images(self.count, limits, rebuild)
         check_size(self.width, self.height, limits, rebuild)
+
+
+class Demand(NamedTuple):
+    """What a request takes: the tokens in which its prompts are encoded, and the U-Net's evaluations and most rows."""
+
+    tokens: int
+    evaluations: int
+    rows: int

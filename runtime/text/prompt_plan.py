@@ -152,8 +152,8 @@ def _tell_of_text(prompt: str) -> None:
         log.warning("prompt: %r is drawn as text; prompt_syntax='a1111' reads it as AUTOMATIC1111 does", text)
 
 
-def check_plan(request: Request, limits: Limits, rebuild: Rebuild) -> None:
-    """Check that the U-Net can run the rows of a request's prompts.
+def check_plan(request: Request, limits: Limits, rebuild: Rebuild) -> int:
+    """The most rows at one step that a request's prompts make, checked.
 
     Raises:
         RequestError: weights of prompts without guidance, or more rows at one step than this build serves.
@@ -167,4 +167,6 @@ def check_plan(request: Request, limits: Limits, rebuild: Rebuild) -> None:
         )
     negative = 1 if request.guided else 0
     rows = [negative + int(np.count_nonzero(one.weights, axis=1).max()) for one in plan.prompts]
-    check_rows(sum(rows) * request.images, limits, rebuild)
+    most = sum(rows) * request.images
+    check_rows(most, limits, rebuild)
+    return most

@@ -1,0 +1,337 @@
+"""The front's own core, under every API: takes requests in, watches them, hands answers out."""
+
+import asyncio
+import logging
+import math
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from latentrt.runtime import LatentRTError, RequestError
+from latentrt.serve.limits import ServerLimits
+from latentrt.serve.messages import (
+    Cancel,
+    Failed,
+    FromWorker,
+    LoadFailed,
+    Memory,
+    ModelNote,
+    Ready,
+    Started,
+    Stepped,
+    Submit,
+)
+from latentrt.serve.metrics import Metrics
+from latentrt.serve.supervisor import Supervisor
+from latentrt.serve.ticket import Ticket
+from latentrt.serve.worker import WorkerConfig
+
+log = logging.getLogger(__name__)
+
+MOST_STARTS = 2
+"""How many workers may die under a request before it is answered with an error."""
+
+FAILED_STARTS = 3
+"""How many workers in a row may fail to load before waiting requests are answered with an error."""
+
+
+class QueueFullError(LatentRTError):
+    """So many requests wait already. `seconds`: when to come again."""
+
+    def __init__(self, waiting: int, seconds: int):
+        super().__init__(f"{waiting} requests wait already; come again in {seconds} s")
+        self.seconds = seconds
+
+
+class UnavailableError(LatentRTError):
+    """The server takes no requests now: it is going down, or its worker is not ready. `seconds`: when to come again."""
+
+    def __init__(self, why: str, seconds: int):
+        super().__init__(f"{why}; come again in {seconds} s")
+        self.seconds = seconds
+
+
+@dataclass(frozen=True, slots=True)
+class DeskConfig:
+    """How many requests may wait, and how long answers are kept.
+
+    `max_queue`: requests that wait beside those being drawn. `keep_seconds`, `keep_answers`: for how long, and how
+    many, answers can be asked for. `stall_seconds`: a worker that has work and says nothing for so long is replaced.
+    """
+
+    max_queue: int = 64
+    keep_seconds: float = 600.0
+    keep_answers: int = 128
+    stall_seconds: float = 600.0
+
+
+class Desk:
+    """Requests by id, and the worker that draws them. Belongs to one event loop."""
+
+    def __init__(self, worker: WorkerConfig, config: DeskConfig | None = None, metrics: Metrics | None = None):
+        self.config = config or DeskConfig()
+        self.limits: ServerLimits = worker.limits
+        self.metrics = metrics or Metrics()
+        self.models: dict[str, ModelNote] = {}
+        self.is_ready = False
+        self.is_draining = False
+        self.load_error: str | None = None
+        self._supervisor = Supervisor(worker, self._from_thread(self._receive), self._from_thread(self._died))
+        self._tickets: dict[str, Ticket] = {}
+        self._kept: dict[str, Ticket] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._failed_starts = 0
+        self._heard = time.monotonic()
+        self._seconds_each = 1.0
+        self._last_end: float | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    def _from_thread(self, work: Any) -> Any:
+        def call(*args: Any) -> None:
+            loop = self._loop
+            if loop is not None and not loop.is_closed():
+                loop.call_soon_threadsafe(work, *args)
+
+        return call
+
+    async def start(self) -> None:
+        """Start the worker, without waiting for it."""
+        self._loop = asyncio.get_running_loop()
+        self._empty.set()
+        self._supervisor.start()
+        self._watch = asyncio.create_task(self._look_after())
+
+    async def ready(self) -> None:
+        """Wait until the first worker is ready.
+
+        Raises:
+            LatentRTError: it cannot load its bundles.
+        """
+        await self._ready.wait()
+        if self.load_error is not None:
+            raise LatentRTError(self.load_error)
+
+    async def drain(self) -> None:
+        """Refuse new requests, and wait until those that are here have their answers."""
+        self.is_draining = True
+        await self._empty.wait()
+
+    async def stop(self) -> None:
+        """End the worker; requests that are still there are answered with an error."""
+        self.is_draining = True
+        if self._watch is not None:
+            self._watch.cancel()
+        for ticket in list(self._tickets.values()):
+            self._receive(Failed(ticket.id, "worker", "the server was stopped"))
+        await asyncio.to_thread(self._supervisor.stop)
+
+    @property
+    def worker_pid(self) -> int | None:
+        """Process id of the worker."""
+        return self._supervisor.pid
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait to be drawn."""
+        return sum(ticket.state == "queued" for ticket in self._tickets.values())
+
+    @property
+    def running(self) -> int:
+        """Requests that are being drawn."""
+        return sum(ticket.state == "running" for ticket in self._tickets.values())
+
+    def live(self) -> Sequence[Ticket]:
+        """Every request without an answer, those that came first ahead."""
+        return list(self._tickets.values())
+
+    def submit(
+        self,
+        model: str | None,
+        prompt: tuple[str, ...],
+        settings: Iterable[Mapping[str, Any]],
+        *,
+        seconds: float | None = None,
+        previews: int = 0,
+        kept: bool = False,
+    ) -> list[Ticket]:
+        """Take in one request for each entry of `settings`: all of them or none.
+
+        Raises:
+            RequestError: the model is not served here, or a text is too long.
+            QueueFullError: too many wait.
+            UnavailableError: the server is going down, or is not ready.
+        """
+        wanted = list(settings)
+        name = self._model(model)
+        for one in wanted:
+            self.limits.check_texts(prompt, one)
+        self._check_room(len(wanted))
+        tickets = [Ticket(Submit(secrets.token_hex(12), name, prompt, one, seconds, previews), kept) for one in wanted]
+        if not self._tickets:
+            self._heard = time.monotonic()
+        for ticket in tickets:
+            self._tickets[ticket.id] = ticket
+            self._supervisor.send(ticket.submit)
+        self._empty.clear()
+        self._count()
+        return tickets
+
+    def _model(self, name: str | None) -> str:
+        """The model that a request names; the first one if it names none."""
+        if not self.models:
+            raise UnavailableError("the models are being loaded", 5)
+        if name is None:
+            return next(iter(self.models))
+        if name not in self.models:
+            raise RequestError(f"model {name!r}: not served here; this server has {', '.join(self.models)}")
+        return name
+
+    def _check_room(self, wanted: int) -> None:
+        if self.is_draining:
+            self.metrics.rejected.labels("draining").inc()
+            raise UnavailableError("the server is going down", 10)
+        if self._failed_starts >= FAILED_STARTS:
+            self.metrics.rejected.labels("no worker").inc()
+            raise UnavailableError("the worker cannot be started", 30)
+        if self.waiting + wanted > self.config.max_queue:
+            self.metrics.rejected.labels("queue full").inc()
+            raise QueueFullError(self.waiting, self._seconds_to_wait())
+
+    def _seconds_to_wait(self) -> int:
+        """About how long it takes until half of the requests that wait are gone."""
+        return max(1, min(300, math.ceil(self.waiting * self._seconds_each / 2)))
+
+    def find(self, id: str) -> Ticket | None:
+        """A request that is here, or whose answer is kept."""
+        return self._tickets.get(id) or self._kept.get(id)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Let a request leave at the next step boundary. Does nothing to one that is done."""
+        if not ticket.is_done:
+            self._supervisor.send(Cancel(ticket.id))
+
+    @contextmanager
+    def attended(self, tickets: Sequence[Ticket]) -> Any:
+        """Cancel what is not done when the `with` block is left: its client has gone."""
+        try:
+            yield
+        finally:
+            for ticket in tickets:
+                self.cancel(ticket)
+
+    def _receive(self, message: FromWorker) -> None:
+        self._heard = time.monotonic()
+        match message:
+            case Ready():
+                self.models = {note.name: note for note in message.models}
+                self.is_ready, self._failed_starts, self.load_error = True, 0, None
+                self._ready.set()
+                log.info("ready", extra={"models": list(self.models), "worker": message.pid})
+            case LoadFailed():
+                self.load_error = message.message
+            case Memory():
+                self.metrics.memory.set(message.resident)
+            case Stepped():
+                self.metrics.stepped(message)
+                for id in message.done:
+                    self._tell(id, message)
+            case _:
+                self._tell(message.id, message)
+
+    def _tell(self, id: str, message: FromWorker) -> None:
+        ticket = self._tickets.get(id)
+        if ticket is None:
+            return
+        ticket.take(message)
+        if isinstance(message, Started):
+            self.metrics.wait.observe(message.seconds)
+        if ticket.is_done:
+            self._close(ticket)
+        if not isinstance(message, Stepped):
+            self._count()
+
+    def _close(self, ticket: Ticket) -> None:
+        del self._tickets[ticket.id]
+        now = time.monotonic()
+        if self._last_end is not None:
+            self._seconds_each = 0.9 * self._seconds_each + 0.1 * min(60.0, now - self._last_end)
+        self._last_end = now if self._tickets else None
+        self.metrics.ended(ticket)
+        _log_end(ticket)
+        if ticket.kept:
+            self._kept[ticket.id] = ticket
+        self._forget_old()
+        if not self._tickets:
+            self._empty.set()
+
+    def _forget_old(self) -> None:
+        now = time.monotonic()
+        over = len(self._kept) - self.config.keep_answers
+        for number, (id, ticket) in enumerate(list(self._kept.items())):
+            if number < over or now - (ticket.ended or now) > self.config.keep_seconds:
+                del self._kept[id]
+
+    def _count(self) -> None:
+        self.metrics.queue.set(self.waiting)
+        self.metrics.running.set(self.running)
+
+    def _died(self, exit_code: int | None) -> None:
+        """The worker has ended: its requests are drawn again, or answered if that has happened before."""
+        self._supervisor.renew()
+        self.metrics.deaths.inc()
+        self._failed_starts = 0 if self.is_ready else self._failed_starts + 1
+        self.is_ready = False
+        self._heard = time.monotonic()
+        log.error("the worker has died", extra={"exit_code": exit_code, "requests": len(self._tickets)})
+        if self._failed_starts >= FAILED_STARTS:
+            self.load_error = self.load_error or f"the worker process ended with exit code {exit_code} while it loaded"
+        if self.load_error is not None:
+            self._ready.set()
+        for ticket in list(self._tickets.values()):
+            if ticket.starts >= MOST_STARTS or self._failed_starts >= FAILED_STARTS:
+                self._tell(ticket.id, Failed(ticket.id, "worker", "the process that drew this request has died twice"))
+            else:
+                ticket.start_over()
+                self._supervisor.send(_left(ticket))
+
+    async def _look_after(self) -> None:
+        """Forget old answers, and replace a worker that has work and says nothing."""
+        while True:
+            await asyncio.sleep(1.0)
+            self._forget_old()
+            if self._tickets and self.is_ready and time.monotonic() - self._heard > self.config.stall_seconds:
+                log.error("the worker hangs", extra={"seconds": self.config.stall_seconds})
+                self._heard = time.monotonic()
+                self._supervisor.kill()
+
+
+def _left(ticket: Ticket) -> Submit:
+    """A request with the time that is left of its own."""
+    submit = ticket.submit
+    if submit.seconds is None:
+        return submit
+    return replace(submit, seconds=max(0.0, submit.seconds - (time.monotonic() - ticket.came)))
+
+
+def _log_end(ticket: Ticket) -> None:
+    fields: dict[str, Any] = {
+        "request": ticket.id,
+        "model": ticket.submit.model,
+        "state": ticket.state,
+        "seconds": round((ticket.ended or 0) - ticket.came, 4),
+        "waited": None if ticket.waited is None else round(ticket.waited, 4),
+        "step": ticket.step,
+        "steps": ticket.steps,
+    }
+    if ticket.accepted is not None:
+        fields |= {"size": f"{ticket.accepted.width}x{ticket.accepted.height}", "pictures": ticket.accepted.pictures}
+    if ticket.finished is not None:
+        fields["stages"] = {name: round(seconds, 4) for name, seconds in ticket.finished.seconds.items()}
+    if ticket.failed is not None:
+        fields |= {"kind": ticket.failed.kind, "error": ticket.failed.message}
+    log.info("request %s", ticket.state, extra=fields)

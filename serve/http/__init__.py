@@ -1,0 +1,1 @@
+"""The HTTP front: one module per API, all of them on `latentrt.serve.desk`."""

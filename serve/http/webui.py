@@ -1,0 +1,320 @@
+"""The AUTOMATIC1111 web interface's API, as its clients speak it; unknown fields are ignored, as there.
+
+Every picture is a request of its own with its own seed, counting up, as there. Fields that would change the picture and
+are not served are errors.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from PIL import Image, ImageChops
+from pydantic import BaseModel, ConfigDict, Field
+
+from latentrt.runtime import RequestError
+from latentrt.runtime.record import webui
+from latentrt.runtime.record.formats import WEBUI_KEY
+from latentrt.runtime.samplers import SAMPLERS
+from latentrt.runtime.samplers.names import WEBUI_SAMPLERS, WEBUI_SCHEDULES
+from latentrt.serve.desk import Desk
+from latentrt.serve.http.waiting import desk_of, picture_of, while_connected
+from latentrt.serve.messages import Finished, ModelNote
+from latentrt.serve.pictures import decode_base64, encode_base64, encode_picture, read_picture
+from latentrt.serve.ticket import Ticket
+
+router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
+
+NOT_SERVED: Mapping[str, Any] = {
+    "enable_hr": False,
+    "restore_faces": False,
+    "tiling": False,
+    "styles": [],
+    "script_name": None,
+    "refiner_checkpoint": None,
+}
+"""Fields that would change the picture, and the value that changes nothing."""
+
+DEFAULT_STEPS, DEFAULT_SCALE = 50, 7.0
+"""The web interface's own defaults."""
+
+
+class Txt2Img(BaseModel):
+    """The fields that are read. Sizes default to the model's own."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str = ""
+    negative_prompt: str | None = ""
+    seed: int = -1
+    subseed: int = -1
+    subseed_strength: float = 0
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    batch_size: int = Field(1, ge=1)
+    n_iter: int = Field(1, ge=1)
+    steps: int = DEFAULT_STEPS
+    cfg_scale: float = DEFAULT_SCALE
+    width: int | None = None
+    height: int | None = None
+    override_settings: dict[str, Any] | None = None
+    send_images: bool = True
+    enable_hr: bool | None = False
+    restore_faces: bool | None = False
+    tiling: bool | None = False
+    styles: list[str] | None = None
+    script_name: str | None = None
+    refiner_checkpoint: str | None = None
+
+
+class Img2Img(Txt2Img):
+    """Beside these, what a picture to start from needs. White parts of the mask are redrawn."""
+
+    init_images: list[str] | None = None
+    mask: str | None = None
+    inpainting_mask_invert: int | bool = 0
+    denoising_strength: float = 0.75
+
+
+class PngInfo(BaseModel):
+    """A picture whose texts are read."""
+
+    image: str
+
+
+@router.post("/txt2img", response_model=None)
+async def txt2img(request: Request, body: Txt2Img) -> Response:
+    """Draw pictures of a prompt."""
+    return await _draw(request, body, _settings(request, body))
+
+
+@router.post("/img2img", response_model=None)
+async def img2img(request: Request, body: Img2Img) -> Response:
+    """Draw pictures that start from one."""
+    if not body.init_images:
+        return answer_missing("Init image not found")
+    settings = _settings(request, body)
+    settings |= await asyncio.to_thread(_source, body, desk_of(request))
+    return await _draw(request, body, settings)
+
+
+def answer_missing(detail: str) -> JSONResponse:
+    """404, as the web interface answers what is missing."""
+    return JSONResponse({"error": "HTTPException", "detail": detail, "body": "", "errors": ""}, 404)
+
+
+def _source(body: Img2Img, desk: Desk) -> dict[str, Any]:
+    assert body.init_images is not None
+    if len(body.init_images) > 1:
+        raise RequestError("init_images: one picture at a time; send a request for each")
+    image = read_picture("init_images", decode_base64("init_images", body.init_images[0]), desk.limits)
+    settings: dict[str, Any] = {"image": image.convert("RGBA").convert("RGB"), "strength": body.denoising_strength}
+    if body.mask:
+        mask = read_picture("mask", decode_base64("mask", body.mask), desk.limits).convert("L").resize(image.size)
+        settings |= {"mask": ImageChops.invert(mask) if body.inpainting_mask_invert else mask, "paste_back": True}
+    return settings
+
+
+def _settings(request: Request, body: Txt2Img) -> dict[str, Any]:
+    """Our settings from theirs.
+
+    Raises:
+        RequestError: a field that would change the picture and is not served, or a name that is not known.
+    """
+    for name, idle in NOT_SERVED.items():
+        if getattr(body, name) not in (idle, None, "", "None"):
+            raise RequestError(f"{name}: not served here; leave it out")
+    settings: dict[str, Any] = {"steps": body.steps, "guidance": body.cfg_scale, "prompt_syntax": "a1111"}
+    settings |= {"width": body.width, "height": body.height}
+    if body.negative_prompt and body.cfg_scale > 1:
+        settings["negative"] = body.negative_prompt
+    if sampler := body.sampler_name or body.sampler_index:
+        settings |= webui.sampler_settings(sampler, body.scheduler)
+    if body.subseed_strength:
+        settings |= {"variation_strength": body.subseed_strength, "variation_seed": body.subseed}
+    override = body.override_settings or {}
+    if isinstance(skip := override.get("CLIP_stop_at_last_layers"), int) and skip > 1:
+        settings["clip_skip"] = skip - 1
+    return settings
+
+
+def _model(request: Request, body: Txt2Img) -> str | None:
+    title = (body.override_settings or {}).get("sd_model_checkpoint") or request.app.state.webui_model
+    return None if title is None else _named(desk_of(request), str(title))
+
+
+def _named(desk: Desk, title: str) -> str:
+    """A model's name from its title, which ends in a hash."""
+    name = title.partition(" [")[0]
+    if desk.models and name not in desk.models:
+        raise RequestError(f"model {name!r} not found; this server has {', '.join(desk.models)}")
+    return name
+
+
+async def _draw(request: Request, body: Txt2Img, settings: Mapping[str, Any]) -> Response:
+    desk = desk_of(request)
+    count = body.batch_size * body.n_iter
+    if count > desk.limits.pictures:
+        raise RequestError(f"batch_size * n_iter: {count}; this server draws up to {desk.limits.pictures} at once")
+    first = body.seed if body.seed >= 0 else int(time.time_ns() % 2**32)
+    each = [{**settings, **_seeds(settings, first, number)} for number in range(count)]
+    tickets = desk.submit(_model(request, body), (body.prompt,), each, previews=4)
+    jobs: set[Ticket] = request.app.state.webui_jobs
+    jobs.update(tickets)
+    try:
+        with desk.attended(tickets):
+            done = await while_connected(request, _until_interrupted(tickets))
+    finally:
+        jobs.difference_update(tickets)
+    encode = [asyncio.to_thread(encode_picture, one.pictures[0], metadata=one.metadata) for one in done]
+    images = [encode_base64(file) for file in await asyncio.gather(*encode)]
+    parameters = body.model_dump() | {"init_images": None, "mask": None}
+    info = json.dumps(_info(body, done))
+    return JSONResponse({"images": images if body.send_images else [], "parameters": parameters, "info": info})
+
+
+def _seeds(settings: Mapping[str, Any], first: int, number: int) -> dict[str, int]:
+    """The seeds of one picture: they count up; with a variation, that of the variation does."""
+    if "variation_seed" not in settings:
+        return {"seed": first + number}
+    varied = settings["variation_seed"]
+    return {"seed": first, "variation_seed": varied + number if varied >= 0 else -1}
+
+
+async def _until_interrupted(tickets: list[Ticket]) -> list[Finished]:
+    """The pictures; after an interruption, those that were done."""
+    done = []
+    for ticket in tickets:
+        await ticket.done()
+        if ticket.state != "cancelled":
+            done.append(await picture_of(ticket))
+    return done
+
+
+def _info(body: Txt2Img, done: list[Finished]) -> dict[str, Any]:
+    texts = [webui.write(one.metadata) for one in done]
+    seeds = [one.metadata.settings["seed"] for one in done]
+    first: Mapping[str, Any] = done[0].metadata.settings if done else {}
+    return {
+        "prompt": body.prompt,
+        "all_prompts": [body.prompt] * len(done),
+        "negative_prompt": body.negative_prompt or "",
+        "seed": seeds[0] if seeds else body.seed,
+        "all_seeds": seeds,
+        "width": first.get("width"),
+        "height": first.get("height"),
+        "sampler_name": WEBUI_SAMPLERS.get(first.get("sampler", ""), first.get("sampler")),
+        "cfg_scale": body.cfg_scale,
+        "steps": body.steps,
+        "batch_size": body.batch_size,
+        "sd_model_name": done[0].metadata.bundle.name if done else None,
+        "sd_model_hash": done[0].metadata.bundle.weights_sha256[:10] if done else None,
+        "infotexts": texts,
+    }
+
+
+@router.get("/progress", response_model=None)
+async def progress(request: Request, skip_current_image: bool = False) -> Response:
+    """How far the requests of this API are, and a preview of the first."""
+    jobs = sorted(request.app.state.webui_jobs, key=lambda ticket: ticket.came)
+    steps = sum(ticket.steps or 1 for ticket in jobs)
+    share = sum(ticket.step for ticket in jobs) / steps if jobs else 0.0
+    image = None
+    if jobs and jobs[0].previews and not skip_current_image:
+        image = encode_base64(encode_picture(jobs[0].previews[-1].pictures[0]))
+    seconds = time.monotonic() - jobs[0].came if jobs else 0.0
+    state = {
+        "skipped": False,
+        "interrupted": False,
+        "stopping_generation": False,
+        "job": "txt2img" if jobs else "",
+        "job_count": len(jobs),
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S"),
+        "job_no": 0,
+        "sampling_step": jobs[0].step if jobs else 0,
+        "sampling_steps": (jobs[0].steps or 0) if jobs else 0,
+    }
+    eta = seconds / share - seconds if share else 0.0
+    found = {"progress": share, "eta_relative": eta, "state": state, "current_image": image, "textinfo": None}
+    return JSONResponse(found)
+
+
+@router.post("/interrupt", response_model=None)
+async def interrupt(request: Request) -> Response:
+    """Cancel the requests of this API."""
+    for ticket in list(request.app.state.webui_jobs):
+        desk_of(request).cancel(ticket)
+    return JSONResponse({})
+
+
+@router.get("/samplers", response_model=None)
+async def samplers(request: Request) -> Response:
+    """The samplers, by the web interface's names where it has one."""
+    return JSONResponse(
+        [{"name": WEBUI_SAMPLERS.get(name, name), "aliases": [name], "options": {}} for name in sorted(SAMPLERS)]
+    )
+
+
+@router.get("/schedulers", response_model=None)
+async def schedulers(request: Request) -> Response:
+    """The schedule types."""
+    names = ("Automatic", *WEBUI_SCHEDULES.values())
+    return JSONResponse([{"name": name.lower().replace(" ", "_"), "label": name, "aliases": None} for name in names])
+
+
+@router.get("/sd-models", response_model=None)
+async def sd_models(request: Request) -> Response:
+    """The models."""
+    return JSONResponse([_describe(note) for note in desk_of(request).models.values()])
+
+
+def _title(note: ModelNote) -> str:
+    return f"{note.name} [{note.weights_sha256[:10]}]"
+
+
+def _describe(note: ModelNote) -> dict[str, Any]:
+    return {
+        "title": _title(note),
+        "model_name": note.name,
+        "hash": note.weights_sha256[:10],
+        "sha256": note.weights_sha256,
+        "filename": note.name,
+        "config": None,
+    }
+
+
+@router.get("/options", response_model=None)
+async def options(request: Request) -> Response:
+    """The options that mean something here."""
+    desk, chosen = desk_of(request), request.app.state.webui_model
+    note = desk.models.get(chosen) if chosen else next(iter(desk.models.values()), None)
+    found = {"sd_model_checkpoint": None if note is None else _title(note), "sd_vae": "Automatic"}
+    return JSONResponse(found | {"CLIP_stop_at_last_layers": 1, "samples_format": "png"})
+
+
+@router.post("/options", response_model=None)
+async def set_options(request: Request, body: dict[str, Any]) -> Response:
+    """Choose the model of this API's requests; other options change nothing."""
+    if title := body.get("sd_model_checkpoint"):
+        request.app.state.webui_model = _named(desk_of(request), str(title))
+    return JSONResponse(None)
+
+
+@router.post("/png-info", response_model=None)
+async def png_info(request: Request, body: PngInfo) -> Response:
+    """How a PNG was drawn."""
+    if not body.image.strip():
+        return answer_missing("Image not found")
+    image = await asyncio.to_thread(_read, body.image, desk_of(request))
+    text = image.info.get(WEBUI_KEY)
+    items = {name: value for name, value in image.info.items() if isinstance(value, str)}
+    text = text if isinstance(text, str) else ""
+    return JSONResponse({"info": text, "items": items, "parameters": webui.fields_of(text)})
+
+
+def _read(text: str, desk: Desk) -> Image.Image:
+    return read_picture("image", decode_base64("image", text), desk.limits)
