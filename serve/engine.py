@@ -22,7 +22,7 @@ from latentrt.serve.messages import (
     Submit,
 )
 from latentrt.serve.previews import PreviewMap
-from latentrt.serve.scheduler import Job, Lane, Scheduler, Turn
+from latentrt.serve.scheduler import PATIENCE, Job, Lane, Scheduler, Turn
 
 Send = Callable[[FromWorker], None]
 
@@ -59,6 +59,7 @@ class BatchEngine:
         send: Send,
         previews: Mapping[str, PreviewMap] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        patience: float = PATIENCE,
     ):
         self._pipelines = pipelines
         self._limits = limits
@@ -66,7 +67,7 @@ class BatchEngine:
         self._previews = previews or {}
         self._clock = clock
         self._most = {name: min(max_batch, pipe.limits.bounds("images")[2]) for name, pipe in pipelines.items()}
-        self._scheduler = Scheduler(self._most)
+        self._scheduler = Scheduler(self._most, patience)
         self._works: dict[str, Work] = {}
         self._last_batch: frozenset[str] = frozenset()
         self._last_mark: Mark | None = None

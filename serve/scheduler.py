@@ -78,11 +78,12 @@ class Turn:
 class Scheduler:
     """The jobs at hand, and whose turn it is. Every method takes the time `now` in seconds where it matters.
 
-    `most_pictures`: pictures in a batch, by model.
+    `most_pictures`: pictures in a batch, by model. `patience`: see `PATIENCE`; 0 is first come, first served.
     """
 
-    def __init__(self, most_pictures: dict[str, int]):
+    def __init__(self, most_pictures: dict[str, int], patience: float = PATIENCE):
         self._most = most_pictures
+        self._patience = patience
         self._jobs: dict[str, Job] = {}
         self._seconds: dict[Hashable, float] = {}
 
@@ -120,7 +121,7 @@ class Scheduler:
 
     def order(self, job: Job) -> tuple[float, float, str]:
         """What jobs are sorted by: when they are due. It follows what is known of the time that steps take."""
-        due = job.came + PATIENCE * self.seconds_alone(job)
+        due = job.came + self._patience * self.seconds_alone(job)
         return (due if job.deadline is None else min(due, job.deadline)), job.came, job.id
 
     def seconds_alone(self, job: Job) -> float:

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[2]
 TORCH = ("torch", "diffusers", "transformers", "accelerate", "onnxscript", "onnx_ir")
 ENGINES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "tensorrt_lean", "polygraphy", "cuda")
 ALL = (*TORCH, "onnx", *ENGINES)
+WEB = ("fastapi", "starlette", "uvicorn", "prometheus_client", "python_multipart")
 
 
 def run_blocked(blocked, code, **options):
@@ -47,7 +48,8 @@ def test_importing_the_runtime_loads_neither_torch_nor_onnx():
     [
         ("runtime", (*ALL, "typer", "rich")),
         ("engine", (*(name for name in TORCH if name != "onnx_ir"), *ENGINES, "typer", "rich")),
-        ("cli", ALL),
+        ("cli", (*ALL, *WEB)),
+        ("serve", (*ALL, "typer", "rich")),
         ("export", (*(name for name in ENGINES if name != "onnxruntime"), "typer", "rich")),
     ],
 )
@@ -80,9 +82,11 @@ def command_line(*arguments):
     return f"import sys; from latentrt.cli.main import main; sys.argv = ['latentrt', *{arguments!r}]; main()"
 
 
-@pytest.mark.parametrize("command", [(), ("export",), ("build-engine",), ("generate",), ("demo",), ("bench",)])
+@pytest.mark.parametrize(
+    "command", [(), ("export",), ("build-engine",), ("generate",), ("serve",), ("demo",), ("bench",)]
+)
 def test_help_needs_no_extra(command):
-    done = run_blocked(ALL, command_line(*command, "--help"))
+    done = run_blocked((*ALL, *WEB), command_line(*command, "--help"))
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage" in done.stdout
 
@@ -104,6 +108,12 @@ def test_doctor_needs_no_extra(tmp_path):
         (TORCH, ("demo",), "BackendError: exporting needs torch and diffusers"),
         (TORCH, ("bench", "--quick"), "BackendError: exporting needs torch and diffusers"),
         (("matplotlib",), ("bench", "--quick"), "pip install 'latentrt[bench]'"),
+        (
+            WEB,
+            ("serve", "{bundle}"),
+            "BackendError: serving needs fastapi, uvicorn, prometheus_client, python_multipart",
+        ),
+        (("uvicorn",), ("serve", "{bundle}"), "pip install 'latentrt[serve]'"),
         (ALL, ("generate", "{bundle}", "a cat"), "BackendError: no backend is installed"),
         (("onnxruntime",), ("build-engine", "{bundle}", "--backend", "onnxruntime"), "pip install 'latentrt[cpu]'"),
         (

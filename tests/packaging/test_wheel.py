@@ -62,7 +62,7 @@ def test_it_is_for_every_platform(wheel):
 
 
 def test_every_package_folder_is_mapped():
-    assert {"runtime", "engine", "export", "cli", "demo", "benchmarks"} <= set(FOLDERS)
+    assert {"runtime", "engine", "export", "cli", "serve", "demo", "benchmarks"} <= set(FOLDERS)
     assert "tests" not in FOLDERS
     assert {"latentrt.engine.passes", "latentrt.runtime.samplers"} <= set(PROJECT["tool"]["setuptools"]["packages"])
     mapping = PROJECT["tool"]["setuptools"]["package-dir"]
@@ -79,7 +79,7 @@ def test_what_must_be_there_is_there(names):
     """Not derived from the source tree, lest both be empty."""
     wanted = [f"latentrt/{folder}/py.typed" for folder in ("runtime", "engine", "export", "cli", "demo", "benchmarks")]
     wanted += ["runtime/backends/onnxruntime.py", "runtime/samplers/solvers/euler.py"]
-    wanted += ["cli/main.py", "export/exporter.py"]
+    wanted += ["cli/main.py", "export/exporter.py", "serve/scheduler.py", "serve/http/openai.py"]
     wanted += ["demo/checkpoint/model_index.json", "demo/checkpoint/unet/config.json", "engine/build.py"]
     wanted += ["engine/passes/hoist.py"]
     wanted += ["demo/checkpoint/tokenizer/vocab.json", "demo/checkpoint/tokenizer_2/merges.txt"]
@@ -115,7 +115,7 @@ def test_metadata(wheel):
     metadata = Parser().parsestr(read(wheel, "METADATA"))
     assert metadata["Requires-Python"] == "<3.14,>=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
-    extras = {"cpu", "cuda", "tensorrt", "tensorrt-rtx", "export", "bench", "test", "dev"}
+    extras = {"cpu", "cuda", "tensorrt", "tensorrt-rtx", "export", "serve", "bench", "test", "dev"}
     assert extras <= set(metadata.get_all("Provides-Extra"))
     assert "# latentrt" in metadata.get_payload()
 

@@ -67,6 +67,7 @@ def every_method(pipe: Pipeline, drawing: Drawing) -> dict[str, Callable[[], obj
         "begin": lambda: pipe.begin(request),
         "embed": lambda: pipe.embed("a star"),
         "advance": lambda: pipe.advance([drawing]),
+        "peek": lambda: pipe.peek(drawing),
         "finish": lambda: pipe.finish(drawing),
         "forget_prompts": pipe.forget_prompts,
         "enter": pipe.__enter__,
