@@ -12,8 +12,8 @@ from PIL import Image
 
 from latentrt.runtime import RequestError
 from latentrt.runtime.arrays import Float32s
-from latentrt.runtime.record.metadata import Metadata
 from latentrt.runtime.record.formats import encode, find_format
+from latentrt.runtime.record.metadata import Metadata
 from latentrt.runtime.record.picture_files import picture_texts
 from latentrt.serve.limits import ServerLimits
 

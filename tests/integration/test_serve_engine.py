@@ -311,3 +311,15 @@ def test_least_squares_finds_a_linear_map():
 def test_a_damaged_map_is_fitted_anew(text, tmp_path):
     (tmp_path / "map.json").write_text(text)
     assert _read(tmp_path / "map.json") is None
+
+
+def test_prompts_of_several_texts_take_more_places(pipe):
+    """Three rows of the U-Net for one picture take two places, so that the batch holds what the build serves."""
+    desk = Desk(pipe)
+    text = "a red circle AND a blue square"
+    for seed in range(3):
+        desk.submit(f"{seed}", text, prompt_syntax="a1111", seed=seed)
+    desk.draw()
+    assert max(message.pictures for message in desk.of(Stepped)) == 2
+    for seed in range(3):
+        assert difference(desk.picture(f"{seed}"), alone(pipe, text, prompt_syntax="a1111", seed=seed)) <= 1
