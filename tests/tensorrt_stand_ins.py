@@ -55,13 +55,16 @@ class StandInModule:
     """A TensorRT module whose classes make stand-ins; `used` collects every attribute that is read, set or called.
 
     `given` holds the last value that each property was set to, `gone` the classes of destroyed stand-ins in order.
+    `journal` gets the name of every call, with the arguments that are numbers, texts or tuples, and "~" with the class
+    of every destroyed stand-in; give a StandInCuda's `calls` to have both in one order.
 
     `answers` says what some give: `{"IExecutionContext.get_tensor_shape": lambda name: (1, 2)}` for a method,
     `{"ITensor.name": lambda tag: tag}` for a property, where `tag` is what `stand_in` was given.
     """
 
-    def __init__(self, module: ModuleType, answers: dict[str, Any]):
+    def __init__(self, module: ModuleType, answers: dict[str, Any], journal: list[tuple[Any, ...]] | None = None):
         self.module, self.answers = module, answers
+        self.journal: list[tuple[Any, ...]] = [] if journal is None else journal
         self.used: set[str] = set()
         self.given: dict[str, Any] = {}
         self.gone: list[str] = []
@@ -70,6 +73,15 @@ class StandInModule:
     def stand_in(self, kind: str, tag: Any = None) -> "StandIn":
         """An object of the named class."""
         return StandIn(self, getattr(self.module, kind), tag)
+
+    def note(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """Write down a call; objects among its arguments may die, so they are left out."""
+        self.journal.append((name, *(value for value in arguments if isinstance(value, int | str | tuple))))
+
+    def destroyed(self, kind: str) -> None:
+        """Note that an object of this class is gone."""
+        self.gone.append(kind)
+        self.journal.append((f"~{kind}",))
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.module, name)
@@ -87,6 +99,7 @@ class StandInClass:
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         check_call(f"{self.kind.__name__}.__init__", self.kind.__init__.__doc__ or "", arguments, named)
+        self.owner.note(self.kind.__name__, arguments)
         return StandIn(self.owner, self.kind)
 
 
@@ -96,7 +109,7 @@ class StandIn:
     def __init__(self, owner: StandInModule, kind: type, tag: Any = None):
         for name, value in (("_owner", owner), ("_kind", kind), ("_tag", tag)):
             object.__setattr__(self, name, value)
-        weakref.finalize(self, owner.gone.append, kind.__name__)
+        weakref.finalize(self, owner.destroyed, kind.__name__)
 
     def __getattr__(self, name: str) -> Any:
         owner, kind = self._owner, self._kind
@@ -110,6 +123,7 @@ class StandIn:
 
         def method(*arguments: Any, **named: Any) -> Any:
             signature = check_call(title, found.__doc__ or "", arguments, named)
+            owner.note(title, arguments)
             if title in owner.answers:
                 return owner.answers[title](*arguments, **named)
             return returned(owner, signature)

@@ -101,7 +101,9 @@ class Stream:
         call("cudaSetDevice", self.device_index)
 
     def synchronize(self) -> None:
-        """Wait for all enqueued work."""
+        """Wait for all enqueued work; after `close` there is none."""
+        if not self._destroy.alive:
+            return
         marks = self._marks
         call("cudaStreamSynchronize", self._stream)
         self._reached = max(self._reached, marks)
@@ -125,9 +127,8 @@ class Stream:
 
     def close(self) -> None:
         """Wait for all enqueued work and destroy the stream. Closing twice is allowed."""
-        if self._destroy.alive:
-            self.synchronize()
-            self._destroy()
+        self.synchronize()
+        self._destroy()
 
 
 class Event:

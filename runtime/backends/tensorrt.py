@@ -148,6 +148,7 @@ class TensorRTBackend:
 
     def close(self) -> None:
         """Save compiled kernels and free everything that the backend holds: contexts, engines, runtime, memory."""
+        self.stream.synchronize()  # what still runs uses all of it
         if self.kernels is not None:
             self.kernels.save()
         for binding in self._bindings:
@@ -213,7 +214,7 @@ class TensorRTBinding:
     ):
         self._backend = backend
         self._spec = spec
-        self._held = [context]
+        self._held = [engine, context]
         self._first = True
         self._set_shapes(sizes)
         self.buffers = {
@@ -226,14 +227,14 @@ class TensorRTBinding:
         # 0 is how it reports an error, and the truth for an engine that needs no such memory for any shape.
         self._require(size > 0 or engine.device_memory_size_v2 == 0, "does not say how much memory it needs")
         # Last, so that at the process's end the context goes before the buffers.
-        self._drop = weakref.finalize(self, self._held.clear)
+        self._drop = weakref.finalize(self, drop_newest_first, self._held)
         backend.adopt(self, size)
 
     @property
     def _context(self) -> Any:
         if not self._held:
             raise LatentRTError(f"{self._spec.name}: the engine is closed")
-        return self._held[0]
+        return self._held[-1]
 
     def use_workspace(self, workspace: DeviceBuffer) -> None:
         """Compute in this block from now on."""
@@ -272,6 +273,12 @@ class TensorRTBinding:
     def _require(self, done: bool, what: str) -> None:
         if not done:
             raise failure(self._backend, self._spec, what)
+
+
+def drop_newest_first(held: list[Any]) -> None:
+    """Let go of objects of which each needs the one before it."""
+    while held:
+        held.pop()
 
 
 def failure(backend: TensorRTBackend, spec: ComponentSpec, what: str) -> BackendError:
