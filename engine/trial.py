@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.arrays import relative_error
 from latentrt.runtime.backends import Binding, open_backend
+from latentrt.runtime.backends.cuda_graph import WARM_UPS, Recording
 from latentrt.runtime.bundle.specs import ComponentSpec, Port, Precision
 from latentrt.runtime.errors import LatentRTError
 
-WARM_UPS, RUNS = 3, 15
+RUNS = 15
 
 LARGEST_ERROR: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "bf16": 1e-1}
 """Largest relative error against the first engine's outputs; beyond it an engine does not compute the same."""
@@ -24,15 +25,20 @@ SMALLEST_WIN = 0.98
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """The result for one engine: median seconds per run at the spec's optimal sizes, or why it is ruled out."""
+    """The result for one engine: median seconds per run at the spec's optimal sizes, or why it is ruled out.
+
+    refusal: why it was not captured as a CUDA graph, where one was tried.
+    """
 
     name: str
     seconds: float = 0.0
     failure: str = ""
+    refusal: str = ""
 
     def __str__(self) -> str:
         measured = f"{1e3 * self.seconds:.2f} ms" if self.seconds else ""
-        return f"{self.name}: {', '.join(filter(None, (measured, self.failure)))}"
+        refusal = f"no CUDA graph ({self.refusal})" if self.refusal else ""
+        return f"{self.name}: {', '.join(filter(None, (measured, refusal, self.failure)))}"
 
 
 class Trial:
@@ -79,17 +85,19 @@ class Trial:
             binding = engine.bind(self._spec.sizes("opt"))
             for port, values in self._inputs.items():
                 binding.buffers[port].write(values)
+            run = backend.record(binding.run)  # as the loop runs it
             seconds = []
             for number in range(WARM_UPS + RUNS):
                 before = backend.mark()
-                binding.run()
+                run()
                 after = backend.mark()
                 after.wait()
                 if number == WARM_UPS:
                     first = self._outputs(binding)
                 seconds.append(after.seconds_since(before))
             failure = self._compare(first, self._outputs(binding))
-            return Tried(name, statistics.median(seconds[WARM_UPS:]), failure)
+            refusal = run.refusal if isinstance(run, Recording) else ""
+            return Tried(name, statistics.median(seconds[WARM_UPS:]), failure, refusal)
         finally:
             if engine is not None:
                 engine.close()

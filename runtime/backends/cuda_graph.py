@@ -79,7 +79,8 @@ class Recording:
         self._moves = recorder.moves
         self._launch: Callable[[], None] | None = None
         self._runs = self._failures = 0
-        self._warned = False
+        self.refusal = ""
+        """Why the work is not captured, where that is known."""
 
     def __call__(self) -> None:
         """Enqueue the work."""
@@ -109,23 +110,23 @@ class Recording:
     def _captured(self) -> Callable[[], None] | None:
         """The launch of the captured work; None where it cannot be captured yet."""
         if obstacles := _joined(binding.obstacle() for binding in self._used):
-            self._warn(obstacles)
+            self._refuse(obstacles)
             return None
         try:
             return Graph(self._recorder.stream, self._work, self._recorder.allows_host_copies).launch
         except BackendError as error:
             self._failures += 1
             if self._failures == ATTEMPTS:
-                self._warn(_joined([str(error), *(binding.suspects() for binding in self._used)]))
+                self._refuse(_joined([str(error), *(binding.suspects() for binding in self._used)]))
             return None
 
-    def _warn(self, reason: str) -> None:
-        if not self._warned:
+    def _refuse(self, reason: str) -> None:
+        """Keep the reason, and warn of the first one."""
+        first, self.refusal = not self.refusal, " ".join(reason.split())
+        if first:
             logger.warning(
-                "this work cannot be captured as a CUDA graph, so every step costs the host more: %s",
-                " ".join(reason.split()),
+                "this work cannot be captured as a CUDA graph, so every step costs the host more: %s", self.refusal
             )
-        self._warned = True
 
 
 class Graph:

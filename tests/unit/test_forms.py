@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from cuda_stand_in import StandInBackend, StandInBinding, StandInCuda
 from graph_bundles import write_graph_bundle
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import ShapeInferencePass
@@ -119,6 +120,31 @@ def test_results_that_differ_from_run_to_run(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(trial.Trial, "_outputs", lambda _trial, _binding: [next(numbers)])
     with pytest.raises(BuildError, match=r"instance norms: [0-9.]+ ms, its results differ from run to run"):
         build_in_forms(tmp_path, monkeypatch, Form("instance norms", (use_instance_norm,)))
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_forms_are_timed_as_the_loop_runs_them(
+    tmp_path: Path, gpu: StandInCuda, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """As a CUDA graph; the note says why there is none."""
+    run = StandInBinding.run
+
+    def waiting(binding: StandInBinding) -> None:
+        run(binding)
+        binding._engine.backend.synchronize()
+
+    if waits:
+        monkeypatch.setattr(StandInBinding, "run", waiting)
+    monkeypatch.setattr(trial, "open_backend", lambda backend, device: StandInBackend())
+    note, _ = build_in_forms(tmp_path, monkeypatch, Form("instance norms", (use_instance_norm,)))
+    launches = [name for name, *_ in gpu.calls].count("cudaGraphLaunch")
+    reason = r"no CUDA graph \(cudaStreamSynchronize failed: \w+, \w+\)"
+    if waits:
+        assert len(re.findall(rf"[0-9.]+ ms, {reason}", note)) == 2, note
+        assert launches == 0
+    else:
+        assert "no CUDA graph" not in note
+        assert launches >= 2 * trial.RUNS
 
 
 def test_graphs_without_a_form_are_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
