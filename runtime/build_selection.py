@@ -12,6 +12,7 @@ from latentrt.runtime.backends.registry import ONNX_BACKEND, devices, load_modul
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.lora_slots import LoraSlots
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import PARTS
 from latentrt.runtime.errors import BackendError, BundleError, shown
@@ -30,6 +31,8 @@ class Selection:
     files: Mapping[str, Path]
     build: str | None = None
     """The folder under `builds/` that holds the files; None for the bundle's ONNX files as exported."""
+    lora: LoraSlots | None = None
+    """The room for LoRAs."""
 
     def open(self) -> Backend:
         """Open the backend on the device."""
@@ -47,9 +50,15 @@ class Selection:
 
 
 def select(
-    bundle: Bundle, backend: str | None = None, device: str | None = None, build: str | None = None
+    bundle: Bundle,
+    backend: str | None = None,
+    device: str | None = None,
+    build: str | None = None,
+    lora_rank: int = 0,
 ) -> Selection:
     """Choose the best build for this machine, or the ONNX files where they can run as they are.
+
+    `lora_rank`: the room for LoRAs that is needed at least. The build with the least room that will do is chosen.
 
     Raises:
         BackendError: a named backend is not installed, or none is; no such device.
@@ -66,9 +75,16 @@ def select(
         return _named_build(bundle, build, backend, device)
     for name in [backend] if backend else _usable_backends(bundle):
         for place in [device] if device else devices(name):
-            chosen = _build(bundle, name, place)
+            chosen = _build(bundle, name, place, lora_rank)
             if chosen is not None:
                 return chosen
+    if lora_rank:
+        wanted = LoraSlots(rank=lora_rank)
+        command = bundle.build_command(backend or ONNX_BACKEND, bundle.manifest.limits, wanted)
+        raise BundleError(
+            f"{bundle.path}: no build for this machine has room for LoRAs of rank {lora_rank}; it has "
+            f"{', '.join(bundle.builds()) or 'none'}. Build one with: {command}"
+        )
     return _onnx_files(bundle, backend, device)
 
 
@@ -99,14 +115,15 @@ def _works(backend: str) -> bool:
         return False
 
 
-def _build(bundle: Bundle, backend: str, device: str) -> Selection | None:
-    """The build of this backend that runs on this device, checked."""
+def _build(bundle: Bundle, backend: str, device: str, lora_rank: int) -> Selection | None:
+    """The build of this backend that runs on this device, with the least room for LoRAs that will do, checked."""
     builds = {name: build for name, build in bundle.builds().items() if build.backend == backend}
     targets = runnable_targets(backend, device) if builds else ()
-    runnable = [name for name, build in builds.items() if build.target in targets]
+    room = {name: build.lora.rank if build.lora else 0 for name, build in builds.items()}
+    runnable = [name for name, build in builds.items() if build.target in targets and room[name] >= lora_rank]
     if not runnable:
         return None
-    name = min(runnable, key=lambda name: targets.index(builds[name].target))
+    name = min(runnable, key=lambda name: (targets.index(builds[name].target), room[name]))
     return _checked(bundle, name, builds[name], device)
 
 
@@ -132,7 +149,7 @@ def _checked(bundle: Bundle, name: str, build: BuildRecord, device: str) -> Sele
     """A build's engines, checked against what this bundle and this installation need."""
     bundle.check_build(build, **identity(build.backend, build.target))
     files = {component: bundle.path / next(iter(engine.files)) for component, engine in build.engines.items()}
-    return Selection(build.backend, device, build.limits, bundle.engine_specs(build), files, name)
+    return Selection(build.backend, device, build.limits, bundle.engine_specs(build), files, name, build.lora)
 
 
 def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Selection:

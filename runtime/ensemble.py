@@ -35,7 +35,7 @@ BETWEEN = Kind(
 SHARED_FACTS = ("latent_channels", "latent_scale", "scaling_factor", "latents_mean", "latents_std")
 """Facts that two models share if their latents mean the same pictures."""
 
-BASE_ONLY = frozenset({"prompt_2", "negative_2", "clip_skip", "image", "latents", "strength"})
+BASE_ONLY = frozenset({"loras", "prompt_2", "negative_2", "clip_skip", "image", "latents", "strength"})
 """Settings that the refiner does not get."""
 
 REFINER_ONLY = frozenset({"aesthetic_score", "negative_aesthetic_score"})

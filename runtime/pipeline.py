@@ -14,18 +14,22 @@ from latentrt.runtime.backends import Backend, Engine
 from latentrt.runtime.build_selection import Selection, select
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.lora_slots import LoraSlots
 from latentrt.runtime.bundle.specs import Precision
 from latentrt.runtime.bundle.unet_parts import WHOLE
 from latentrt.runtime.drawing.batch import check_table
 from latentrt.runtime.drawing.clean_latents import clean_latents
 from latentrt.runtime.drawing.inpainting import paste_back
 from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite, check_progress, check_steps
+from latentrt.runtime.drawing.lora_rows import fit_loras
 from latentrt.runtime.drawing.picture import Drawing, call_back, check_free, read_drawings
 from latentrt.runtime.drawing.start import start_pictures
 from latentrt.runtime.drawing.timing import Timeline, stage
 from latentrt.runtime.drawing.turns import Turns
 from latentrt.runtime.drawing.vae import Vae
 from latentrt.runtime.errors import CheckpointError, RequestError
+from latentrt.runtime.lora.bank import LoadedLora, LoraBank
+from latentrt.runtime.lora.mix import UNET
 from latentrt.runtime.recent import Recent
 from latentrt.runtime.record.metadata import BundleNote, describe, describe_bundle
 from latentrt.runtime.record.result import Result
@@ -42,6 +46,9 @@ from latentrt.runtime.text.prompt_plan import check_plan, plan_request
 from latentrt.runtime.text.tokenizer import Tokenizer
 
 KEPT_TABLES = 32
+
+SUGGESTED_RANK = 64
+"""Room for LoRAs that messages suggest: that of one or two usual ones."""
 
 LOADED_WHEN_NEEDED = frozenset({"vae_encoder"})
 """Components that are loaded when a request first needs them."""
@@ -64,9 +71,10 @@ class Pipeline:
         tokenizers = {
             encoder.tokenizer: Tokenizer.load(bundle.path / encoder.tokenizer) for encoder in model.text_encoders
         }
-        self._prompts = PromptEncoder(backend, model, tokenizers, self._engines)
+        self._loras = LoraBank(backend, selection.specs, selection.lora, model, self._command_with_room())
+        self._prompts = PromptEncoder(backend, model, tokenizers, self._engines, self._loras)
         self._turns = Turns()
-        self._loop = Loop(backend, self._engines, self._turns)
+        self._loop = Loop(backend, self._engines, self._turns, self._loras)
         self._vae = Vae(backend, model, self._engine, self._precision)
         self._tables: Recent[Hashable, SamplerTable] = Recent(KEPT_TABLES)
         ScheduleConfig.from_diffusers(model.scheduler)  # a schedule that cannot be followed is an error now
@@ -79,11 +87,13 @@ class Pipeline:
         device: str | None = None,
         *,
         build: str | None = None,
+        lora_rank: int = 0,
     ) -> "Pipeline":
         """Load every component for text to image; the VAE's encoder is loaded when a request first needs it.
 
         `backend`: `onnxruntime`, `tensorrt` or `tensorrt-rtx`; `device`: `cpu` or `cuda:<index>`; `build`: a folder's
         name under `builds/`. Whatever is None is chosen by the bundle's builds and the libraries installed.
+        `lora_rank`: choose a build with at least this room for LoRAs.
 
         Raises:
             BundleError: the bundle is damaged, or lacks the build that was asked for.
@@ -91,7 +101,7 @@ class Pipeline:
             BackendError: the backend is not installed, or the device does not exist.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        selection = select(bundle, backend, device, build)
+        selection = select(bundle, backend, device, build, lora_rank)
         opened = selection.open()
         engines: dict[str, Engine] = {}
         try:
@@ -171,6 +181,9 @@ class Pipeline:
         has_pixels = request.source is not None and request.source.pixels is not None
         with stage(self.backend, "encode" if has_pixels else "denoise", [timeline]):
             pictures = start_pictures(request, conditioning, table, self.bundle.manifest.model, self._vae.encode)
+        for number, picture in enumerate(pictures):
+            picture.loras = self._loras.strengths(request.loras[number // request.images], UNET)
+        fit_loras(pictures, self._loras)
         return Drawing(request, self.bundle.manifest.model, pictures, timeline)
 
     def _prepare(self, request: Request, tokens: int) -> tuple[int, SamplerTable]:
@@ -181,6 +194,7 @@ class Pipeline:
         request.check(self.limits, self.rebuild_command)
         request.check_model(self.bundle.manifest.model)
         check_plan(request, self.limits, self.rebuild_command)
+        self._loras.use(request.loras)
         return self._tokens(request, tokens), self._table(request)
 
     def _tokens(self, request: Request, least: int = 0) -> int:
@@ -265,6 +279,8 @@ class Pipeline:
         check_steps(pictures, steps)
         check_images(len(pictures), self.limits, self.rebuild_command)
         check_rows(sum(picture.most_rows for picture in pictures), self.limits, self.rebuild_command)
+        if fit_loras(pictures, self._loras):
+            self._loop.read_back()
         with stage(self.backend, "denoise", [drawing.timeline for drawing in drawings]):
             self._loop.advance(pictures, steps, progress)
 
@@ -326,9 +342,42 @@ class Pipeline:
         chosen = self.selection
         return describe_bundle(self.bundle, backend=chosen.backend, device=chosen.device, build=chosen.build)
 
+    def load_lora(self, path: str | Path, name: str | None = None, *, evict: bool = False) -> str:
+        """Load a LoRA into the room that this build has for them, to be used by `loras={name: strength}`.
+
+        `path`: a safetensors file in any common format, or a folder as `save_pretrained` writes it. `name`: by default
+        the file's. `evict`: where room is short, drop the LoRAs that were not used for longest. Returns the name.
+        Drawings under way are not disturbed; loading the same file again under the same name changes nothing.
+
+        Raises:
+            RequestError: the build has no room, or not enough, or the name is taken.
+            CheckpointError: not a LoRA, for another family, or for layers that have no room in this build.
+        """
+        return self._turns.take(self._load_lora, Path(path), name, evict).name
+
+    def _load_lora(self, path: Path, name: str | None, evict: bool) -> LoadedLora:
+        self.backend.activate()
+        return self._loras.load(path, name, evict)
+
+    def unload_lora(self, name: str) -> None:
+        """Free the room of a LoRA. A drawing under way that uses it can go on only once it is loaded again.
+
+        Raises:
+            RequestError: no LoRA of this name is loaded.
+        """
+        self._turns.take(self._loras.unload, name)
+
+    @property
+    def loras(self) -> Mapping[str, LoadedLora]:
+        """The loaded LoRAs by name, the one not used for longest first."""
+        return self._loras.loaded
+
     def forget_prompts(self) -> None:
         """Drop the encoded prompts that are kept: for measurements, and to release memory."""
         self._turns.take(self._prompts.forget)
+
+    def _command_with_room(self) -> str:
+        return self.bundle.build_command(self.backend.name, self.limits, LoraSlots(rank=SUGGESTED_RANK))
 
     def rebuild_command(self, limits: Limits) -> str:
         """The command that would build engines for other limits."""
@@ -346,6 +395,7 @@ class Pipeline:
         try:
             self._loop.close()
         finally:
+            self._loras.close()
             self._prompts.close()
             self._vae.close()
             _close(self._engines, self.backend)

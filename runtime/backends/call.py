@@ -5,15 +5,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from latentrt.runtime.backends.base import Backend, Engine
+from latentrt.runtime.backends.base import Backend, Buffer, Engine
 
 
 class EngineCall:
-    """An engine bound to sizes, with all its inputs in one block; its run is recorded."""
+    """An engine bound to sizes, with all its inputs in one block, but those that are `shared`; its run is recorded."""
 
-    def __init__(self, backend: Backend, engine: Engine, sizes: Mapping[str, int]):
-        self._inputs = backend.block(engine.spec.inputs, sizes)
-        binding = engine.bind(sizes, self._inputs.buffers)
+    def __init__(self, backend: Backend, engine: Engine, sizes: Mapping[str, int], shared: Mapping[str, Buffer] = {}):
+        self._inputs = backend.block([port for port in engine.spec.inputs if port.name not in shared], sizes)
+        binding = engine.bind(sizes, {**self._inputs.buffers, **shared})
         self._outputs = {port.name: binding.buffers[port.name] for port in engine.spec.outputs}
         self._run = backend.record(binding.run)
 

@@ -6,6 +6,7 @@ from latentrt.runtime.backends import Backend, Buffer, Engine
 from latentrt.runtime.backends.chained import bind_parts
 from latentrt.runtime.bundle.unet_parts import BODY, PROLOGUE, WHOLE
 from latentrt.runtime.drawing.batch import Arrays
+from latentrt.runtime.lora.bank import LoraBank
 
 CARRIED = ("state", "step", "failed")
 """The sampler's inputs that are its outputs of the step before; those are called `next_` and the name."""
@@ -18,19 +19,22 @@ class CapturedStep:
     outputs in place.
     """
 
-    def __init__(self, backend: Backend, engines: Mapping[str, Engine], sizes: Mapping[str, int]):
+    def __init__(self, backend: Backend, engines: Mapping[str, Engine], sizes: Mapping[str, int], loras: LoraBank):
         parts = [engines[name] for name in ((PROLOGUE, BODY) if PROLOGUE in engines else (WHOLE,))]
         computed = {port.name for part in parts for port in part.spec.outputs}
         inputs = [port for engine in (*parts, engines["sampler"]) for port in engine.spec.inputs]
-        self._inputs = backend.block([port for port in inputs if port.name not in computed], sizes)
+        slots = {name: buffer for part in parts for name, buffer in loras.buffers(part.spec.name).items()}
+        own = [port for port in inputs if port.name not in computed | slots.keys()]
+        self._inputs = backend.block(own, sizes)
+        shared = {**self._inputs.buffers, **slots}
         self.buffers: dict[str, Buffer] = dict(self._inputs.buffers)
         self._prologue: Callable[[], None] | None = None
         if PROLOGUE in engines:
-            prologue, unet = bind_parts(*parts, sizes, self._inputs.buffers)
+            prologue, unet = bind_parts(*parts, sizes, shared)
             self.buffers |= prologue.buffers
             self._prologue = backend.record(prologue.run)
         else:
-            unet = engines[WHOLE].bind(sizes, self._inputs.buffers)
+            unet = engines[WHOLE].bind(sizes, shared)
         sampler = engines["sampler"].bind(sizes, {**self._inputs.buffers, "noise_pred": unet.buffers["noise_pred"]})
         self.buffers |= {**unet.buffers, **sampler.buffers}
         carried = [(sampler.buffers[name], sampler.buffers[f"next_{name}"]) for name in CARRIED]

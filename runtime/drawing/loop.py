@@ -17,6 +17,7 @@ from latentrt.runtime.drawing.captured_step import CapturedStep
 from latentrt.runtime.drawing.picture import Picture, hold
 from latentrt.runtime.drawing.turns import Turns
 from latentrt.runtime.errors import NumericsError, RequestError, shown
+from latentrt.runtime.lora.bank import LoraBank
 from latentrt.runtime.recent import Recent
 from latentrt.runtime.request.kinds import is_whole
 
@@ -33,10 +34,11 @@ class Loop:
     Every method but `give_back` is called in a turn of `turns`.
     """
 
-    def __init__(self, backend: Backend, engines: Mapping[str, Engine], turns: Turns):
+    def __init__(self, backend: Backend, engines: Mapping[str, Engine], turns: Turns, loras: LoraBank):
         self._backend = backend
         self._engines = engines
         self._turns = turns
+        self._loras = loras
         self._kept: Recent[tuple[tuple[str, int], ...], CapturedStep] = Recent(KEPT_STEPS)
         self._captured: CapturedStep | None = None
         self._held: tuple[Picture, ...] = ()
@@ -80,7 +82,7 @@ class Loop:
             self._held_from = [picture.step for picture in pictures]
             sizes, arrays = lay_out(pictures)
             self._captured = self._kept.get(
-                tuple(sizes.items()), lambda: CapturedStep(self._backend, self._engines, sizes)
+                tuple(sizes.items()), lambda: CapturedStep(self._backend, self._engines, sizes, self._loras)
             )
             self._captured.upload(arrays)
             self._steady_steps = min(picture.steady_steps for picture in pictures)

@@ -13,6 +13,7 @@ from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.drawing.inpainting import Original
 from latentrt.runtime.drawing.timing import Timeline
 from latentrt.runtime.errors import RequestError
+from latentrt.runtime.lora.mix import Strengths
 from latentrt.runtime.request.kinds import one_or_more
 from latentrt.runtime.request.request import Request
 from latentrt.runtime.samplers import SamplerTable
@@ -36,6 +37,7 @@ class Picture:
     guidance (S, r): the model output of step s is guidance[s] · rows; rows of weight zero are not computed.
     noise (draws, 4, h, w): one for each step that draws.
     state (k, 4, h, w): the sampler's state, up to date whenever nobody holds the picture.
+    loras: the LoRAs that change the U-Net for this picture, by which its rows of strengths are made.
     extra: the channels that an inpainting U-Net takes beside the latents.
     failed: the first step at which the state was not finite, or -1.
     holder: the loop that has the state on its device. Nobody else changes the picture; copies are brought up to date.
@@ -49,6 +51,7 @@ class Picture:
     rescale: float = 0.0
     original: Original | None = None
     extra: Float32s | None = None
+    loras: Strengths = ()
     step: int = 0
     failed: int = -1
     holder: Holder | None = field(default=None, repr=False)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from latentrt.runtime.errors import CheckpointError, LatentRTError, RequestError, shown
+from latentrt.runtime.lora.mix import read_loras
 from latentrt.runtime.samplers import SAMPLERS, ScheduleConfig, sampler_named, schedule_named
 from latentrt.runtime.samplers.config import read_field
 
@@ -291,6 +292,12 @@ def falling(example: str) -> Kind:
     )
 
 
+LORAS = Kind(
+    "a dict of strengths by name, such as {'style': 0.8}",
+    lambda value: isinstance(value, Mapping),
+    lambda value: read_loras(value, is_number),
+    form="a dict {name: strength}, or {name: {'unet': strength, 'text_encoder': strength, 'text_encoder_2': strength}}",
+)
 PICTURE = Kind(
     "a picture",
     lambda value: True,

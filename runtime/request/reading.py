@@ -10,6 +10,7 @@ import numpy as np
 from latentrt.runtime.bundle.manifest import Manifest
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.errors import RequestError
+from latentrt.runtime.lora.mix import mix_of
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.images import CheckSize, check_lit, read_masks, read_pictures
 from latentrt.runtime.request.kinds import TEXT, one_or_more
@@ -63,6 +64,7 @@ def make_request(prompt: Prompt, settings: Settings, manifest: Manifest, check_s
         settings=cast(Settings, values),
         source=source,
         embeddings=prompt if isinstance(prompt, Embeddings) else None,
+        loras=tuple(map(mix_of, _or_default(_spread("loras", values, len(prompts)), ({},) * len(prompts)))),
         conditioning=positive,
         negative_conditioning=negative,
     )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.model import Model
 from latentrt.runtime.errors import RequestError
+from latentrt.runtime.lora.mix import Mix
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.settings import Settings
@@ -24,7 +25,7 @@ class Request:
     The fields are decided by several settings, or together with the bundle or the model. `settings` holds every
     setting, checked, with its default; a value that one setting decides alone is found only there.
 
-    `negatives`, `prompts_2`, `negatives_2` and `guidance` have one entry per prompt; None stands for the first
+    `negatives`, `prompts_2`, `negatives_2`, `loras` and `guidance` have one entry per prompt; None stands for the first
     encoder's text, or for a negative prompt that was not given. `seeds` has one entry per picture, or one for the whole
     batch, whose noise then comes from one generator, as in diffusers; `variation_seeds` likewise, and none without a
     variation. `guided`: the U-Net runs a second, negative row
@@ -47,6 +48,7 @@ class Request:
     variation_seeds: tuple[int, ...] = ()
     source: Source | None = None
     embeddings: Embeddings | None = None
+    loras: tuple[Mix, ...] = ()
     conditioning: MicroConditioning = field(default_factory=MicroConditioning)
     negative_conditioning: MicroConditioning | None = None
 

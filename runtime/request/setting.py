@@ -85,7 +85,7 @@ def check_count(name: str, values: Sized, wanted: int, what: str) -> None:
 DIFFUSERS_ARGUMENTS: Mapping[str, str] = {
     "callback": "give progress=, a function of (steps done, steps in all)",
     "callback_on_step_end": "give progress=, a function of (steps done, steps in all)",
-    "cross_attention_kwargs": "LoRAs are added by the export: latentrt export CHECKPOINT -o BUNDLE --lora FILE:WEIGHT",
+    "cross_attention_kwargs": "give loras={name: strength}, with LoRAs loaded by load_lora (docs/lora.md)",
     "eta": "it is a field of the schedule here: schedule={'eta': ...}",
     "generator": "give seed=, which draws what torch's CPU generator of that seed would",
     "negative_crops_coords_top_left": "give negative_conditioning=MicroConditioning(crop=...)",

@@ -15,6 +15,7 @@ from latentrt.runtime.request.kinds import (
     FLAG,
     INTERVAL,
     LATENTS,
+    LORAS,
     MASK,
     OPTIONAL_TEXT,
     PICTURE,
@@ -124,6 +125,18 @@ class Settings(TypedDict, total=False):
             Group.PROMPTS,
             default=0,
             not_with=EMBEDDED,
+        ),
+    ]
+    loras: Annotated[
+        Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
+        Setting(
+            "Loaded LoRAs and their strengths, in a build with room for them (docs/lora.md).",
+            LORAS,
+            Group.PROMPTS,
+            per="prompt",
+            default_text="none",
+            aliases=("lora", "adapters", "adapter_weights"),
+            option=False,
         ),
     ]
     # Steps

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from latentrt.runtime.backends import Backend, Engine
 from latentrt.runtime.backends.call import EngineCall
+from latentrt.runtime.bundle.lora_slots import STRENGTHS
 from latentrt.runtime.bundle.model import Model, TextEncoder
 from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
+from latentrt.runtime.lora.bank import LoraBank
+from latentrt.runtime.lora.mix import Mix, Strengths
 from latentrt.runtime.recent import Recent
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.request import Request
@@ -33,11 +36,12 @@ KEPT_CALLS = 8
 
 @dataclass(frozen=True, slots=True, order=True)
 class Text:
-    """A text, the syntax of its weights, and how many of an encoder's last layers it skips."""
+    """A text, the syntax of its weights, how many layers of an encoder it skips, and the LoRAs that change it."""
 
     text: str
     clip_skip: int = 0
     syntax: str = "latentrt"
+    loras: Strengths = ()
 
 
 Row = tuple[Text, ...] | None
@@ -48,10 +52,16 @@ class PromptEncoder:
     """The tokenizers and text encoders of one bundle. The texts encoded most recently are kept, not encoded again."""
 
     def __init__(
-        self, backend: Backend, model: Model, tokenizers: Mapping[str, Tokenizer], engines: Mapping[str, Engine]
+        self,
+        backend: Backend,
+        model: Model,
+        tokenizers: Mapping[str, Tokenizer],
+        engines: Mapping[str, Engine],
+        loras: LoraBank,
     ):
         self.backend = backend
         self.model = model
+        self.loras = loras
         self.tokenizers = tokenizers
         self.engines = engines
         self._calls: Recent[tuple[str, int], EngineCall] = Recent(KEPT_CALLS)
@@ -114,19 +124,22 @@ class PromptEncoder:
         rows = [
             None
             if one.texts[number] is None and second is None and self.model.zero_negative
-            else self._row(one.texts[number] or "", second, 0, syntax)
+            else self._row(one.texts[number] or "", second, loras, 0, syntax)
             for number in range(plan.negative_texts if request.guided else 0)
-            for one, second in zip(plan.negatives, request.negatives_2, strict=True)
+            for one, second, loras in zip(plan.negatives, request.negatives_2, request.loras, strict=True)
         ]
         return rows + [
-            self._row(one.texts[number] or "", second, skip, syntax)
+            self._row(one.texts[number] or "", second, loras, skip, syntax)
             for number in range(plan.prompt_texts)
-            for one, second in zip(plan.prompts, request.prompts_2, strict=True)
+            for one, second, loras in zip(plan.prompts, request.prompts_2, request.loras, strict=True)
         ]
 
-    def _row(self, first: str, second: str | None, clip_skip: int, syntax: str) -> Row:
+    def _row(self, first: str, second: str | None, loras: Mix, clip_skip: int, syntax: str) -> Row:
         texts = (first, first if second is None else second)
-        return tuple(Text(text, clip_skip, syntax) for text, _ in zip(texts, self.model.text_encoders, strict=False))
+        return tuple(
+            Text(text, clip_skip, syntax, self.loras.strengths(loras, encoder.component))
+            for text, encoder in zip(texts, self.model.text_encoders, strict=False)
+        )
 
     def _begin_rows(
         self, encoder: TextEncoder, rows: Sequence[Text | None], tokens: int
@@ -180,10 +193,15 @@ class PromptEncoder:
         """Call an encoder once for all texts. A text's pooled output is that of its first chunk."""
         tokenizer, engine = self.tokenizers[encoder.tokenizer], self.engines[encoder.component]
         ids = np.concatenate([padded_rows(tokenizer, text.text, chunks, text.syntax) for text in texts])
+        slots = self.loras.buffers(encoder.component)
         call = self._calls.get(
-            (encoder.component, len(ids)), lambda: EngineCall(self.backend, engine, {"texts": len(ids)})
+            (encoder.component, len(ids)), lambda: EngineCall(self.backend, engine, {"texts": len(ids)}, slots)
         )
-        call.run({"input_ids": ids, "clip_skip": np.repeat([text.clip_skip for text in texts], chunks)})
+        inputs = {"input_ids": ids, "clip_skip": np.repeat([text.clip_skip for text in texts], chunks)}
+        if slots:
+            rows = [self.loras.row(text.loras) for text in texts]
+            inputs[STRENGTHS] = np.repeat(np.stack(rows), chunks, axis=0)
+        call.run(inputs)
         fetched = call.fetch()
 
         def outputs() -> list[Encoded]:
