@@ -23,6 +23,8 @@ from latentrt.cli.repeat import open_picture, repeated
 from latentrt.cli.request_options import GivenSettings, SecondPassOptions, given_options
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import RequestError
+from latentrt.runtime.lora.adapter import Lora
+from latentrt.runtime.lora.files import LoraFile
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import PICTURES
 from latentrt.runtime.request.kinds import one_or_more
@@ -65,7 +67,14 @@ def generate(
     *,
     settings: GivenSettings,
     second_pass: SecondPassOptions,
-    lora: Annotated[Optional[list[str]], typer.Option("--lora", hidden=True)] = None,  # noqa: UP045 - typer reads it
+    lora: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads it
+        typer.Option(
+            "--lora",
+            metavar="FILE:STRENGTH",
+            help="LoRA to draw with; needs a build with room for it (build-engine --lora-rank). Repeatable.",
+        ),
+    ] = None,
     backend: BackendOption = None,
     device: Annotated[OptionalText, typer.Option("--device", help="cpu or cuda:<index>.")] = None,
     build: BuildOption = None,
@@ -81,7 +90,7 @@ def generate(
     inputs = [Path(file) for name in PICTURES.keys() & job.options.keys() for file in one_or_more(job.options[name])]
     inputs += [] if from_png is None else [from_png]
     destination.check(job.count, inputs)
-    _refuse_loras(lora, bundle)
+    loras = [LoraFile.parse(text) for text in lora or ()]
     opened = Bundle.open(bundle)
     options = dict(job.options)
     for name in PICTURES.keys() & options.keys():
@@ -89,11 +98,19 @@ def generate(
     job = Job(_ask() if asks else job.prompts, options)
     if from_png is not None:
         job = job.over(repeated(from_png, opened, options.keys()))
+    if loras:
+        job = Job(job.prompts, {**job.options, "loras": _strengths(loras)})
     job.check()
     destination.check(job.count, inputs)
 
     def load(chosen: Bundle) -> Pipeline:
-        return Pipeline.load(chosen, backend, device, build=build if chosen is opened else None)
+        if chosen is not opened:
+            return Pipeline.load(chosen, backend, device)
+        rank = sum(max(Lora.open(file.path).rank for file in one.files()) for one in loras)
+        pipeline = Pipeline.load(chosen, backend, device, build=build, lora_rank=rank)
+        for one in loras:
+            pipeline.load_lora(one.path, one.path.stem)
+        return pipeline
 
     with progress_bar("steps") as update:
         result = job.draw(opened, load, lambda done, total: update("drawing", done, total))
@@ -138,11 +155,13 @@ def _open_pictures(files: str | list[str]) -> Any:
     return pictures[0] if len(pictures) == 1 else pictures
 
 
-def _refuse_loras(loras: list[str] | None, bundle: Path) -> None:
-    """Raise `RequestError` for LoRAs, which become part of the weights on export, so that engines stay fast."""
-    if loras:
-        options = " ".join(f"--lora {lora}" for lora in loras)
-        raise RequestError(
-            f"--lora {loras[0]}: LoRAs are added to the weights when a checkpoint is exported. Make a bundle with "
-            f"it, and draw with that: latentrt export CHECKPOINT -o {bundle}-lora {options}"
-        )
+def _strengths(loras: list[LoraFile]) -> dict[str, float]:
+    """Each LoRA's strength, by the name of its file.
+
+    Raises:
+        RequestError: two files have one name.
+    """
+    strengths = {one.path.stem: one.weight for one in loras}
+    if len(strengths) < len(loras):
+        raise RequestError(f"--lora: two files of the same name among {', '.join(str(one.path) for one in loras)}")
+    return strengths

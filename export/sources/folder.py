@@ -11,7 +11,6 @@ from safetensors import SafetensorError
 
 from latentrt.export.random_weights import random_network, tensor_shapes
 from latentrt.export.sources.config_fields import checked_config, checked_index
-from latentrt.export.sources.places import Shape
 from latentrt.export.sources.source import TOKENIZERS, Classes, Config, Source, read_config
 from latentrt.export.sources.tokenizers import check_vocabulary, read_tokenizer_files
 from latentrt.export.sources.weight_file import (
@@ -21,7 +20,7 @@ from latentrt.export.sources.weight_file import (
     sha256,
 )
 from latentrt.runtime.errors import CheckpointError
-from latentrt.runtime.lora.tensor_file import PICKLE_REMEDY, PICKLES
+from latentrt.runtime.lora.tensor_file import PICKLE_REMEDY, PICKLES, Shape
 
 
 def network_name(key: str) -> str:

@@ -21,13 +21,12 @@ def fit_loras(pictures: Sequence[Picture], bank: LoraBank) -> bool:
     changed = False
     for picture, row in zip(pictures, rows, strict=True):
         before = picture.inputs.get(STRENGTHS)
+        others = {name: values for name, values in picture.inputs.items() if name != STRENGTHS}
         if row is None:
-            wanted = None
-        else:
-            count = len(picture.inputs["encoder_hidden_states"])
-            wanted = np.broadcast_to(row, (count, *row.shape))
-        if (before is None) != (wanted is None) or (before is not None and not np.array_equal(before, wanted)):
-            others = {name: values for name, values in picture.inputs.items() if name != STRENGTHS}
-            picture.inputs = others if wanted is None else {**others, STRENGTHS: wanted}
-            changed = True
+            if before is not None:
+                picture.inputs, changed = others, True
+            continue
+        wanted = np.broadcast_to(row, (len(others["encoder_hidden_states"]), *row.shape))
+        if before is None or not np.array_equal(before, wanted):
+            picture.inputs, changed = {**others, STRENGTHS: wanted}, True
     return changed

@@ -108,6 +108,11 @@ class Lora:
                     "Take a LoRA made for this family"
                 )
 
+    @property
+    def rank(self) -> int:
+        """The largest rank of its layers."""
+        return max(self.file.shapes[keys["down"]][0] for keys in self.parts.values())
+
     def matrices(self, folder: str, known: Mapping[str, Layer]) -> Iterator[Matrices]:
         """Read what is added to each layer of one network.
 

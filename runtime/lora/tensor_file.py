@@ -63,7 +63,7 @@ class TensorFile:
             CheckpointError: the file cannot be read any more, or one of them is not of floating point.
         """
         try:
-            stored = deserialize(self.path.read_bytes())
+            stored = deserialize(self.path.read_bytes())  # type: ignore[no-untyped-call]
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.path}: cannot be read ({error}). Download it again") from error
         for key, tensor in stored:

@@ -296,7 +296,7 @@ LORAS = Kind(
     "a dict of strengths by name, such as {'style': 0.8}",
     lambda value: isinstance(value, Mapping),
     lambda value: read_loras(value, is_number),
-    form="a dict {name: strength}, or {name: {'unet': strength, 'text_encoder': strength, 'text_encoder_2': strength}}",
+    form="a dict of strengths by name",
 )
 PICTURE = Kind(
     "a picture",

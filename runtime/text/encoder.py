@@ -199,8 +199,8 @@ class PromptEncoder:
         )
         inputs = {"input_ids": ids, "clip_skip": np.repeat([text.clip_skip for text in texts], chunks)}
         if slots:
-            rows = [self.loras.row(text.loras) for text in texts]
-            inputs[STRENGTHS] = np.repeat(np.stack(rows), chunks, axis=0)
+            rows = [row for text in texts if (row := self.loras.row(text.loras)) is not None]
+            inputs[STRENGTHS] = np.repeat(rows, chunks, axis=0)
         call.run(inputs)
         fetched = call.fetch()
 
