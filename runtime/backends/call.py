@@ -1,4 +1,4 @@
-"""One engine for one set of sizes, from arrays to arrays."""
+"""One engine for one set of sizes, from arrays to arrays; and several buffers on their way to the host."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,10 +24,11 @@ class EngineCall:
 
     def fetch(self) -> Callable[[], dict[str, NDArray[Any]]]:
         """Enqueue copies of all outputs; calling what this returns, once, waits for them. See `Buffer.fetch`."""
-        taken = {name: buffer.fetch() for name, buffer in self._outputs.items()}
+        return fetch_all(self._outputs)
 
-        def outputs() -> dict[str, NDArray[Any]]:
-            # The last one first: when its copy is done, so are the others, and one wait will do.
-            return {name: take() for name, take in reversed(taken.items())}
 
-        return outputs
+def fetch_all(buffers: Mapping[str, Buffer]) -> Callable[[], dict[str, NDArray[Any]]]:
+    """Enqueue copies of several buffers to the host. Calling what this returns, once, waits for all and gives them."""
+    taken = {name: buffer.fetch() for name, buffer in buffers.items()}
+    # The last one first: when its copy is done, so are the others, and one wait will do.
+    return lambda: {name: take() for name, take in reversed(taken.items())}

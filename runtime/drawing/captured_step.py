@@ -1,8 +1,12 @@
 """One step of the denoising loop, captured once per set of sizes and replayed."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
+
+from numpy.typing import NDArray
 
 from latentrt.runtime.backends import Backend, Buffer, Engine
+from latentrt.runtime.backends.call import fetch_all
 from latentrt.runtime.backends.chained import bind_parts
 from latentrt.runtime.bundle.unet_parts import BODY, PROLOGUE, WHOLE
 from latentrt.runtime.drawing.batch import Arrays
@@ -52,3 +56,7 @@ class CapturedStep:
         self._inputs.write(arrays)
         if self._prologue is not None:
             self._prologue()
+
+    def fetch(self, *names: str) -> dict[str, NDArray[Any]]:
+        """The values of some buffers, after all steps so far; the host waits once."""
+        return fetch_all({name: self.buffers[name] for name in names})()

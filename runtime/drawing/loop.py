@@ -101,11 +101,10 @@ class Loop:
         """
         if self._captured is None or not set(map(id, pictures)) <= {id(picture) for picture in self._held}:
             raise RequestError("this drawing was not in the batch that was advanced last; look at it after its step")
-        buffers = self._captured.buffers
-        states, outputs, guidance = (buffers[name].numpy() for name in ("state", "noise_pred", "guidance"))
+        found = self._captured.fetch("state", "noise_pred", "guidance")
         places = [next(place for place, held in enumerate(self._held) if held is picture) for picture in pictures]
-        guided = np.einsum("bn,nchw->bchw", guidance[places], outputs.astype(np.float32))
-        return states[places, 0], guided
+        guided = np.einsum("bn,nchw->bchw", found["guidance"][places], found["noise_pred"].astype(np.float32))
+        return found["state"][places, 0], guided
 
     def give_back(self) -> None:
         """Bring the pictures on the device up to date and let go of them, when it is this thread's turn."""
@@ -120,9 +119,8 @@ class Loop:
         """Copy the state of the pictures on the device back into them, and let go of them."""
         if self._captured is None or not self._held:
             return
-        state_values, failed_values = (self._captured.buffers[name].fetch() for name in ("state", "failed"))
-        failed, states = failed_values(), state_values()  # what was enqueued last comes first: one wait does for both
-        for picture, state, step in zip(self._held, states, failed.tolist(), strict=True):
+        found = self._captured.fetch("state", "failed")
+        for picture, state, step in zip(self._held, found["state"], found["failed"].tolist(), strict=True):
             if picture.holder is self:  # else an interrupted call has let go of it already
                 kept = state[: picture.table.state_count]
                 picture.state, picture.failed, picture.holder = kept, step, None
