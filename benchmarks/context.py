@@ -50,8 +50,10 @@ class Context:
         worker = Worker(name, kind, log, python=python, threads=self.options.threads)
         try:
             yield worker
-        finally:
-            worker.close()
+        except BaseException:
+            worker.close(kill=True)  # it may be in the middle of a call that takes an hour
+            raise
+        worker.close()
 
     def peaks(self, device: str, precision: str) -> Peaks:
         """The machine's peaks, measured once per run for each device and precision."""

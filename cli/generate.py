@@ -117,8 +117,12 @@ def generate(
     seconds = {stage: round(value, 4) for stage, value in result.timings.items()}
     seeds = result.request.seeds
     files = destination.write(result.images, field_values(result.request), result.metadata, inputs)
-    told = {"files": files, "seed": seeds[0] if len(seeds) == 1 else seeds, "seconds": seconds}
-    finish(sys.stderr if destination.is_stdout else sys.stdout, **told)
+    finish(
+        sys.stderr if destination.is_stdout else sys.stdout,
+        files=files,
+        seed=seeds[0] if len(seeds) == 1 else seeds,
+        seconds=seconds,
+    )
 
 
 def _on_terminal() -> bool:

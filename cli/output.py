@@ -2,9 +2,10 @@
 
 import json
 import logging
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -40,7 +41,16 @@ def finish(stream: TextIO | None = None, /, **values: Any) -> None:
     """
     stream = stream or sys.stdout
     with writing(stream):
-        stream.write(json.dumps(values, default=str) + "\n")
+        stream.write(json.dumps(_strict(values), default=str, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """A value without infinity and NaN, which JSON does not have: they become null."""
+    if isinstance(value, Mapping):
+        return {key: _strict(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextmanager

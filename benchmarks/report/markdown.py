@@ -6,7 +6,8 @@ from pathlib import Path
 from latentrt.benchmarks.report import text
 from latentrt.benchmarks.report.figures import entries, headlines, points
 from latentrt.benchmarks.results import Environment, Results
-from latentrt.runtime.errors import BenchmarkError
+from latentrt.runtime.cache import write_atomically
+from latentrt.runtime.errors import BenchmarkError, told_as
 
 BEGIN, END = "<!-- bench-table -->", "<!-- /bench-table -->"
 
@@ -57,4 +58,5 @@ def replace_between_markers(file: Path, table: str) -> None:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise BenchmarkError(f"--readme {file}: needs the lines {BEGIN} and {END}, in this order, for the table")
-    file.write_text(f"{before}{BEGIN}\n\n{table.strip()}\n\n{END}{after}", encoding="utf-8")
+    with told_as(BenchmarkError, f"--readme {file}", "written"):
+        write_atomically(file, f"{before}{BEGIN}\n\n{table.strip()}\n\n{END}{after}".encode())

@@ -8,15 +8,22 @@ from latentrt.benchmarks.report import markup, text
 from latentrt.benchmarks.report.figures import entries, headlines, points
 from latentrt.benchmarks.report.sections import section
 from latentrt.benchmarks.results import Environment, Failure, Finished, Peaks, Results
+from latentrt.runtime.cache import write_atomically
+from latentrt.runtime.errors import BenchmarkError, told_as
 
 PAGE = "report.html"
 CSS = Path(__file__).with_name("style.css")
 
 
 def write_report(results: Results, folder: Path) -> Path:
-    """Write the page to a run's folder, which also holds its pictures. Returns its path."""
+    """Write the page to a run's folder, which also holds its pictures. Returns its path.
+
+    Raises:
+        BenchmarkError: it cannot be written.
+    """
     page = folder / PAGE
-    page.write_text(render(results, folder), encoding="utf-8")
+    with told_as(BenchmarkError, page, "written"):
+        write_atomically(page, render(results, folder).encode())
     return page
 
 
