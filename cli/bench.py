@@ -166,8 +166,8 @@ def conclude(results: "Results", folder: Path, readme: Path | None) -> None:
         point = medians.setdefault(f"{row.scenario}: {row.point}", {})
         point[row.contender] = round(summarise([sample.wall for sample in row.samples]).median, 4)
     finish(
-        report=page.resolve(),
-        results=folder.resolve(),
+        report=page.absolute(),
+        results=folder.absolute(),
         scenarios=[finished.scenario for finished in results.of(Finished)],
         failed=sorted({failure.scenario for failure in failures}),
         median_seconds=medians,

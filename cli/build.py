@@ -1,5 +1,6 @@
 """`build-engine`: build a bundle's engines for one backend, exporting a checkpoint first if one is given."""
 
+from os.path import realpath
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -52,9 +53,10 @@ def build_engine(
 ) -> None:
     """Build the engines of a bundle for one backend, keeping those that are up to date."""
     configure_logging(verbose)
+    lora = read_slots(lora_rank, lora_layers)
     if is_bundle(bundle_folder(source)):
         bundle = Bundle.open(source)
-        if output is not None and output.resolve() != bundle.path.resolve():
+        if output is not None and realpath(output) != realpath(bundle.path):
             raise RequestError(f"--output {output}: {source} is a bundle already, and its engines go into it")
         if checkpoint.unet is not None or checkpoint.vae is not None or checkpoint.lora:
             raise RequestError(
@@ -66,9 +68,11 @@ def build_engine(
             f"{source} is not a bundle; to export a checkpoint first, name the new bundle with -o BUNDLE"
         )
     else:
+        from latentrt.engine.build import check_backend
+
         bundle_target(output)
+        check_backend(backend, target)
         bundle = export_checkpoint(open_checkpoint(source, checkpoint), output, networks, ranges)
-    lora = read_slots(lora_rank, lora_layers)
     record = build_with_progress(bundle, backend, ranges, target, force, hoist, lora)
     finish(
         bundle=bundle.path,

@@ -39,10 +39,11 @@ def verify(
 ) -> None:
     """Compare a bundle, or a build in it, with its checkpoint run by torch in fp32; exit 1 if out of tolerance."""
     configure_logging(verbose)
+    opened = Bundle.open(bundle)
     compared = open_checkpoint(reference, checkpoint)
     from latentrt.export.checks.bundle_verification import verify_facts
 
-    with Pipeline.load(bundle, backend, build=build) as pipeline:
+    with Pipeline.load(opened, backend, build=build) as pipeline:
         differences = verify_facts(pipeline, compared)
         figures = [] if differences else list(_figures(pipeline, compared))
     for difference in differences:

@@ -126,6 +126,19 @@ def build_missing(
         folder.save(plan.model_copy(update={"engines": engines}))
 
 
+def check_backend(backend: str, target: str | None = None) -> None:
+    """Check that engines can be built here, before a checkpoint is exported for them.
+
+    Raises:
+        BackendError: the backend is unknown, or a library that it needs is not installed.
+        BuildError: the target is unknown, or cannot be built for on this machine.
+    """
+    target = target or default_target(backend)
+    identity(backend, target)
+    load_attribute(GRAPH_FILES)
+    load_attribute(BUILDERS[backend].place)(backend, target)
+
+
 def check_room(folder: BuildFolder, sizes: Mapping[str, int]) -> None:
     """Raise `BuildError` if the disk lacks room for engines of ONNX files of these sizes."""
     check_space(folder.path, int(SHARE * sum(sizes.values())), "the build", BuildError)

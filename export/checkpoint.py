@@ -37,15 +37,25 @@ class Checkpoint:
         Raises:
             CheckpointError: not a checkpoint, an unknown family, a missing file, or weights only as pickles.
         """
-        checkpoint = cls(open_source(Path(path), random_seed, variant, **options))
-        # `folders` reads and checks every config first.
-        classes = {folder: checkpoint.network_class(folder) for folder in checkpoint.folders}
-        for folder, kind in classes.items():
-            check_constructs(kind, checkpoint.config(folder))
-        scheduler = checkpoint.config("scheduler", SCHEDULER_CONFIG).file
-        check_schedule(scheduler, checkpoint.model.scheduler, checkpoint.defaults)
-        checkpoint.source.check(classes)
+        try:
+            checkpoint = cls(open_source(Path(path), random_seed, variant, **options))
+            checkpoint.check()
+        except OSError as error:
+            reason = error.strerror or error
+            raise CheckpointError(f"{error.filename or path}: cannot be read ({reason})") from error
         return checkpoint
+
+    def check(self) -> None:
+        """Check all that configs, headers and tokenizers show, before any weight is loaded.
+
+        Raises:
+            CheckpointError: as `open`.
+        """
+        classes = {folder: self.network_class(folder) for folder in self.folders}  # `folders` checks the facts first
+        for folder, kind in classes.items():
+            check_constructs(kind, self.config(folder))
+        check_schedule(self.config("scheduler", SCHEDULER_CONFIG).file, self.model.scheduler, self.defaults)
+        self.source.check(classes)
 
     @property
     def path(self) -> Path:

@@ -13,6 +13,7 @@ from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.choices import ParityDepth, VaePrecision
 from latentrt.export.component import VAE, ComponentExporter
 from latentrt.export.modules import MODULES
+from latentrt.export.numerics.vae_samples import folder_images
 from latentrt.export.random_weights import tensor_shapes
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.atomic_files import MANIFEST, bundle_target, describe_file, replacing_folder, write_record
@@ -26,6 +27,9 @@ from latentrt.runtime.errors import BundleError
 logger = logging.getLogger(__name__)
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+
+SMALLEST = 8
+"""Pixels at which the user's samples are read once, to see whether they can be."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the part that begins, the number of parts that are done, and their total number."""
@@ -52,12 +56,14 @@ def export_bundle(
         CheckpointError: the checkpoint is incomplete, or a component does not trace to its ports.
         ParityError: a component differs from torch by more than `tolerance.TOLERANCE`.
         NumericsError: a network's values are not finite even in float32.
+        RequestError: `samples` holds no image, or one that cannot be read.
     """
     model = checkpoint.model
     limits = limits or Limits.around(model.native_size)
     precisions = component_precisions(precision, vae_precision)
     specs = component_specs(model, limits, precisions)
     fallbacks = component_specs(model, limits, dict.fromkeys(MODULES, "fp32"))
+    folder_images(samples, SMALLEST)
     check_space(bundle_target(target), least_bytes(checkpoint, precisions), "the export")
     with disk_errors(target, BundleError), replacing_folder(target) as folder:
         exporter = ComponentExporter(checkpoint, folder, precision, depth, samples)

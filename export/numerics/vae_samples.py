@@ -56,6 +56,8 @@ def folder_images(folder: Path | None, pixels: int) -> list[NDArray[np.float32]]
     """Read the first `MAX_FILES` images of a folder, cropped to squares and resized; (1, 3, pixels, pixels)."""
     if folder is None:
         return []
+    if not folder.is_dir():
+        raise RequestError(f"--samples {folder}: not a folder; name one with pictures")
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)[:MAX_FILES]
     if not files:
         raise RequestError(f"--samples {folder}: holds no image; it needs files ending in {', '.join(SUFFIXES)}")

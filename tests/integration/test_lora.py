@@ -356,3 +356,15 @@ def test_a_lora_that_trained_an_encoder_which_is_not_there(sdxl_checkpoint, tmp_
     assert "1 of its 1 layers are not in this checkpoint: text_encoder.encoder_layers_7_mlp_fc1" in refused(
         sdxl_checkpoint, file
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("part", ["lora_up", "lora_down", "alpha"])
+def test_a_diverged_lora_is_found_before_anything_is_loaded(sdxl_checkpoint, tmp_path, part, value):
+    file = write_lora(tmp_path / "nan.safetensors", "kohya", LINEAR[:2], alpha=3.0)
+    state = load_file(file)
+    key = next(key for key in state if part in key)
+    state[key] = torch.full_like(state[key], value)
+    save_file(state, file)
+    with pytest.raises(CheckpointError, match=rf"^{file}: {re.escape(key)}: NaN or infinity"):
+        Checkpoint.open(sdxl_checkpoint, loras=[LoraFile(file)])

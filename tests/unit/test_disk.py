@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -20,7 +21,7 @@ from latentrt.export.exporter import component_precisions, export_bundle, least_
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.atomic_files import bundle_target, replacing_folder
 from latentrt.runtime.bundle.disk import MARGIN, check_space, check_target, existing_folder
-from latentrt.runtime.errors import BuildError, BundleError
+from latentrt.runtime.errors import BuildError, BundleError, CheckpointError, LatentRTError, RequestError
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -155,3 +156,41 @@ def test_errors_of_the_disk_during_a_build(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(building, "build_one", fail)
     with pytest.raises(BuildError, match=r"^unet\.engine: No space left on device\. What was there before"):
         build_engines(bundle, "onnxruntime")
+
+
+@pytest.mark.parametrize("option", ["", "--config", "--tokenizer", "--unet", "--vae"])
+def test_names_that_no_file_can_have(tmp_path: Path, option: str) -> None:
+    folder, name = write_checkpoint(tmp_path / "sd15", "sd15", weights=False), "x" * 300
+    options = {option.removeprefix("--"): Path(name)} if option else {}
+    with pytest.raises(CheckpointError, match=rf"{name}.*: (cannot be read|no such file)"):
+        Checkpoint.open(folder if option else name, 0, **options)
+
+
+def test_files_that_vanish_during_the_work(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "sd15", "sd15"))
+    file = tmp_path / "sd15" / "unet" / "diffusion_pytorch_model.safetensors"
+    file.unlink()
+    with pytest.raises(CheckpointError, match=f"^{file.parent}: diffusion_pytorch_model.safetensors or .* is missing"):
+        checkpoint.weights_sha256()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--backend", "tensorrt"], "CUDA|tensorrt"), (["--backend", "onnxruntime", "--target", "sm1"], "target sm1")],
+)
+def test_what_cannot_be_built_for_is_said_before_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], message: str
+) -> None:
+    monkeypatch.setattr(exporter, "export_bundle", lambda *_, **__: pytest.fail("it was exported"))
+    folder = write_checkpoint(tmp_path / "sd15", "sd15", weights=False)
+    command = ["build-engine", str(folder), "-o", str(tmp_path / "b"), "--random-weights", "0", *options]
+    result = CliRunner().invoke(application(), command)
+    assert isinstance(result.exception, LatentRTError)
+    assert re.search(message, str(result.exception))
+
+
+def test_samples_are_read_before_the_work(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(write_checkpoint(tmp_path / "sd15", "sd15", weights=False), 0)
+    for samples in (tmp_path / "none", tmp_path / "sd15"):
+        with pytest.raises(RequestError, match=f"^--samples {samples}: (not a folder|holds no image)"):
+            export_bundle(checkpoint, tmp_path / "bundle", samples=samples)
