@@ -133,13 +133,18 @@ def _settings(request: Request, body: Txt2Img) -> dict[str, Any]:
     if body.negative_prompt and body.cfg_scale > 1:
         settings["negative"] = body.negative_prompt
     if sampler := body.sampler_name or body.sampler_index:
-        settings |= webui.sampler_settings(sampler, body.scheduler)
+        settings |= webui.sampler_settings(sampler, _schedule(body.scheduler))
     if body.subseed_strength:
         settings |= {"variation_strength": body.subseed_strength, "variation_seed": body.subseed}
     override = body.override_settings or {}
     if isinstance(skip := override.get("CLIP_stop_at_last_layers"), int) and skip > 1:
         settings["clip_skip"] = skip - 1
     return settings
+
+
+def _schedule(name: str | None) -> str | None:
+    """A schedule type; clients write `automatic` in either way."""
+    return "Automatic" if name is not None and name.lower() == "automatic" else name
 
 
 def _model(request: Request, body: Txt2Img) -> str | None:

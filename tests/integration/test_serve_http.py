@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import webuiapi
 from PIL import Image, ImageDraw
 from serving import eventually, served
 
@@ -42,6 +43,13 @@ def http(server):
 def client(server):
     with openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def api(server):
+    made = webuiapi.WebUIApi(baseurl=f"{server.address}/sdapi/v1", sampler="Euler", steps=3)
+    yield made
+    made.session.close()
 
 
 @pytest.fixture(scope="module")
@@ -429,6 +437,36 @@ class TestWebInterface:
         assert (answer.status_code, answer.json()["detail"]) == (404, "Init image not found")
         answer = http.post("/sdapi/v1/txt2img", json={"prompt": "x", "sampler_name": "Fast"})
         assert "sampler 'Fast': must be one of ddim" in answer.json()["detail"]
+
+
+class TestWebInterfaceClient:
+    """The package webuiapi, as its own documentation uses it."""
+
+    def test_txt2img(self, api, pipe):
+        found = api.txt2img(prompt="a red circle", seed=5, cfg_scale=4, width=64, height=64, n_iter=2)
+        wanted = pipe.generate("a red circle", guidance=4, sampler="euler", **SMALL).images[0]
+        assert difference(found.image, wanted) <= 1
+        assert (len(found.images), found.info["all_seeds"]) == (2, [5, 6])
+
+    def test_img2img_and_inpainting(self, api):
+        found = api.img2img(images=[photo()], prompt="a star", width=64, height=64, denoising_strength=0.5)
+        assert found.image.size == (64, 64)
+        mask = Image.new("RGB", (64, 64))
+        ImageDraw.Draw(mask).rectangle((0, 0, 31, 63), fill="white")
+        settings = {"prompt": "a star", "width": 64, "height": 64, "denoising_strength": 1.0}
+        found = api.img2img(images=[photo()], mask_image=mask, inpainting_mask_invert=0, **settings)
+        assert difference(np.asarray(found.image)[:, 32:], np.asarray(photo())[:, 32:]) == 0
+
+    def test_the_rest(self, api):
+        assert "Euler" in [one["name"] for one in api.get_samplers()]
+        assert "Karras" in [one["label"] for one in api.get_schedulers()]
+        title = api.get_sd_models()[0]["title"]
+        assert api.get_options()["sd_model_checkpoint"] == title
+        api.set_options({"sd_model_checkpoint": title})
+        assert api.get_progress()["progress"] == 0
+        api.interrupt()
+        image = api.txt2img(prompt="a red circle", steps=2, width=64, height=64).image
+        assert api.png_info(image).info.startswith("a red circle")
 
 
 class TestOperations:
