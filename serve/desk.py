@@ -6,8 +6,7 @@ import math
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from latentrt.runtime import LatentRTError, RequestError
@@ -25,8 +24,9 @@ from latentrt.serve.messages import (
     Submit,
 )
 from latentrt.serve.metrics import Metrics
+from latentrt.serve.refusals import QueueFullError, UnavailableError
 from latentrt.serve.supervisor import Supervisor
-from latentrt.serve.ticket import Ticket
+from latentrt.serve.ticket import KeptTickets, Ticket
 from latentrt.serve.worker import WorkerConfig
 
 log = logging.getLogger(__name__)
@@ -36,22 +36,6 @@ MOST_STARTS = 2
 
 FAILED_STARTS = 3
 """How many workers in a row may fail to load before waiting requests are answered with an error."""
-
-
-class QueueFullError(LatentRTError):
-    """So many requests wait already. `seconds`: when to come again."""
-
-    def __init__(self, waiting: int, seconds: int):
-        super().__init__(f"{waiting} requests wait already; come again in {seconds} s")
-        self.seconds = seconds
-
-
-class UnavailableError(LatentRTError):
-    """The server takes no requests now: it is going down, or its worker is not ready. `seconds`: when to come again."""
-
-    def __init__(self, why: str, seconds: int):
-        super().__init__(f"{why}; come again in {seconds} s")
-        self.seconds = seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +65,7 @@ class Desk:
         self.load_error: str | None = None
         self._supervisor = Supervisor(worker, self._from_thread(self._receive), self._from_thread(self._died))
         self._tickets: dict[str, Ticket] = {}
-        self._kept: dict[str, Ticket] = {}
+        self._kept = KeptTickets(self.config.keep_seconds, self.config.keep_answers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready = asyncio.Event()
         self._empty = asyncio.Event()
@@ -208,21 +192,12 @@ class Desk:
 
     def find(self, id: str) -> Ticket | None:
         """A request that is here, or whose answer is kept."""
-        return self._tickets.get(id) or self._kept.get(id)
+        return self._tickets.get(id) or self._kept.find(id)
 
     def cancel(self, ticket: Ticket) -> None:
         """Let a request leave at the next step boundary. Does nothing to one that is done."""
         if not ticket.is_done:
             self._supervisor.send(Cancel(ticket.id))
-
-    @contextmanager
-    def attended(self, tickets: Sequence[Ticket]) -> Any:
-        """Cancel what is not done when the `with` block is left: its client has gone."""
-        try:
-            yield
-        finally:
-            for ticket in tickets:
-                self.cancel(ticket)
 
     def _receive(self, message: FromWorker) -> None:
         self._heard = time.monotonic()
@@ -262,19 +237,11 @@ class Desk:
             self._seconds_each = 0.9 * self._seconds_each + 0.1 * min(60.0, now - self._last_end)
         self._last_end = now if self._tickets else None
         self.metrics.ended(ticket)
-        _log_end(ticket)
+        log.info("request %s", ticket.state, extra=ticket.log_fields())
         if ticket.kept:
-            self._kept[ticket.id] = ticket
-        self._forget_old()
+            self._kept.add(ticket)
         if not self._tickets:
             self._empty.set()
-
-    def _forget_old(self) -> None:
-        now = time.monotonic()
-        over = len(self._kept) - self.config.keep_answers
-        for number, (id, ticket) in enumerate(list(self._kept.items())):
-            if number < over or now - (ticket.ended or now) > self.config.keep_seconds:
-                del self._kept[id]
 
     def _count(self) -> None:
         self.metrics.queue.set(self.waiting)
@@ -297,41 +264,14 @@ class Desk:
                 self._tell(ticket.id, Failed(ticket.id, "worker", "the process that drew this request has died twice"))
             else:
                 ticket.start_over()
-                self._supervisor.send(_left(ticket))
+                self._supervisor.send(ticket.left())
 
     async def _look_after(self) -> None:
         """Forget old answers, and replace a worker that has work and says nothing."""
         while True:
             await asyncio.sleep(1.0)
-            self._forget_old()
+            self._kept.forget_old()
             if self._tickets and self.is_ready and time.monotonic() - self._heard > self.config.stall_seconds:
                 log.error("the worker hangs", extra={"seconds": self.config.stall_seconds})
                 self._heard = time.monotonic()
                 self._supervisor.kill()
-
-
-def _left(ticket: Ticket) -> Submit:
-    """A request with the time that is left of its own."""
-    submit = ticket.submit
-    if submit.seconds is None:
-        return submit
-    return replace(submit, seconds=max(0.0, submit.seconds - (time.monotonic() - ticket.came)))
-
-
-def _log_end(ticket: Ticket) -> None:
-    fields: dict[str, Any] = {
-        "request": ticket.id,
-        "model": ticket.submit.model,
-        "state": ticket.state,
-        "seconds": round((ticket.ended or 0) - ticket.came, 4),
-        "waited": None if ticket.waited is None else round(ticket.waited, 4),
-        "step": ticket.step,
-        "steps": ticket.steps,
-    }
-    if ticket.accepted is not None:
-        fields |= {"size": f"{ticket.accepted.width}x{ticket.accepted.height}", "pictures": ticket.accepted.pictures}
-    if ticket.finished is not None:
-        fields["stages"] = {name: round(seconds, 4) for name, seconds in ticket.finished.seconds.items()}
-    if ticket.failed is not None:
-        fields |= {"kind": ticket.failed.kind, "error": ticket.failed.message}
-    log.info("request %s", ticket.state, extra=fields)

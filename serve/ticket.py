@@ -4,8 +4,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from latentrt.serve.messages import (
     Accepted,
@@ -86,6 +86,12 @@ class Ticket:
             self.ended = time.monotonic()
         self._notify()
 
+    def left(self) -> Submit:
+        """The request with the time that is left of its own."""
+        if self.submit.seconds is None:
+            return self.submit
+        return replace(self.submit, seconds=max(0.0, self.submit.seconds - (time.monotonic() - self.came)))
+
     def start_over(self) -> None:
         """It is drawn from its beginning by another worker."""
         self.state, self.step, self.starts = "queued", 0, self.starts + 1
@@ -121,3 +127,47 @@ class Ticket:
         """Wait until it is done."""
         async for _ in self.changes():
             pass
+
+    def log_fields(self) -> dict[str, Any]:
+        """What the log says of a request that is done."""
+        fields: dict[str, Any] = {
+            "request": self.id,
+            "model": self.submit.model,
+            "state": self.state,
+            "seconds": round((self.ended or self.came) - self.came, 4),
+            "waited": None if self.waited is None else round(self.waited, 4),
+            "step": self.step,
+            "steps": self.steps,
+        }
+        if self.accepted is not None:
+            fields |= {"size": f"{self.accepted.width}x{self.accepted.height}", "pictures": self.accepted.pictures}
+        if self.finished is not None:
+            fields["stages"] = {name: round(seconds, 4) for name, seconds in self.finished.seconds.items()}
+        if self.failed is not None:
+            fields |= {"kind": self.failed.kind, "error": self.failed.message}
+        return fields
+
+
+class KeptTickets:
+    """Answers that can be asked for: the last `most` of them, for so many seconds."""
+
+    def __init__(self, seconds: float, most: int):
+        self._seconds = seconds
+        self._most = most
+        self._tickets: dict[str, Ticket] = {}
+
+    def add(self, ticket: Ticket) -> None:
+        """Keep a ticket that is done."""
+        self._tickets[ticket.id] = ticket
+        self.forget_old()
+
+    def find(self, id: str) -> Ticket | None:
+        """A ticket that is kept."""
+        return self._tickets.get(id)
+
+    def forget_old(self) -> None:
+        """Drop what is too old, and what is too much."""
+        now, over = time.monotonic(), len(self._tickets) - self._most
+        for number, (id, ticket) in enumerate(list(self._tickets.items())):
+            if number < over or now - (ticket.ended or now) > self._seconds:
+                del self._tickets[id]

@@ -9,8 +9,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from latentrt.runtime import LatentRTError, RequestError
-from latentrt.serve.desk import QueueFullError, UnavailableError
 from latentrt.serve.messages import Failed
+from latentrt.serve.refusals import QueueFullError, UnavailableError
 
 log = logging.getLogger(__name__)
 

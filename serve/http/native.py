@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from latentrt.serve.http.errors import FailedError, NotFoundError, error_body
 from latentrt.serve.http.schema import Body, prompts_of, settings_of
-from latentrt.serve.http.waiting import desk_of, event, while_connected, with_comments
+from latentrt.serve.http.waiting import attended, desk_of, event, while_connected, with_comments
 from latentrt.serve.messages import Failed
 from latentrt.serve.pictures import Format, encode_base64, encode_picture, write_latents
 from latentrt.serve.ticket import Ticket
@@ -34,7 +34,7 @@ async def submit(request: Request, body: Body) -> Response:  # type: ignore[vali
         kept=True,
     )
     if body.wait:  # type: ignore[attr-defined]
-        with desk.attended([ticket]):
+        with attended(desk, [ticket]):
             await while_connected(request, ticket.done())
         _raise_failure(ticket)
         return JSONResponse(await asyncio.to_thread(describe, ticket))

@@ -6,10 +6,8 @@ Besides OpenAI's parameters, a body may hold our own settings, such as `seed` an
 
 import asyncio
 import json
-import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -17,133 +15,19 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
 from starlette.datastructures import UploadFile
 
-from latentrt.runtime.request.settings import SETTINGS
 from latentrt.serve.desk import Desk
 from latentrt.serve.http.errors import NotFoundError, ParameterError, answer
 from latentrt.serve.http.native import NO_BUFFERING
-from latentrt.serve.http.waiting import desk_of, event, finished, picture_of, with_comments
+from latentrt.serve.http.openai_body import EDITS, GENERATIONS, Order, edit_settings, read_order, typed
+from latentrt.serve.http.waiting import attended, desk_of, event, finished, picture_of, with_comments
 from latentrt.serve.messages import Finished, ModelNote
-from latentrt.serve.pictures import FORMATS, Format, encode_base64, encode_picture, has_alpha, read_picture
+from latentrt.serve.pictures import encode_base64, encode_picture, read_picture
 from latentrt.serve.ticket import Ticket
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-CHOICES: Mapping[str, tuple[str, ...]] = {
-    "response_format": ("b64_json", "url"),
-    "output_format": FORMATS,
-    "quality": ("auto", "low", "medium", "high", "standard", "hd"),
-    "style": ("vivid", "natural"),
-    "background": ("auto", "opaque"),
-    "moderation": ("auto", "low"),
-    "input_fidelity": ("high", "low"),
-}
-"""Parameters that take one of a few words."""
 
-OTHERS = ("prompt", "model", "n", "size", "output_compression", "stream", "partial_images", "user", "safety_identifier")
-
-THEIRS = frozenset({*OTHERS, *CHOICES})
-"""OpenAI's parameters. `quality`, `style`, `moderation` and `user` change nothing here."""
-
-OURS = frozenset(SETTINGS) - {"images", "width", "height", "image", "mask", "latents", "decode", "denoising_start"}
-"""Settings that a body may hold beside them."""
-
-MOST_PICTURES, MOST_PARTIAL = 10, 3
-"""OpenAI's own bounds of `n` and `partial_images`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A checked body. `size`: None for `auto`."""
-
-    prompt: str
-    model: str | None
-    n: int
-    size: tuple[int, int] | None
-    as_url: bool
-    format: Format
-    quality: int
-    stream: bool
-    partial_images: int
-    settings: Mapping[str, Any]
-
-
-def read_order(given: Mapping[str, Any]) -> Order:
-    """Check a body by OpenAI's rules.
-
-    Raises:
-        ParameterError: an unknown parameter, or a value that it does not take.
-    """
-    values = {name: value for name, value in given.items() if value is not None}
-    if unknown := sorted(values.keys() - THEIRS - OURS):
-        raise ParameterError(unknown[0], f"Unknown parameter: '{unknown[0]}'.", "unknown_parameter")
-    prompt = values.get("prompt")
-    if not isinstance(prompt, str):
-        raise ParameterError("prompt", "Missing required parameter: 'prompt'." if prompt is None else "prompt: a text")
-    for name, allowed in CHOICES.items():
-        if values.get(name, allowed[0]) not in allowed:
-            raise ParameterError(name, f"{name} {values[name]!r}: must be one of {', '.join(allowed)}")
-    model, stream = values.get("model"), values.get("stream", False)
-    if not isinstance(model, str | None):
-        raise ParameterError("model", f"model {model!r}: must be a text")
-    if not isinstance(stream, bool):
-        raise ParameterError("stream", f"stream {stream!r}: must be true or false")
-    return Order(
-        prompt=prompt,
-        model=model,
-        n=_whole(values, "n", 1, 1, MOST_PICTURES),
-        size=_size(values.get("size", "auto")),
-        as_url=values.get("response_format") == "url",
-        format=values.get("output_format", "png"),
-        quality=_whole(values, "output_compression", 100, 0, 100),
-        stream=stream,
-        partial_images=_whole(values, "partial_images", 0, 0, MOST_PARTIAL),
-        settings={name: value for name, value in values.items() if name in OURS},
-    )
-
-
-def _whole(values: Mapping[str, Any], name: str, default: int, least: int, most: int) -> int:
-    value = values.get(name, default)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-        raise ParameterError(name, f"{name} {value!r}: must be a whole number from {least} to {most}")
-    return value
-
-
-def _size(value: object) -> tuple[int, int] | None:
-    if value == "auto":
-        return None
-    match = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", value) if isinstance(value, str) else None
-    if match is None:
-        raise ParameterError("size", f"size {value!r}: must be auto, or WIDTHxHEIGHT such as 1024x1024")
-    return int(match[1]), int(match[2])
-
-
-@router.post(
-    "/images/generations",
-    response_model=None,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["prompt"],
-                        "properties": {
-                            "prompt": {"type": "string"},
-                            "model": {"type": "string"},
-                            "n": {"type": "integer"},
-                            "size": {"type": "string"},
-                            "stream": {"type": "boolean"},
-                            "partial_images": {"type": "integer"},
-                            **{name: {"type": "string", "enum": list(allowed)} for name, allowed in CHOICES.items()},
-                            "output_compression": {"type": "integer"},
-                        },
-                    }
-                }
-            },
-        }
-    },
-)
+@router.post("/images/generations", response_model=None, openapi_extra=GENERATIONS)
 async def generations(request: Request) -> Response:
     """Draw pictures of a prompt."""
     try:
@@ -159,30 +43,7 @@ async def generations(request: Request) -> Response:
     return await _draw(request, order, settings, "image_generation")
 
 
-@router.post(
-    "/images/edits",
-    response_model=None,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["prompt", "image"],
-                        "properties": {
-                            "prompt": {"type": "string"},
-                            "image": {"type": "string", "format": "binary"},
-                            "mask": {"type": "string", "format": "binary"},
-                            "n": {"type": "integer"},
-                            "size": {"type": "string"},
-                        },
-                    }
-                }
-            },
-        }
-    },
-)
+@router.post("/images/edits", response_model=None, openapi_extra=EDITS)
 async def edits(request: Request) -> Response:
     """Draw parts of a picture anew: where the mask, or else the picture itself, is transparent."""
     desk = desk_of(request)
@@ -190,7 +51,7 @@ async def edits(request: Request) -> Response:
         raise ParameterError("", "the body must be multipart/form-data")
     async with request.form(max_files=32, max_fields=100, max_part_size=2**20) as form:
         files, texts = await _parts(form.multi_items())
-    order = read_order(_typed(texts))
+    order = read_order(typed(texts))
     if len(files.get("image", [])) != 1:
         raise ParameterError("image", f"image: {len(files.get('image', []))} given; this server edits one picture")
     if len(files.get("mask", [])) > 1:
@@ -199,7 +60,7 @@ async def edits(request: Request) -> Response:
     mask = None
     if "mask" in files:
         mask = await asyncio.to_thread(read_picture, "mask", files["mask"][0], desk.limits)
-    settings = {**order.settings, **_edit(image, mask)}
+    settings = {**order.settings, **edit_settings(image, mask)}
     width, height = order.size or _served_size(desk, order.model, image)
     return await _draw(request, order, settings | {"width": width, "height": height}, "image_edit")
 
@@ -216,37 +77,6 @@ async def _parts(items: list[tuple[str, Any]]) -> tuple[dict[str, list[bytes]], 
     if unknown := sorted(files.keys() - {"image", "mask"}):
         raise ParameterError(unknown[0], f"Unknown parameter: '{unknown[0]}'.", "unknown_parameter")
     return files, texts
-
-
-def _typed(texts: Mapping[str, str]) -> dict[str, Any]:
-    """A form's texts as JSON would have them: numbers and truth values where the parameter is no text."""
-    as_text = {"prompt", "model", "size", "user", *CHOICES, *(n for n in OURS if SETTINGS[n].kind.text_type is str)}
-    values: dict[str, Any] = {}
-    for name, text in texts.items():
-        try:
-            values[name] = text if name in as_text and name != "schedule" else json.loads(text)
-        except ValueError:
-            values[name] = text
-    return values
-
-
-def _edit(image: Image.Image, mask: Image.Image | None) -> dict[str, Any]:
-    """The settings for a picture, and for a mask whose transparent part is edited.
-
-    Raises:
-        ParameterError: the mask has no transparency, or another size.
-    """
-    if mask is not None and not has_alpha(mask):
-        raise ParameterError("mask", "mask: it has no alpha channel; its transparent part is what is edited")
-    if mask is not None and mask.size != image.size:
-        raise ParameterError("mask", f"mask: {mask.size}, the image has {image.size}; make them the same size")
-    holder = mask if mask is not None else image
-    settings: dict[str, Any] = {"image": image.convert("RGBA").convert("RGB")}
-    if has_alpha(holder):
-        alpha = holder.convert("RGBA").getchannel("A")
-        if mask is not None or any(alpha.histogram()[:128]):
-            settings |= {"mask": alpha.point(lambda level: 255 if level < 128 else 0), "paste_back": True}
-    return settings
 
 
 def _served_size(desk: Desk, model: str | None, image: Image.Image) -> tuple[int, int]:
@@ -325,7 +155,7 @@ USAGE = {
 
 
 async def _stream(desk: Desk, order: Order, tickets: list[Ticket], kind: str) -> AsyncIterator[str]:
-    with desk.attended(tickets):
+    with attended(desk, tickets):
         for ticket in tickets:
             shown = 0
             async for comment in with_comments(ticket):

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -22,6 +23,16 @@ def desk_of(request: Request) -> Desk:
     """The desk that serves a request's app."""
     desk: Desk = request.app.state.desk
     return desk
+
+
+@contextmanager
+def attended(desk: Desk, tickets: Sequence[Ticket]) -> Iterator[None]:
+    """Cancel what is not done when the `with` block is left: its client has gone."""
+    try:
+        yield
+    finally:
+        for ticket in tickets:
+            desk.cancel(ticket)
 
 
 async def while_connected(request: Request, work: Awaitable[Value]) -> Value:
@@ -57,7 +68,7 @@ async def finished(request: Request, desk: Desk, tickets: Sequence[Ticket]) -> l
     async def all_done() -> list[Finished]:
         return [await picture_of(ticket) for ticket in tickets]
 
-    with desk.attended(tickets):
+    with attended(desk, tickets):
         return await while_connected(request, all_done())
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from PIL import Image, ImageChops
-from pydantic import BaseModel, ConfigDict, Field
+from PIL import Image
 
 from latentrt.runtime import RequestError
 from latentrt.runtime.record import webui
@@ -21,75 +20,19 @@ from latentrt.runtime.record.formats import WEBUI_KEY
 from latentrt.runtime.samplers import SAMPLERS
 from latentrt.runtime.samplers.names import WEBUI_SAMPLERS, WEBUI_SCHEDULES
 from latentrt.serve.desk import Desk
-from latentrt.serve.http.waiting import desk_of, picture_of, while_connected
+from latentrt.serve.http.waiting import attended, desk_of, picture_of, while_connected
+from latentrt.serve.http.webui_body import Img2Img, PngInfo, Txt2Img, seeds_of, settings_of, source_settings
 from latentrt.serve.messages import Finished, ModelNote
 from latentrt.serve.pictures import decode_base64, encode_base64, encode_picture, read_picture
 from latentrt.serve.ticket import Ticket
 
 router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
 
-NOT_SERVED: Mapping[str, Any] = {
-    "enable_hr": False,
-    "restore_faces": False,
-    "tiling": False,
-    "styles": [],
-    "script_name": None,
-    "refiner_checkpoint": None,
-}
-"""Fields that would change the picture, and the value that changes nothing."""
-
-DEFAULT_STEPS, DEFAULT_SCALE = 50, 7.0
-"""The web interface's own defaults."""
-
-
-class Txt2Img(BaseModel):
-    """The fields that are read. Sizes default to the model's own."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    prompt: str = ""
-    negative_prompt: str | None = ""
-    seed: int = -1
-    subseed: int = -1
-    subseed_strength: float = 0
-    sampler_name: str | None = None
-    sampler_index: str | None = None
-    scheduler: str | None = None
-    batch_size: int = Field(1, ge=1)
-    n_iter: int = Field(1, ge=1)
-    steps: int = DEFAULT_STEPS
-    cfg_scale: float = DEFAULT_SCALE
-    width: int | None = None
-    height: int | None = None
-    override_settings: dict[str, Any] | None = None
-    send_images: bool = True
-    enable_hr: bool | None = False
-    restore_faces: bool | None = False
-    tiling: bool | None = False
-    styles: list[str] | None = None
-    script_name: str | None = None
-    refiner_checkpoint: str | None = None
-
-
-class Img2Img(Txt2Img):
-    """Beside these, what a picture to start from needs. White parts of the mask are redrawn."""
-
-    init_images: list[str] | None = None
-    mask: str | None = None
-    inpainting_mask_invert: int | bool = 0
-    denoising_strength: float = 0.75
-
-
-class PngInfo(BaseModel):
-    """A picture whose texts are read."""
-
-    image: str
-
 
 @router.post("/txt2img", response_model=None)
 async def txt2img(request: Request, body: Txt2Img) -> Response:
     """Draw pictures of a prompt."""
-    return await _draw(request, body, _settings(request, body))
+    return await _draw(request, body, settings_of(body))
 
 
 @router.post("/img2img", response_model=None)
@@ -97,54 +40,14 @@ async def img2img(request: Request, body: Img2Img) -> Response:
     """Draw pictures that start from one."""
     if not body.init_images:
         return answer_missing("Init image not found")
-    settings = _settings(request, body)
-    settings |= await asyncio.to_thread(_source, body, desk_of(request))
+    settings = settings_of(body)
+    settings |= await asyncio.to_thread(source_settings, body, desk_of(request).limits)
     return await _draw(request, body, settings)
 
 
 def answer_missing(detail: str) -> JSONResponse:
     """404, as the web interface answers what is missing."""
     return JSONResponse({"error": "HTTPException", "detail": detail, "body": "", "errors": ""}, 404)
-
-
-def _source(body: Img2Img, desk: Desk) -> dict[str, Any]:
-    assert body.init_images is not None
-    if len(body.init_images) > 1:
-        raise RequestError("init_images: one picture at a time; send a request for each")
-    image = read_picture("init_images", decode_base64("init_images", body.init_images[0]), desk.limits)
-    settings: dict[str, Any] = {"image": image.convert("RGBA").convert("RGB"), "strength": body.denoising_strength}
-    if body.mask:
-        mask = read_picture("mask", decode_base64("mask", body.mask), desk.limits).convert("L").resize(image.size)
-        settings |= {"mask": ImageChops.invert(mask) if body.inpainting_mask_invert else mask, "paste_back": True}
-    return settings
-
-
-def _settings(request: Request, body: Txt2Img) -> dict[str, Any]:
-    """Our settings from theirs.
-
-    Raises:
-        RequestError: a field that would change the picture and is not served, or a name that is not known.
-    """
-    for name, idle in NOT_SERVED.items():
-        if getattr(body, name) not in (idle, None, "", "None"):
-            raise RequestError(f"{name}: not served here; leave it out")
-    settings: dict[str, Any] = {"steps": body.steps, "guidance": body.cfg_scale, "prompt_syntax": "a1111"}
-    settings |= {"width": body.width, "height": body.height}
-    if body.negative_prompt and body.cfg_scale > 1:
-        settings["negative"] = body.negative_prompt
-    if sampler := body.sampler_name or body.sampler_index:
-        settings |= webui.sampler_settings(sampler, _schedule(body.scheduler))
-    if body.subseed_strength:
-        settings |= {"variation_strength": body.subseed_strength, "variation_seed": body.subseed}
-    override = body.override_settings or {}
-    if isinstance(skip := override.get("CLIP_stop_at_last_layers"), int) and skip > 1:
-        settings["clip_skip"] = skip - 1
-    return settings
-
-
-def _schedule(name: str | None) -> str | None:
-    """A schedule type; clients write `automatic` in either way."""
-    return "Automatic" if name is not None and name.lower() == "automatic" else name
 
 
 def _model(request: Request, body: Txt2Img) -> str | None:
@@ -166,12 +69,12 @@ async def _draw(request: Request, body: Txt2Img, settings: Mapping[str, Any]) ->
     if count > desk.limits.pictures:
         raise RequestError(f"batch_size * n_iter: {count}; this server draws up to {desk.limits.pictures} at once")
     first = body.seed if body.seed >= 0 else int(time.time_ns() % 2**32)
-    each = [{**settings, **_seeds(settings, first, number)} for number in range(count)]
+    each = [{**settings, **seeds_of(settings, first, number)} for number in range(count)]
     tickets = desk.submit(_model(request, body), (body.prompt,), each, previews=4)
     jobs: set[Ticket] = request.app.state.webui_jobs
     jobs.update(tickets)
     try:
-        with desk.attended(tickets):
+        with attended(desk, tickets):
             done = await while_connected(request, _until_interrupted(tickets))
     finally:
         jobs.difference_update(tickets)
@@ -180,14 +83,6 @@ async def _draw(request: Request, body: Txt2Img, settings: Mapping[str, Any]) ->
     parameters = body.model_dump() | {"init_images": None, "mask": None}
     info = json.dumps(_info(body, done))
     return JSONResponse({"images": images if body.send_images else [], "parameters": parameters, "info": info})
-
-
-def _seeds(settings: Mapping[str, Any], first: int, number: int) -> dict[str, int]:
-    """The seeds of one picture: they count up; with a variation, that of the variation does."""
-    if "variation_seed" not in settings:
-        return {"seed": first + number}
-    varied = settings["variation_seed"]
-    return {"seed": first, "variation_seed": varied + number if varied >= 0 else -1}
 
 
 async def _until_interrupted(tickets: list[Ticket]) -> list[Finished]:

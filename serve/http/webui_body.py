@@ -1,0 +1,122 @@
+"""Bodies of AUTOMATIC1111's API, and our settings from them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import ImageChops
+from pydantic import BaseModel, ConfigDict, Field
+
+from latentrt.runtime import RequestError
+from latentrt.runtime.record import webui
+from latentrt.serve.limits import ServerLimits
+from latentrt.serve.pictures import decode_base64, read_picture
+
+NOT_SERVED: Mapping[str, Any] = {
+    "enable_hr": False,
+    "restore_faces": False,
+    "tiling": False,
+    "styles": [],
+    "script_name": None,
+    "refiner_checkpoint": None,
+}
+"""Fields that would change the picture, and the value that changes nothing."""
+
+DEFAULT_STEPS, DEFAULT_SCALE = 50, 7.0
+"""The web interface's own defaults."""
+
+
+class Txt2Img(BaseModel):
+    """The fields that are read. Sizes default to the model's own."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str = ""
+    negative_prompt: str | None = ""
+    seed: int = -1
+    subseed: int = -1
+    subseed_strength: float = 0
+    sampler_name: str | None = None
+    sampler_index: str | None = None
+    scheduler: str | None = None
+    batch_size: int = Field(1, ge=1)
+    n_iter: int = Field(1, ge=1)
+    steps: int = DEFAULT_STEPS
+    cfg_scale: float = DEFAULT_SCALE
+    width: int | None = None
+    height: int | None = None
+    override_settings: dict[str, Any] | None = None
+    send_images: bool = True
+    enable_hr: bool | None = False
+    restore_faces: bool | None = False
+    tiling: bool | None = False
+    styles: list[str] | None = None
+    script_name: str | None = None
+    refiner_checkpoint: str | None = None
+
+
+class Img2Img(Txt2Img):
+    """Beside these, what a picture to start from needs. White parts of the mask are redrawn."""
+
+    init_images: list[str] | None = None
+    mask: str | None = None
+    inpainting_mask_invert: int | bool = 0
+    denoising_strength: float = 0.75
+
+
+class PngInfo(BaseModel):
+    """A picture whose texts are read."""
+
+    image: str
+
+
+def source_settings(body: Img2Img, limits: ServerLimits) -> dict[str, Any]:
+    """The settings for the picture to start from, and its mask.
+
+    Raises:
+        RequestError: one cannot be read, or there are several.
+    """
+    assert body.init_images is not None
+    if len(body.init_images) > 1:
+        raise RequestError("init_images: one picture at a time; send a request for each")
+    image = read_picture("init_images", decode_base64("init_images", body.init_images[0]), limits)
+    settings: dict[str, Any] = {"image": image.convert("RGBA").convert("RGB"), "strength": body.denoising_strength}
+    if body.mask:
+        mask = read_picture("mask", decode_base64("mask", body.mask), limits).convert("L").resize(image.size)
+        settings |= {"mask": ImageChops.invert(mask) if body.inpainting_mask_invert else mask, "paste_back": True}
+    return settings
+
+
+def settings_of(body: Txt2Img) -> dict[str, Any]:
+    """Our settings from theirs.
+
+    Raises:
+        RequestError: a field that would change the picture and is not served, or a name that is not known.
+    """
+    for name, idle in NOT_SERVED.items():
+        if getattr(body, name) not in (idle, None, "", "None"):
+            raise RequestError(f"{name}: not served here; leave it out")
+    settings: dict[str, Any] = {"steps": body.steps, "guidance": body.cfg_scale, "prompt_syntax": "a1111"}
+    settings |= {"width": body.width, "height": body.height}
+    if body.negative_prompt and body.cfg_scale > 1:
+        settings["negative"] = body.negative_prompt
+    if sampler := body.sampler_name or body.sampler_index:
+        settings |= webui.sampler_settings(sampler, _schedule(body.scheduler))
+    if body.subseed_strength:
+        settings |= {"variation_strength": body.subseed_strength, "variation_seed": body.subseed}
+    override = body.override_settings or {}
+    if isinstance(skip := override.get("CLIP_stop_at_last_layers"), int) and skip > 1:
+        settings["clip_skip"] = skip - 1
+    return settings
+
+
+def _schedule(name: str | None) -> str | None:
+    """A schedule type; clients write `automatic` in either way."""
+    return "Automatic" if name is not None and name.lower() == "automatic" else name
+
+
+def seeds_of(settings: Mapping[str, Any], first: int, number: int) -> dict[str, int]:
+    """The seeds of one picture: they count up; with a variation, that of the variation does."""
+    if "variation_seed" not in settings:
+        return {"seed": first + number}
+    varied = settings["variation_seed"]
+    return {"seed": first, "variation_seed": varied + number if varied >= 0 else -1}
