@@ -19,6 +19,7 @@ from latentrt.export.sources.source import TOKENIZERS, Config, Source
 from latentrt.export.sources.vae import VAE_CLASSES, latent_scale
 from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.bundle.model import Model, TextEncoder, TimeId
+from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.samplers import sampler_for
 
@@ -81,7 +82,7 @@ def read_model(source: Source) -> Model:
         unet_layers=unet_layers(unet),
         latent_channels=vae["latent_channels"],
         latent_scale=scale,
-        scaling_factor=vae["scaling_factor"],
+        scaling_factor=_scaling_factor(vae),
         latents_mean=vae.get("latents_mean") or (),
         latents_std=vae.get("latents_std") or (),
         native_size=_sample_size(unet, conventions) * scale,
@@ -148,12 +149,16 @@ def _check_options(path: Path, configs: Mapping[str, Mapping[str, Any]], convent
 
 
 def _text_encoder(folder: str, config: Config, conventions: Conventions) -> TextEncoder:
+    if (longest := positive(config, "max_position_embeddings")) < TOKENS_PER_CHUNK:
+        raise CheckpointError(
+            f"{config.file}: max_position_embeddings is {longest}; prompts are read in chunks of {TOKENS_PER_CHUNK}"
+        )
     return TextEncoder(
         component=folder,
         tokenizer=TOKENIZERS[folder],
-        width=config["hidden_size"],
+        width=positive(config, "hidden_size"),
         pooled=positive(config, "projection_dim") if CLASSES[folder][1].endswith("WithProjection") else 0,
-        layers=config["num_hidden_layers"],
+        layers=positive(config, "num_hidden_layers"),
         skipped=conventions.skipped,
         final_norm=conventions.final_norm,
     )
@@ -178,6 +183,16 @@ def _family(time_ids: tuple[TimeId, ...], first_encoder: Mapping[str, Any]) -> s
     if time_ids:
         return "sdxl-refiner" if "aesthetic_score" in time_ids else "sdxl"
     return "sd15" if is_openai_clip(first_encoder) else "sd2"
+
+
+def _scaling_factor(vae: Config) -> float:
+    factor: float = vae["scaling_factor"]
+    for name, values in (("scaling_factor", [factor]), ("latents_std", vae.get("latents_std") or ())):
+        if not all(value > 0 for value in values):
+            raise CheckpointError(
+                f"{vae.file}: {name} is {vae[name]}; latents are divided by it, so it must be above 0"
+            )
+    return factor
 
 
 def _sample_size(unet: Config, conventions: Conventions) -> int:

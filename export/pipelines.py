@@ -79,4 +79,6 @@ def find_conventions(path: Path, index: Mapping[str, Any]) -> Conventions:
     if name in PIPELINES:
         return PIPELINES[name]
     reason = next((f", which has {feature}" for part, feature in REFUSED.items() if part in name), "")
+    if index.get("_class_name") is None:
+        raise CheckpointError(f"{path}: its model_index.json names no pipeline class. Download the checkpoint again")
     raise CheckpointError(f"{path}: a {name}{reason}. latentrt serves checkpoints of {', '.join(PIPELINES)}")

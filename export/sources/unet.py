@@ -55,7 +55,7 @@ class UnetFile(Source):
         beside = path.with_name("config.json")
         config = read_config(beside) if beside.is_file() else own
         config = checked_config(config, "unet") if config.get("_class_name") == UNET_CLASS else own
-        self._config = Config(config.file, config | self._shown(config))
+        self._config = Config(config.file, config | self._shown(config) | {"_class_name": UNET_CLASS})
 
     def _what_it_is(self) -> str:
         keys = self.file.shapes
@@ -138,9 +138,10 @@ class OtherUnet(Overlay):
         self.unet: Source = (
             Folder(place.parent, random_seed, variant) if place.is_dir() else UnetFile(place, base.config("unet"))
         )
-        kind = self.config("unet").get("_class_name", UNET_CLASS)
+        kind = self.config("unet").get("_class_name")
         if kind != UNET_CLASS:
-            raise CheckpointError(f"--unet {path}: a {kind}; latentrt serves {UNET_CLASS}")
+            what = f"a {kind}" if kind else f"{self.config('unet').file} is no U-Net's config, it names no class"
+            raise CheckpointError(f"--unet {path}: {what}; latentrt serves {UNET_CLASS}")
 
     def config(self, folder: str, name: str = "config.json") -> Config:
         """Read the new U-Net's config, or the base's; the pipeline's names the U-Net's class."""

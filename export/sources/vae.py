@@ -121,7 +121,8 @@ class OtherVae(Overlay):
         )
         kind = self.config("vae").get("_class_name")
         if kind not in VAE_CLASSES:
-            raise CheckpointError(f"--vae {path}: a {kind}; latentrt serves {' and '.join(VAE_CLASSES)}")
+            what = f"a {kind}" if kind else f"{self.config('vae').file} is no VAE's config, it names no class"
+            raise CheckpointError(f"--vae {path}: {what}; latentrt serves {' and '.join(VAE_CLASSES)}")
         self._check_fits()
 
     def _check_fits(self) -> None:
