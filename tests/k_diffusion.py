@@ -2,7 +2,7 @@
 
 Source: k_diffusion/sampling.py and external.py in crowsonkb/k-diffusion (sample_euler, sample_heun,
 sample_euler_ancestral, sample_dpm_2_ancestral with the geometric mean of AUTOMATIC1111's version,
-sample_dpmpp_2s_ancestral, sample_dpmpp_sde, sample_dpmpp_3m_sde).
+sample_dpmpp_2s_ancestral, sample_dpmpp_sde, sample_dpmpp_2m_sde, sample_dpmpp_3m_sde).
 """
 
 from collections.abc import Callable, Iterator
@@ -131,6 +131,24 @@ def dpmpp_sde(denoise: Denoise, x: Array, sigmas: Array, draws: Draws, options: 
     return x
 
 
+def dpmpp_2m_sde(denoise: Denoise, x: Array, sigmas: Array, draws: Draws, options: Options) -> Array:
+    """solver_type midpoint."""
+    eta, s_noise = options.get("eta", 1), options.get("s_noise", 1)
+    before: tuple[Array, float] | None = None
+    for sigma, following in pairwise(sigmas):
+        clean = denoise(x, sigma)
+        if following == 0:
+            return clean
+        h = np.log(sigma) - np.log(following)
+        x = following / sigma * np.exp(-eta * h) * x + -np.expm1(-h - eta * h) * clean
+        if before is not None:
+            x = x + 0.5 * -np.expm1(-h - eta * h) * (h / before[1]) * (clean - before[0])
+        if eta:
+            x = x + next(draws) * following * np.sqrt(-np.expm1(-2 * eta * h)) * s_noise
+        before = clean, h
+    return x
+
+
 def dpmpp_3m_sde(denoise: Denoise, x: Array, sigmas: Array, draws: Draws, options: Options) -> Array:
     eta, s_noise = options.get("eta", 1), options.get("s_noise", 1)
     before: list[tuple[Array, float]] = []  # clean latents and h of earlier steps, newest first
@@ -157,7 +175,41 @@ def dpmpp_3m_sde(denoise: Denoise, x: Array, sigmas: Array, draws: Draws, option
     return x
 
 
+def karras(count: int, low: float, high: float) -> Array:
+    """get_sigmas_karras."""
+    ramp = np.linspace(0, 1, count)
+    return np.append((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7, 0.0)
+
+
+def restart(denoise: Denoise, x: Array, sigmas: Array, draws: Draws, options: Options) -> Array:
+    """restart_sampler in modules/sd_samplers_extra.py of AUTOMATIC1111/stable-diffusion-webui, without a list given."""
+    steps, restarts = len(sigmas) - 1, {}
+    if steps >= 20:
+        length, times = 9, 1
+        if steps >= 36:
+            length, times = steps // 4, 2
+        sigmas = karras(steps - length * times, sigmas[-2], sigmas[0])
+        restarts = {int(abs(sigmas - 0.1).argmin()): (length + 1, times, 2)}
+    taken = []
+    for place in range(len(sigmas) - 1):
+        taken.append((sigmas[place], sigmas[place + 1]))
+        if place + 1 in restarts:
+            length, times, highest = restarts[place + 1]
+            top = int(abs(sigmas - highest).argmin())
+            if top < place + 1:
+                back = karras(length, sigmas[place + 1], sigmas[top])[:-1]
+                taken += list(pairwise(back)) * times
+    last = taken[0][0]
+    for sigma, following in taken:
+        if last < sigma - 1e-6:
+            x = x + next(draws) * options.get("s_noise", 1) * (sigma**2 - last**2) ** 0.5
+        x = heun(denoise, x, np.array([sigma, following]), draws, {})
+        last = following
+    return x
+
+
 SAMPLERS: dict[str, Callable[[Denoise, Array, Array, Draws, Options], Array]] = {
+    "dpmpp_2m_sde": dpmpp_2m_sde,
     "dpmpp_2s_a": dpmpp_2s_a,
     "dpmpp_3m_sde": dpmpp_3m_sde,
     "dpmpp_sde": dpmpp_sde,
@@ -165,6 +217,7 @@ SAMPLERS: dict[str, Callable[[Denoise, Array, Array, Draws, Options], Array]] = 
     "euler_a": euler_a,
     "heun": heun,
     "kdpm2_a": kdpm2_a,
+    "restart": restart,
 }
 
 

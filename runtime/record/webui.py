@@ -28,6 +28,7 @@ AUTOMATIC = {
     "dpmpp_sde": "Karras",
     "kdpm2": "Karras",
     "kdpm2_a": "Karras",
+    "restart": "Karras",
 }
 """Sampler -> the schedule type that `Automatic` stands for. With others it changes nothing."""
 

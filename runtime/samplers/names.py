@@ -24,6 +24,7 @@ WEBUI_SAMPLERS: Mapping[str, str] = {
     "lcm": "LCM",
     "lms": "LMS",
     "pndm": "PLMS",
+    "restart": "Restart",
     "unipc": "UniPC",
 }
 """AUTOMATIC1111's names of samplers; others have none there."""
@@ -74,7 +75,6 @@ _NOT_HERE: Mapping[str, str] = {
     "ipndm": "the nearest is lms",
     "ipndm_v": "the nearest is deis",
     "res_multistep": "the nearest is dpmpp_2m",
-    "restart": "it goes back to noisier latents between its steps; the nearest is heun with s_churn",
     "sa_solver": "the nearest is dpmpp_3m_sde",
 }
 """Samplers of others that no table here equals, and what is near."""

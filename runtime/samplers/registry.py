@@ -18,6 +18,7 @@ from latentrt.runtime.samplers.solvers.kdpm2 import KDPM2, KDPM2_ANCESTRAL
 from latentrt.runtime.samplers.solvers.lcm import LCM
 from latentrt.runtime.samplers.solvers.lms import LMS
 from latentrt.runtime.samplers.solvers.pndm import PNDM
+from latentrt.runtime.samplers.solvers.restart import RESTART
 from latentrt.runtime.samplers.solvers.tcd import TCD
 from latentrt.runtime.samplers.solvers.unipc import UNIPC
 
@@ -43,6 +44,7 @@ SAMPLERS: Mapping[str, Sampler] = {
     "lcm": LCM,
     "lms": LMS,
     "pndm": PNDM,
+    "restart": RESTART,
     "tcd": TCD,
     "unipc": UNIPC,
 }

@@ -30,7 +30,8 @@ def kept_rows(
 
     Raises:
         RequestError: a share lies outside 0 to 1, the start is not before the end, nothing is left to run, or
-            shares of the training timesteps are asked of a schedule without any (`edm_`, continuous Euler).
+            shares of the training timesteps are asked of a schedule without any (`edm_`, continuous Euler) or of one
+            that goes back (`restart`).
     """
     return _kept_rows(name, config, steps, plan_sampler(name, config, steps), strength, denoising_start, denoising_end)
 
@@ -72,6 +73,11 @@ def _kept_rows(
         raise RequestError(
             f"denoising_start and denoising_end: {name} tells the model log(sigma) / 4 here, so there are no training "
             "timesteps to divide. Use strength, or another sampler"
+        )
+    if shared and (np.diff(plan.timesteps[:: plan.evaluations]) > 0).any():
+        raise RequestError(
+            f"denoising_start and denoising_end: {name} goes back to earlier timesteps, so that no share of them is "
+            "one part of its steps. Use strength, or another sampler"
         )
     if denoising_start is not None:
         first = _start(plan, _cutoff(config, denoising_start)) if starts else 0

@@ -79,8 +79,8 @@ def _changing(inside: str, steps: int) -> Changing | None:
     if when is not None and len(parts) in (2, 3):
         number = float(when[1])
         last = min(steps, int(number * steps if "." in when[1] else number))
-        texts = parts[:-1] if len(parts) == 3 else ["", parts[0]]
-        return Changing(tuple(_parse(text, steps) for text in texts), lambda step: int(step > last), frozenset({last}))
+        ends = parts[:-1] if len(parts) == 3 else ["", parts[0]]
+        return Changing(tuple(_parse(text, steps) for text in ends), lambda step: int(step > last), frozenset({last}))
     turns = _split(inside, "|")
     if len(turns) > 1 and len(parts) == 1:
         texts = tuple(_parse(text, steps) for text in turns)

@@ -7,12 +7,13 @@ import pytest
 from k_diffusion import SAMPLERS, Model, churned, walk
 from schedules import SDXL
 
-from latentrt.runtime.samplers import ScheduleConfig, compile_sampler
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.samplers import ScheduleConfig, compile_sampler, kept_rows
 from latentrt.runtime.samplers.schedules.training import training_sigmas
 
 CHURN = {"s_churn": 5.0, "s_tmin": 0.3, "s_tmax": 10.0, "s_noise": 1.05}
 CHURNED = ("euler", "heun")
-ANCESTRAL = ("dpmpp_2s_a", "dpmpp_3m_sde", "dpmpp_sde", "euler_a", "kdpm2_a")
+ANCESTRAL = ("dpmpp_2m_sde", "dpmpp_2s_a", "dpmpp_3m_sde", "dpmpp_sde", "euler_a", "kdpm2_a")
 CASES: list[tuple[str, dict[str, float]]] = [
     *product(CHURNED, ({}, {"s_churn": 3.0}, {"s_churn": 80.0, "s_noise": 0.9}, CHURN)),
     *product(ANCESTRAL, ({}, {"eta": 0.4}, {"s_noise": 1.1}, {"eta": 0.7, "s_noise": 0.8}, {"eta": 0.0})),
@@ -36,7 +37,28 @@ def test_trajectories_of_k_diffusion(name: str, options: dict[str, float], spaci
     if raised > sigmas[0]:  # the first step's churn is part of the first latents' noise
         theirs = chain([first_churn], noise)
     expected = SAMPLERS[name](model.denoise, start, sigmas, theirs, options)
-    np.testing.assert_allclose(walk(table, model, begun, ours), expected, rtol=2e-5, atol=2e-5)
+    scale = 1 / np.hypot(1, sigmas[0]) if name == "dpmpp_2m_sde" else 1  # whose latents preserve variance
+    np.testing.assert_allclose(walk(table, model, scale * begun, ours), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 19, 20, 30, 36, 50])
+@pytest.mark.parametrize("s_noise", [1.0, 0.9])
+def test_restarts(s_noise: float, steps: int) -> None:
+    """One restart from 20 steps on, two from 36 on; as many steps as were asked for."""
+    config = ScheduleConfig(**{**_stated(), "s_noise": s_noise, "sigma_spacing": "karras"})
+    table, sigmas = compile_sampler("restart", config, steps), _sigmas(config, steps)
+    assert (table.step_count, int(table.draws.sum())) == (2 * steps - 1, (steps >= 20) + (steps >= 36))
+    model = Model(training_sigmas(config).astype(np.float64))
+    start, *noise = np.random.default_rng(6).standard_normal((3, 2, 5))
+    expected = SAMPLERS["restart"](model.denoise, sigmas[0] * start, sigmas, iter(noise), {"s_noise": s_noise})
+    np.testing.assert_allclose(walk(table, model, sigmas[0] * start, iter(noise)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_shares_of_a_schedule_that_goes_back() -> None:
+    with pytest.raises(RequestError, match="restart goes back to earlier timesteps, so that no share of them is one"):
+        kept_rows("restart", SDXL, 30, denoising_end=0.8)
+    assert kept_rows("restart", SDXL, 30, strength=0.5) == (30, 59)
+    assert kept_rows("restart", SDXL, 10, denoising_end=0.8)[0] == 0
 
 
 def _stated() -> dict[str, object]:

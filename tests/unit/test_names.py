@@ -79,7 +79,7 @@ def test_what_a_name_implies(name, sampler, fields):
     ("name", "message"),
     [
         ("DPM adaptive", "sampler 'DPM adaptive': latentrt does not have it: it chooses its steps by what the model"),
-        ("Restart", "sampler 'Restart': .* goes back to noisier latents between its steps; the nearest is heun"),
+        ("ipndm", "latentrt does not have it: the nearest is lms"),
         ("euler_cfg_pp", "latentrt does not have CFG\\+\\+"),
         ("eulre", "no such sampler, the nearest is euler; must be one of ddim, "),
         ("nothing like it", "must be one of ddim, ddpm, "),

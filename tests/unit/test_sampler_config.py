@@ -139,6 +139,11 @@ def test_too_few_steps_for_runge_kutta(steps: int) -> None:
             {"solver_order": 3, "algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min"},
             "solver_order 3 with algorithm_type sde-dpmsolver: latentrt knows 1 and 2",
         ),
+        (
+            "dpmpp_2m_sde",
+            {"algorithm_type": "sde-dpmsolver", "final_sigmas_type": "sigma_min", "eta": 0.5},
+            "eta, s_noise: algorithm_type sde-dpmsolver has none",
+        ),
         ("deis", {"solver_type": "rk4"}, "deis: solver_type 'rk4': latentrt knows logrho"),
         ("dpmpp_2m", {"solver_type": "rk4"}, "dpmpp_2m: solver_type 'rk4': latentrt knows midpoint and heun"),
         ("unipc", {"solver_order": 4}, "unipc: solver_order 4: latentrt knows 1 to 3"),

@@ -11,7 +11,7 @@ from latentrt.runtime.samplers import SAMPLERS, compile_part, compile_sampler, k
 from latentrt.runtime.samplers.schedules.beta_sigmas import inverse_beta, lower_share
 from latentrt.runtime.samplers.solvers.lagrange import interpolation_weights
 
-TWO_ROWS = {"dpmpp_2s_a", "dpmpp_sde", "heun", "kdpm2", "kdpm2_a"}
+TWO_ROWS = {"dpmpp_2s_a", "dpmpp_sde", "heun", "kdpm2", "kdpm2_a", "restart"}
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -34,6 +34,7 @@ STATES = {
     "lcm": 1,
     "lms": 4,
     "pndm": 4,
+    "restart": 3,
     "tcd": 1,
     "unipc": 3,
 }
@@ -43,7 +44,7 @@ DETERMINISTIC = set(SAMPLERS) - STOCHASTIC - {n for n in SAMPLERS if SAMPLERS[n]
 
 def rows(name: str, steps: int) -> int:
     """U-Net evaluations of so many steps."""
-    if name in ("dpmpp_2s_a", "dpmpp_sde", "heun", "kdpm2", "kdpm2_a"):
+    if name in ("dpmpp_2s_a", "dpmpp_sde", "heun", "kdpm2", "kdpm2_a", "restart"):
         return 2 * steps - 1
     return steps + (name == "pndm" and steps > 1)
 
@@ -179,7 +180,17 @@ def test_euler_by_hand() -> None:
 
 
 EXACT_AT_THE_END = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "dpmpp_2s_sde", "unipc"]
-EXACT_AT_THE_END_EXPLODING = ["dpmpp_2s_a", "dpmpp_3m_sde", "dpmpp_sde", "euler", "euler_a", "heun", "kdpm2", "kdpm2_a"]
+EXACT_AT_THE_END_EXPLODING = [
+    "dpmpp_2s_a",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "euler",
+    "euler_a",
+    "heun",
+    "kdpm2",
+    "kdpm2_a",
+    "restart",
+]
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

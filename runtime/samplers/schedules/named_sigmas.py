@@ -33,7 +33,7 @@ def named_sigmas(config: ScheduleConfig, training: Float32s, steps: int) -> Floa
 
 def sigmas_at(timesteps: Float64s, training: Float32s) -> Float64s:
     """Sigmas of fractional timesteps, interpolated in log sigma, as k-diffusion does."""
-    return np.exp(np.interp(timesteps, np.arange(len(training)), np.log(training.astype(np.float64))))
+    return np.asarray(np.exp(np.interp(timesteps, np.arange(len(training)), np.log(training.astype(np.float64)))))
 
 
 def simple(training: Float32s, steps: int, *_: float | None) -> Float64s:
@@ -63,12 +63,12 @@ def sgm_uniform(training: Float32s, steps: int, *_: float | None) -> Float64s:
 def polyexponential(training: Float32s, steps: int, high: float, low: float, rho: float | None) -> Float64s:
     """Sigma's logarithm falls like (1 - i / (S - 1)) ** rho; with 1, the default, evenly."""
     ramp = np.linspace(1, 0, steps) ** (rho or 1.0)
-    return np.exp(np.log(low) + ramp * (np.log(high) - np.log(low)))
+    return np.asarray(np.exp(np.log(low) + ramp * (np.log(high) - np.log(low))))
 
 
 def kl_optimal(training: Float32s, steps: int, high: float, low: float, rho: float | None) -> Float64s:
     """Sigma's arc tangent falls evenly (the optimum for Gaussian data; Sabour et al. 2024), in S points."""
-    return np.tan(np.linspace(np.arctan(high), np.arctan(low), steps))
+    return np.asarray(np.tan(np.linspace(np.arctan(high), np.arctan(low), steps)))
 
 
 def align_your_steps(levels: tuple[float, ...]) -> Spacing:
@@ -76,7 +76,7 @@ def align_your_steps(levels: tuple[float, ...]) -> Spacing:
 
     def spacing(training: Float32s, steps: int, *_: float | None) -> Float64s:
         places = np.linspace(0, len(levels) - 1, steps + 1)[:-1]
-        return np.exp(np.interp(places, np.arange(len(levels)), np.log(levels)))
+        return np.asarray(np.exp(np.interp(places, np.arange(len(levels)), np.log(levels))))
 
     return spacing
 

@@ -14,7 +14,7 @@ from latentrt.runtime.samplers.schedules.dpm_solver import dpm_solver_schedule
 from latentrt.runtime.samplers.schedules.sigma_schedule import SigmaSchedule
 from latentrt.runtime.samplers.schedules.sigma_spacing import SIGMA_FIELDS
 from latentrt.runtime.samplers.schedules.timestep_spacing import SPACING_FIELDS
-from latentrt.runtime.samplers.solvers.exponential_integrator import interval, log_snr_rise
+from latentrt.runtime.samplers.solvers.exponential_integrator import Interval, interval, log_snr_rise
 from latentrt.runtime.samplers.solvers.prediction import Convert, conversion
 from latentrt.runtime.samplers.solvers.solver_options import (
     FEW_STEPS,
@@ -27,13 +27,12 @@ from latentrt.runtime.samplers.solvers.solver_options import (
 
 
 def dpmpp_multistep(
-    x: Value, outputs: State, noise: Value, schedule: SigmaSchedule, step: int, algorithm: str, solver_type: str
+    x: Value, outputs: State, noise: Value, schedule: SigmaSchedule, step: int, span: Interval, solver_type: str
 ) -> Value:
     """The DPM++ 2M step, or that of another order: 1 to 3, as many as there are outputs, newest first.
 
     Lu et al. 2022 (arXiv:2211.01095), algorithm 2.
     """
-    span = interval(schedule, step, step + 1, algorithm)
     if len(outputs) == 1:
         return span.first(x, outputs[0], noise)
     if len(outputs) == 2:
@@ -57,22 +56,25 @@ def solver_plan(
 ) -> Plan:
     """The plan of the multistep solver on any schedule.
 
-    State at order p: the latents and the p - 1 latest converted outputs. The stochastic forms draw on every step.
+    State at order p: the latents and the p - 1 latest converted outputs. The stochastic forms draw on every step,
+    unless `eta` is 0.
     """
     count, solver_type = len(schedule.timesteps), midpoint_or_heun(config)
+    eta = 1.0 if config.eta is None else config.eta
 
     def advance(state: State, output: Value, noise: Value, step: int) -> State:
         x, *history = state
         outputs = (convert(x, output, step), *history)
         order = solver_order(config, step, first, count)
-        moved = dpmpp_multistep(x, outputs[:order], noise, schedule, step, algorithm, solver_type)
+        span = interval(schedule, step, step + 1, algorithm, eta, config.s_noise)
+        moved = dpmpp_multistep(x, outputs[:order], noise, schedule, step, span, solver_type)
         return moved, *outputs[: config.solver_order - 1]
 
     return Plan(
         timesteps=schedule.timesteps,
         input_scale=input_scale,
         levels=schedule.levels,
-        draws=np.full(count, algorithm.startswith("sde-")),
+        draws=np.full(count, algorithm.startswith("sde-") and eta > 0),
         advance=advance,
         state_count=config.solver_order,
         initial_scale=initial_scale,
@@ -101,6 +103,10 @@ def plan_dpmpp_multistep(config: ScheduleConfig, steps: int, first: int, *, sde:
     algorithm = algorithm_of(name, config, sde=sde)
     check_order(name, config)
     check_solver_type(name, config, ("midpoint", "heun"))
+    if algorithm == "sde-dpmsolver" and (config.eta is not None or config.s_noise != 1):
+        raise RequestError(
+            f"{name}: eta, s_noise: algorithm_type sde-dpmsolver has none; latentrt knows sde-dpmsolver++"
+        )
     if algorithm == "sde-dpmsolver" and config.solver_order == 3:
         raise RequestError(f"{name}: solver_order 3 with algorithm_type sde-dpmsolver: latentrt knows 1 and 2")
     schedule = _schedule(config, steps)
@@ -143,6 +149,6 @@ DPMPP_2M_SDE = Sampler(
     scheduler="DPMSolverMultistepScheduler",
     plan=partial(plan_dpmpp_multistep, sde=True),
     defaults=_DEFAULTS,
-    reads=_READS,
+    reads=_READS | {"eta", "s_noise"},
     sde=True,
 )

@@ -58,8 +58,14 @@ class Interval:
         return self.first(x, d0, noise) - self.take * (self.phi_2 * d1 + self.phi_3 * d2)
 
 
-def interval(schedule: SigmaSchedule, start: int, end: int, algorithm: str) -> Interval:
-    """The coefficients from one point of the schedule to another."""
+def interval(
+    schedule: SigmaSchedule, start: int, end: int, algorithm: str, eta: float = 1.0, s_noise: float = 1.0
+) -> Interval:
+    """The coefficients from one point of the schedule to another.
+
+    `eta`: share of the stochastic form of DPM-Solver++, where 0 is the deterministic one, as k-diffusion has it;
+    `s_noise`: factor of its noise.
+    """
     sigma, sigma_next = schedule.sigmas[[start, end]]
     alpha, alpha_next = schedule.alphas[[start, end]]
     h, decay = np.log(sigma / sigma_next), sigma_next / sigma  # h is infinite where sigma' is zero; decay = exp(-h)
@@ -68,7 +74,8 @@ def interval(schedule: SigmaSchedule, start: int, end: int, algorithm: str) -> I
     if algorithm == "dpmsolver++":
         return Interval(ratio * decay, alpha_next, -h, 0.0)
     if algorithm == "sde-dpmsolver++":
-        return Interval(ratio * decay**2, alpha_next, -2 * h, rate_next * np.sqrt(1 - decay**2), shift=-0.5)
+        fresh = s_noise * rate_next * np.sqrt(1 - decay ** (2 * eta))
+        return Interval(ratio * decay ** (1 + eta), alpha_next, -(1 + eta) * h, fresh, shift=-0.5)
     if algorithm == "dpmsolver":
         return Interval(ratio, rate_next, h, 0.0)
     return Interval(ratio, 2 * rate_next, h, rate_next * np.sqrt(np.expm1(2 * h)))
