@@ -32,6 +32,18 @@ AUTOMATIC = {
 }
 """Sampler -> the schedule type that `Automatic` stands for. With others it changes nothing."""
 
+SCHEDULE_NUMBERS: Mapping[str, str] = {
+    "Eta": "eta",
+    "Sigma churn": "s_churn",
+    "Sigma tmin": "s_tmin",
+    "Sigma tmax": "s_tmax",
+    "Sigma noise": "s_noise",
+    "Schedule max sigma": "sigma_max",
+    "Schedule min sigma": "sigma_min",
+    "Schedule rho": "rho",
+}
+"""The web interface's fields -> fields of the schedule."""
+
 NEGATIVE = "Negative prompt:"
 FIELD = re.compile(r'\s*([^:,"]+):\s*("(?:[^"\\]|\\.)*"|[^,]*)(?:,|$)')
 """One `Name: value`; a value with a comma, a colon or a line break is written as JSON."""
@@ -64,6 +76,8 @@ def _fields(metadata: Metadata) -> dict[str, object]:
     fields: dict[str, object] = {"Steps": settings["steps"], "Sampler": WEBUI_SAMPLERS.get(sampler, sampler)}
     if schedule := _schedule_type(settings.get("schedule", {})):
         fields["Schedule type"] = schedule
+    numbers = settings.get("schedule", {})
+    fields |= {name: numbers[own] for name, own in SCHEDULE_NUMBERS.items() if numbers.get(own) is not None}
     fields |= {"CFG scale": metadata.for_picture("guidance"), "Seed": metadata.for_picture("seed")}
     if "variation_seed" in settings:
         fields["Variation seed"] = metadata.for_picture("variation_seed")
@@ -125,6 +139,10 @@ def read(text: str, sampler: bool = True) -> Parameters:
         settings["width"], settings["height"] = _size(fields.pop("Size"))
     if sampler and "Sampler" in fields:
         settings |= sampler_settings(fields.pop("Sampler"), fields.pop("Schedule type", None))
+        given = {own: name for name, own in SCHEDULE_NUMBERS.items() if name in fields}
+        if given:
+            numbers = {own: _number(name, fields.pop(name), float) for own, name in given.items()}
+            settings["schedule"] = settings.get("schedule", {}) | numbers
     if fields.get("RNG") == "CPU":
         settings["noise"] = "a1111"
         del fields["RNG"]

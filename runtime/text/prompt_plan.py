@@ -117,8 +117,8 @@ def plan_prompt(prompt: str, syntax: str, steps: int, composed: bool) -> PromptP
         return _one(prompt, steps)
     if (extra := EXTRA_NETWORK.search(prompt)) is not None:
         raise RequestError(
-            f"prompt: {extra[0]!r}: LoRAs become part of the weights when a checkpoint is exported, and cost nothing "
-            "then: latentrt export CHECKPOINT -o BUNDLE --lora FILE:WEIGHT. Leave it out of the prompt"
+            f"prompt: {extra[0]!r}: LoRAs are no part of a prompt here; leave it out. They are given by loras=, in a "
+            "build with room for them, or added to the weights: latentrt export CHECKPOINT -o BUNDLE --lora FILE:WEIGHT"
         )
     if prompt.count("[") > MOST_BRACKETS:
         raise RequestError(f"prompt: {prompt.count('[')} square brackets; at most {MOST_BRACKETS} are read")

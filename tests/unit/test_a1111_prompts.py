@@ -259,7 +259,7 @@ def rebuild(limits: Limits) -> str:
         ),
         ("a", {"prompt_2": "b AND c"}, "prompt_2: AND, .* belong into the first encoder's text"),
         ("a", {"negative_2": "[b:c:1]"}, "negative_2: AND, .* belong into the first encoder's text"),
-        ("a <lora:style:0.8>", {}, "prompt: '<lora:style:0.8>': LoRAs become part of the weights"),
+        ("a <lora:style:0.8>", {}, "prompt: '<lora:style:0.8>': LoRAs are no part of a prompt here"),
         ("[" * 201, {}, "prompt: 201 square brackets; at most 200 are read"),
     ],
 )

@@ -143,6 +143,28 @@ def test_sampler_names(sampler, schedule):
         assert read(f"x\nSteps: 1, Sampler: {name} {schedule}").settings == wanted
 
 
+@pytest.mark.parametrize(
+    ("sampler", "fields", "words"),
+    [
+        ("euler_a", {"eta": 0.67, "s_noise": 1.003}, "Eta: 0.67, Sigma noise: 1.003"),
+        (
+            "heun",
+            {"sigma_spacing": "karras", "s_churn": 4.0, "s_tmin": 0.1, "s_tmax": 9.0},
+            "Sigma churn: 4, Sigma tmin: 0.1, Sigma tmax: 9",
+        ),
+        (
+            "dpmpp_2m",
+            {"sigma_spacing": "karras", "sigma_max": 10.0, "sigma_min": 0.1, "rho": 5.0},
+            "Schedule max sigma: 10, Schedule min sigma: 0.1, Schedule rho: 5",
+        ),
+    ],
+)
+def test_numbers_of_the_schedule_in_the_interfaces_words(sampler, fields, words):
+    text = write(metadata(settings={"sampler": sampler, "schedule": fields}))
+    assert f", {words}, CFG scale: 5, " in text
+    assert read(text).settings["schedule"] == fields
+
+
 @pytest.mark.parametrize("label", DIFFUSERS_SPACINGS)
 def test_diffusers_spacings_are_written_as_the_nearest_type(label):
     field, value = DIFFUSERS_SPACINGS[label]
