@@ -7,11 +7,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from latentrt.engine.graph import link_data
-from latentrt.engine.passes import ON_THE_CPU, Pass, apply
-from latentrt.engine.passes.flat_attention import flatten_attention
-from latentrt.engine.passes.fused_group_norm import fuse_group_norm
+from latentrt.engine.passes import ON_CUDA, ON_THE_CPU, Pass, apply
 from latentrt.engine.passes.gated_gelu import fuse_gated_gelu
-from latentrt.engine.passes.group_norm import use_instance_norm
+from latentrt.engine.passes.layer_norm_groups import use_layer_norm
+from latentrt.engine.passes.merged_products import merge_gemms
+from latentrt.engine.passes.skip_layer_norm import fuse_bias_add, fuse_skip_layer_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +42,11 @@ class Form:
 
 AS_EXPORTED = Form("as exported")
 CHANNELS_LAST = {"prefer_nhwc": "1"}
-INSTANCE_NORMS = (flatten_attention, fuse_gated_gelu, use_instance_norm)
-FUSED_NORMS = (flatten_attention, fuse_gated_gelu, fuse_group_norm, use_instance_norm)
+LAYER_NORMS = (*ON_CUDA, fuse_gated_gelu, fuse_skip_layer_norm, fuse_bias_add, merge_gemms, use_layer_norm)
 
 FORMS: Mapping[str, Sequence[Form]] = {
     "cpu": (Form("instance norms", ON_THE_CPU),),
-    "cuda": (
-        AS_EXPORTED,
-        Form("instance norms", INSTANCE_NORMS),
-        Form("instance norms, channels last", INSTANCE_NORMS, CHANNELS_LAST),
-        Form("fused group norms", FUSED_NORMS),
-        Form("fused group norms, channels last", FUSED_NORMS, CHANNELS_LAST),
-    ),
+    "cuda": (Form("layer norms", LAYER_NORMS), Form("layer norms, channels last", LAYER_NORMS, CHANNELS_LAST)),
 }
 """Forms by device of ONNX Runtime. On the CPU, one form was the fastest wherever it was measured."""
 

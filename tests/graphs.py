@@ -24,6 +24,11 @@ def parse(text: str) -> ir.Model:
     return ir.from_proto(proto)
 
 
+def shaped(text: str) -> ir.Model:
+    """A graph with the shapes of its tensors, as exporters write it."""
+    return ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(parse(text))))
+
+
 def run(model: ir.Model, feeds: dict[str, Any]) -> dict[str, Any]:
     proto = ir.to_proto(model)
     onnx.checker.check_model(proto, full_check=True)

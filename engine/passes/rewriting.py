@@ -22,6 +22,12 @@ def add_constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
     return value
 
 
+def attribute(node: ir.Node, name: str, default: int) -> int:
+    """An integer attribute of a node, or its default."""
+    found = node.attributes.get(name)
+    return default if found is None else found.as_int()
+
+
 def has_constants(node: ir.Node) -> bool:
     """Whether every input but the first is a constant."""
     return all(value is not None and value.const_value is not None for value in node.inputs[1:])
@@ -40,10 +46,14 @@ def replace_uses(value: ir.Value, other: ir.Value) -> None:
         reader.replace_input_with(index, other)
 
 
+def take_over(new: ir.Value, old: ir.Value) -> None:
+    """Give `new` the name, type, shape and readers of `old`, its place among the graph's outputs included."""
+    new.name, new.type, new.shape = old.name, old.type, old.shape
+    old.name = f"{old.name}_before"
+    replace_all_uses_with(old, new, replace_graph_outputs=True)
+
+
 def put_in_place(graph: ir.Graph, old: ir.Node, nodes: Sequence[ir.Node]) -> None:
-    """Insert `nodes` after `old`; the output of the last takes the name, type, shape and readers of the old output."""
-    output, before = nodes[-1].outputs[0], old.outputs[0]
-    output.name, output.type, output.shape = before.name, before.type, before.shape
-    before.name = f"{before.name}_before"
+    """Insert `nodes` after `old`; the output of the last takes over from the old output."""
     graph.insert_after(old, nodes)
-    replace_all_uses_with(before, output, replace_graph_outputs=True)
+    take_over(nodes[-1].outputs[0], old.outputs[0])

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx_ir.convenience import get_const_tensor
 
 from latentrt.engine.passes.axes import Described
-from latentrt.engine.passes.rewriting import add_constant, replace_uses
+from latentrt.engine.passes.rewriting import add_constant, attribute, replace_uses
 from latentrt.runtime.bundle.specs import Axis
 
 
@@ -96,9 +96,3 @@ def gathered_places(node: ir.Node, length: int) -> NDArray[Any] | None:
     return (
         places if places.ndim <= 1 and places.size and (-length <= places).all() and (places < length).all() else None
     )
-
-
-def attribute(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute of a node, or its default."""
-    found = node.attributes.get(name)
-    return default if found is None else found.as_int()

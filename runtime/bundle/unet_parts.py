@@ -16,7 +16,7 @@ PARTS = (PROLOGUE, BODY)
 LOOP_INPUTS = ("sample", "timestep")
 """The U-Net's inputs that change from step to step."""
 
-PASSES = 3
+PASSES = 4
 """Version of the graph passes, raised whenever they would make another engine of the same file."""
 
 
