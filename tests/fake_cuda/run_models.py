@@ -1,8 +1,8 @@
-"""Program: place ONNX files on the fake device and run each twice; print, as JSON, which nodes the CPU was given.
+"""Program: place ONNX files on the fake device and run each three times; print, as JSON, which nodes the CPU was given.
 
 Arguments: files, lengths of named axes as `rows=2`, and options of the provider, beside those that latentrt sets, as
-`--prefer_nhwc=1`. `{file: [[operator, name], …]}` is printed; the log's parts are "<file> load", "<file> first run" and
-"<file> second run".
+`--prefer_nhwc=1`. `{file: [[operator, name], …]}` is printed; the log's parts are "<file> load", "<file> first run",
+"<file> second run" and "<file> warm run".
 """
 
 import json
@@ -48,7 +48,7 @@ def run(file: str, sizes: Mapping[str, int], own: Mapping[str, str]) -> list[tup
     if session.get_providers() != PROVIDERS:
         raise RuntimeError(f"{file}: ONNX Runtime has no CUDA provider on the fake device")
     inputs = {value.name: zeros(value, sizes) for value in session.get_inputs()}
-    for time in ("first", "second"):
+    for time in ("first", "second", "warm"):  # the second lays out the memory that the first took
         bindings.mark(f"{Path(file).stem} {time} run")
         session.run(None, inputs)
     bindings.mark(f"{Path(file).stem} close")
