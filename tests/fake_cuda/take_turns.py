@@ -24,7 +24,7 @@ def main(bundle: str, requests: int) -> None:
     bindings.install()
     from latentrt.runtime import Pipeline, pipeline
 
-    pipeline.check_finite = lambda pictures: None  # the sampler writes whether a picture failed, and it did nothing
+    pipeline.check_finite = lambda *_: None  # the sampler writes whether a picture failed, and it did nothing
     bindings.mark("load")
     with Pipeline.load(bundle, "onnxruntime", "cuda:0") as pipe, ThreadPoolExecutor(THREADS) as threads:
 
