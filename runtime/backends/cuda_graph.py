@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from latentrt.runtime.backends import cuda
+from latentrt.runtime.backends.device_wide import capture_turn
 from latentrt.runtime.errors import BackendError
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,9 @@ class Recording:
             self._refuse(obstacles)
             return None
         try:
-            return Graph(self._recorder.stream, self._work, self._recorder.allows_host_copies).launch
+            with capture_turn() as allowed:
+                recorder = self._recorder
+                return Graph(recorder.stream, self._work, recorder.allows_host_copies).launch if allowed else None
         except BackendError as error:
             self._failures += 1
             if self._failures == ATTEMPTS:

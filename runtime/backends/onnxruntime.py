@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from latentrt.runtime.backends.cuda import Stream, describe_device, device_index
 from latentrt.runtime.backends.cuda_graph import Recorder
 from latentrt.runtime.backends.cuda_memory import DeviceBlock, DeviceBuffer
 from latentrt.runtime.backends.cuda_provider import fallback, preload, provider_options
+from latentrt.runtime.backends.device_wide import device_wide
 from latentrt.runtime.backends.host import HostBlock, HostBuffer, HostMark
 from latentrt.runtime.backends.registry import CPU_PROVIDER, CUDA_PROVIDER, load_module
 from latentrt.runtime.bundle.specs import ONNX_TYPES, ComponentSpec, Port
@@ -87,7 +89,8 @@ class OnnxRuntimeBackend:
         if optimised:
             options.graph_optimization_level = self.library.GraphOptimizationLevel.ORT_DISABLE_ALL
         try:
-            return self.library.InferenceSession(path, options, providers=providers, enable_fallback=0)
+            with nullcontext() if self.kind == "cpu" else device_wide():
+                return self.library.InferenceSession(path, options, providers=providers, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no base class of their own
             raise BackendError(f"{path}: ONNX Runtime cannot load it: {error}") from error
 

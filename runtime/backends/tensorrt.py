@@ -22,6 +22,7 @@ from latentrt.runtime.backends.base import Buffer, check_shared
 from latentrt.runtime.backends.cuda import Event, Stream, describe_device, device_index
 from latentrt.runtime.backends.cuda_graph import Recorder
 from latentrt.runtime.backends.cuda_memory import DeviceBlock, DeviceBuffer
+from latentrt.runtime.backends.device_wide import device_wide
 from latentrt.runtime.backends.kernel_cache import KernelCache
 from latentrt.runtime.backends.registry import load_module, runnable_targets
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
@@ -75,6 +76,7 @@ class TensorRTBackend:
             told_as(BackendError, path, "read"),
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan,
+            device_wide(),
         ):
             engine = self._runtime[0].deserialize_cuda_engine(plan)
         if engine is None:

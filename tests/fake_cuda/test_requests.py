@@ -55,3 +55,14 @@ def test_five_sizes_and_four_threads_for_200_requests(
         assert part.executed.pageable_copies == 0, part.summary()
     assert len({part.device_bytes for part in warm}) == 1
     assert parts[-1].device_bytes == 0
+
+
+def test_pipelines_are_loaded_and_closed_while_another_one_draws(
+    fake_device: FakeDevice, demo_bundle_fp16: Path, tmp_path: Path
+) -> None:
+    """A capture spares other threads, and is spared by them."""
+    printed, parts = fake_device.run(tmp_path / "log", "two_at_once", demo_bundle_fp16)
+    (together,) = [part for part in parts if part.name == "together"]
+    assert [part.name for part in parts if part.illegal] == []
+    assert together.captures >= 3, together.summary()
+    assert "cannot be captured" not in printed

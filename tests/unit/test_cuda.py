@@ -1,6 +1,7 @@
 """Device buffers, streams and DLPack capsules, on a stand-in whose device memory is host memory."""
 
 import gc
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ from cuda_stand_in import StandInCuda
 
 from latentrt.runtime.backends import cuda, cuda_memory, dlpack, targets
 from latentrt.runtime.backends.cuda_graph import ATTEMPTS, WARM_UPS, Graph, Recorder
+from latentrt.runtime.backends.device_wide import capture_turn, device_wide
 from latentrt.runtime.backends.registry import runnable_targets
 from latentrt.runtime.bundle.specs import port
 from latentrt.runtime.errors import BackendError
@@ -252,6 +254,36 @@ def test_no_garbage_is_collected_during_a_capture(gpu: StandInCuda) -> None:
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_a_capture_is_put_off_while_an_engine_is_loaded(gpu: StandInCuda) -> None:
+    """Loading synchronises the device, which CUDA refuses while any stream of it is captured."""
+    work = Work()
+    recording = Recorder(work.stream).record(work)
+    with device_wide():
+        recording()
+    assert (work.calls, count(gpu, "cudaStreamBeginCapture")) == (1, 0)
+    recording()
+    recording()
+    assert (work.calls, count(gpu, "cudaStreamBeginCapture"), count(gpu, "cudaGraphLaunch")) == (3, 1, 1)
+
+
+def test_loading_waits_for_captures(gpu: StandInCuda) -> None:
+    loaded = threading.Event()
+
+    def load() -> None:
+        with device_wide():
+            loaded.set()
+
+    with capture_turn() as allowed, capture_turn() as another:
+        assert (allowed, another) == (True, True)
+        thread = threading.Thread(target=load)
+        thread.start()
+        assert not loaded.wait(0.05)
+        with capture_turn() as late:
+            assert not late, "else a load might wait for ever"
+    assert loaded.wait(10)
+    thread.join()
 
 
 def test_wrong_values_are_refused(gpu: StandInCuda) -> None:
