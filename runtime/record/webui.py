@@ -117,6 +117,10 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ',:"\n') else text
 
 
+USUAL = ("Automatic", "Uniform", "Normal")
+"""Schedule types that a sampler with one schedule of its own need not be told of."""
+
+
 def read(text: str, sampler: bool = True) -> Parameters:
     """Read a text as a request. `sampler`: whether to read its sampler and schedule type, too.
 
@@ -138,7 +142,10 @@ def read(text: str, sampler: bool = True) -> Parameters:
     if "Size" in fields:
         settings["width"], settings["height"] = _size(fields.pop("Size"))
     if sampler and "Sampler" in fields:
-        settings |= sampler_settings(fields.pop("Sampler"), fields.pop("Schedule type", None))
+        schedule = fields.pop("Schedule type", None)
+        settings |= sampler_settings(fields.pop("Sampler"), schedule)
+        if schedule is not None and schedule not in USUAL and "schedule" not in settings:
+            fields["Schedule type"] = schedule
         given = {own: name for name, own in SCHEDULE_NUMBERS.items() if name in fields}
         if given:
             numbers = {own: _number(name, fields.pop(name), float) for own, name in given.items()}

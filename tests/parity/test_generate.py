@@ -13,11 +13,12 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.manifest import Defaults
 from latentrt.runtime.ensemble import Ensemble
 from latentrt.runtime.pipeline import Pipeline
+from latentrt.runtime.record.picture_files import read_request
 from latentrt.runtime.request.settings import SETTINGS
 from latentrt.runtime.upscale import generate_large
 
-OF_PROGRAMS = {"latents", "denoising_start", "denoising_end", "decode", "negative_conditioning"}
-"""Settings that hand arrays from model to model, and a rare one."""
+OF_PROGRAMS = {"latents", "denoising_start", "denoising_end", "decode", "negative_conditioning", "loras"}
+"""Settings that hand arrays from model to model, a rare one, and LoRAs, which the command loads by itself."""
 
 FAST = ("--steps", "2", "--width", "64", "--height", "64")
 TEXT = ("a (red:1.2) circle\nSteps: 3, Sampler: Euler", *FAST)
@@ -41,11 +42,11 @@ class KeptPipelines:
     def __init__(self, bundle):
         self.bundle, self.pipelines, self.taken = bundle, [], 0
 
-    def load(self, bundle, backend=None, device=None, *, build=None):
+    def load(self, bundle, backend=None, device=None, **options):
         assert bundle.path == self.bundle
         self.taken += 1
         if self.taken > len(self.pipelines):
-            self.pipelines.append(Pipeline.load(bundle, backend, device, build=build))
+            self.pipelines.append(Pipeline.load(bundle, backend, device, **options))
         return nullcontext(self.pipelines[self.taken - 1])
 
 
@@ -171,10 +172,11 @@ REPEATED = {
 
 
 @pytest.mark.parametrize("options", REPEATED.values(), ids=REPEATED)
-def test_a_png_is_repeated_to_the_byte(draw, sdxl_bundle, options):
-    files = draw(*(word.format(bundle=sdxl_bundle) for word in options))
-    again = draw("--from-png", files[-1], to="again.png")
-    assert stored(again[0])["upscale"] == stored(files[0])["upscale"]
+def test_a_picture_is_repeated_to_the_byte(draw, sdxl_bundle, options):
+    suffix = (".png", ".jpg", ".webp")[len(options) % 3]
+    files = draw(*(word.format(bundle=sdxl_bundle) for word in options), to=f"out{suffix}")
+    again = draw("--from-png", files[-1], to=f"again{suffix}")
+    assert read_request(again[0]) == read_request(files[0])
     assert [file.read_bytes() for file in again] == [file.read_bytes() for file in files]
     assert "drawn" not in draw.said
 
@@ -207,7 +209,7 @@ def test_a_second_pass_may_be_changed(draw, sdxl_bundle):
     (file,) = draw(*TEXT, "--refiner", sdxl_bundle, "--refiner-start", "0.5")
     (other,) = draw("--from-png", file, "--refiner-strength", "0.6", to="other.png")
     assert (stored(other)["refiner"]["start"], stored(other)["refiner"]["strength"]) == (None, 0.6)
-    error = draw("--from-png", file, "--upscale", "2", code=2)
+    error = draw("--from-png", file, "--upscale", "2", to="other.png", code=2)
     assert "--refiner and --upscale do not go together" in error
 
 
@@ -238,9 +240,9 @@ def edit(file: Path, change) -> Path:
 def test_other_weights_are_told(draw):
     (file,) = draw(*TEXT)
     edit(file, lambda values: values["bundle"].update(weights_sha256="f" * 64, name="other"))
-    draw("--from-png", file)
+    draw("--from-png", file, to="again.png")
     assert "drawn with other weights (other, sha256 ffffffffff…)" in draw.said
-    edit(file, lambda values: values["bundle"].update(stored(Path("out.png"))["bundle"], precision="fp16"))
+    edit(file, lambda values: values["bundle"].update(stored(Path("again.png"))["bundle"], precision="fp16"))
     draw("--from-png", file, to="again.png")
     assert "drawn in fp16;" in draw.said
 
@@ -248,11 +250,11 @@ def test_other_weights_are_told(draw):
 def test_a_refiner_must_be_there_as_it_was(draw, sdxl_bundle):
     (file,) = draw(*TEXT, "--refiner", sdxl_bundle)
     edit(file, lambda values: values["refiner"]["bundle"].update(weights_sha256="f" * 64))
-    error = draw("--from-png", file, code=1)
+    error = draw("--from-png", file, to="again.png", code=1)
     assert f"RequestError: {sdxl_bundle}: not the refiner that {file} was drawn with: its weights have sha256" in error
     edit(file, lambda values: values["refiner"]["bundle"].update(name="lost"))
-    assert f"its refiner lost is neither here nor beside {sdxl_bundle}" in draw("--from-png", file, code=1)
-    draw("--from-png", file, "--refiner", sdxl_bundle)
+    assert f"its refiner lost is neither here nor beside {sdxl_bundle}" in draw("--from-png", file, to="x.png", code=1)
+    draw("--from-png", file, "--refiner", sdxl_bundle, to="again.png")
 
 
 def with_parameters(text: str) -> Path:
@@ -269,16 +271,16 @@ def test_a_png_of_the_web_interface_is_repeated(draw):
     file = with_parameters(WEBUI.format("DPM++ 2M Karras") + ", Model: x")
     (drawn,) = draw("--from-png", file)
     wanted = {"negative": "dull", "steps": 2, "sampler": "dpmpp_2m", "guidance": 6.0, "seed": 3}
-    wanted |= {"schedule": {"use_karras_sigmas": True}, "width": 64, "height": 72}
+    wanted |= {"schedule": {"sigma_spacing": "karras"}, "width": 64, "height": 72, "prompt_syntax": "a1111"}
     assert (stored(drawn)["prompt"], stored(drawn)["settings"]) == (["a (red) cat"], wanted)
     assert "some of its `parameters` are left out: Model: x, Clip skip: 2" in draw.said
 
 
 def test_a_schedule_type_that_the_sampler_does_not_read_is_told(draw):
-    (drawn,) = draw("--from-png", with_parameters(WEBUI.format("Euler a") + ", Schedule type: Karras"))
+    (drawn,) = draw("--from-png", with_parameters(WEBUI.format("LCM") + ", Schedule type: Karras"))
     assert "schedule" not in stored(drawn)["settings"]
     assert "Schedule type" not in Image.open(drawn).text["parameters"]
-    assert "schedule: sampler 'euler_a' does not read use_karras_sigmas, so it has no effect" in draw.said
+    assert "some of its `parameters` are left out: Schedule type: Karras, Clip skip: 2" in draw.said
 
 
 def test_a_turned_photo_is_repeated(draw, pipe):
@@ -296,7 +298,7 @@ def test_a_turned_photo_is_repeated(draw, pipe):
 def test_an_unknown_sampler_of_the_web_interface(draw):
     file = with_parameters(WEBUI.format("DPM adaptive"))
     error = draw("--from-png", file, code=1)
-    assert "Sampler 'DPM adaptive': latentrt has no sampler of that name" in error
+    assert "sampler 'DPM adaptive': latentrt does not have it: it chooses its steps" in error
     (drawn,) = draw("--from-png", file, "--sampler", "ddim")
     assert stored(drawn)["settings"]["sampler"] == "ddim"
     assert "left out: Sampler: DPM adaptive" in draw.said
