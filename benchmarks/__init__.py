@@ -16,8 +16,8 @@
     environment  the machine, the driver, every version, the commit
     report/      charts, one HTML page, Markdown tables
 
-`vae_fp16.py`, `compile_settings.py` and `graph_passes.py` are scripts of their own. `configs/` holds models without
-weights.
+`vae_fp16.py`, `compile_settings.py`, `graph_passes.py` and `engine_sizes.py` are scripts of their own. `configs/` holds
+models without weights.
 """
 
 from pathlib import Path

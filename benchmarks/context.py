@@ -10,7 +10,7 @@ from latentrt.benchmarks.contenders import CONTENDERS, Contender, check_installe
 from latentrt.benchmarks.models import request_limits, static_copy, static_limits
 from latentrt.benchmarks.peers import peer_python
 from latentrt.benchmarks.process import Worker
-from latentrt.benchmarks.results import Failure, NotRun, Peaks, Record
+from latentrt.benchmarks.results import NOT_ASKED_FOR, Failure, NotRun, Peaks, Record
 from latentrt.benchmarks.scenarios import Scenario
 from latentrt.runtime.backends.registry import runnable_targets
 from latentrt.runtime.errors import BenchmarkError
@@ -75,7 +75,7 @@ class Context:
         for name in scenario.contenders:
             contender = CONTENDERS[name]
             if contender.is_peer and name not in self.options.peers:
-                self.write(NotRun(scenario.name, name, f"not asked for; ask with --peers {name}"))
+                self.write(NotRun(scenario.name, name, f"{NOT_ASKED_FOR}; ask with --peers {name}"))
             elif scenario.device not in contender.devices and not building:
                 self.write(NotRun(scenario.name, name, f"does not run on {scenario.device}"))
             elif scenario.device == "cuda" and not building and not _has_engines(contender):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentrt.benchmarks.results import Environment
+from latentrt.runtime.backends.cuda import describe_device, device_count
 from latentrt.runtime.backends.onnxruntime import usable_cores
 
 PACKAGES = (
@@ -64,10 +65,13 @@ def machine() -> dict[str, Any]:
 
 
 def gpus() -> list[dict[str, str]]:
-    """Every NVIDIA GPU as nvidia-smi reports it; none without a driver."""
+    """Every NVIDIA GPU as nvidia-smi reports it, or where that is missing CUDA; none without a driver."""
     query = f"--query-gpu={','.join(GPU_FACTS)}"
     lines = _output(["nvidia-smi", query, "--format=csv,noheader"]).splitlines()
-    return [dict(zip(GPU_FACTS, (part.strip() for part in line.split(",")), strict=False)) for line in lines]
+    if lines:
+        return [dict(zip(GPU_FACTS, (part.strip() for part in line.split(",")), strict=False)) for line in lines]
+    found = map(describe_device, range(device_count()))
+    return [{"name": gpu.name, "compute_cap": f"{gpu.major}.{gpu.minor}"} for gpu in found]
 
 
 def versions() -> dict[str, str]:

@@ -138,6 +138,7 @@ class Round:
             difference=compare_files(self.file(entrant.name), reference) if reference.is_file() else None,
             versions=entrant.loaded["versions"],
             notes=tuple(entrant.loaded["notes"]),
+            captured=last.get("captured"),
         )
 
 

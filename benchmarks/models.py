@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from latentrt import engine, export, runtime
 from latentrt.benchmarks import CONFIGS
 from latentrt.benchmarks.scenarios import SIZES, SUITES, Scenario
 from latentrt.demo import CHECKPOINT
-from latentrt.runtime.bundle.atomic_files import MANIFEST, replacing_folder
+from latentrt.runtime.bundle.atomic_files import MANIFEST, link_or_copy, replacing_folder
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.cache import cache_folder, locked
@@ -127,17 +126,19 @@ def request_limits(scenario: Scenario) -> dict[str, str]:
 
 
 def static_limits(scenario: Scenario) -> dict[str, str]:
-    """The limits that allow the sizes of a scenario's only point and nothing else.
+    """The limits that allow the sizes of a scenario's only point, with its guidance or without, and nothing else.
 
     Raises:
-        BenchmarkError: the scenario has points of different sizes.
+        BenchmarkError: the scenario has points of different sizes, or with and without guidance.
     """
-    if any(len(set(values)) > 1 for values in scenario.point_sizes().values()):
+    guided = {point.guidance > 1 for point in scenario.points}
+    if len(guided) > 1 or any(len(set(values)) > 1 for values in scenario.point_sizes().values()):
         raise BenchmarkError(
             f"{scenario.name}: engines for one size cannot serve its points. Use contenders for ranges"
         )
     sizes = {name: str(values[0]) for name, values in scenario.point_sizes().items()}
-    return sizes | {"tokens": str(TOKENS_PER_CHUNK), "vae_images": "1"}
+    guidance = "on" if scenario.points[0].guidance > 1 else "off"
+    return sizes | {"tokens": str(TOKENS_PER_CHUNK), "vae_images": "1", "guidance": guidance}
 
 
 def static_copy(bundle: Path, limits: Mapping[str, str]) -> Path:
@@ -146,17 +147,9 @@ def static_copy(bundle: Path, limits: Mapping[str, str]) -> Path:
     if not (target / MANIFEST).is_file():
         with replacing_folder(target) as draft:
             shutil.copytree(
-                bundle, draft, dirs_exist_ok=True, copy_function=_link, ignore=shutil.ignore_patterns("builds")
+                bundle, draft, dirs_exist_ok=True, copy_function=link_or_copy, ignore=shutil.ignore_patterns("builds")
             )
     return target
-
-
-def _link(source: str, target: str) -> None:
-    """Hard-link a file, or copy it if the system cannot link it."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def _widened(bounds: tuple[int, int, int], values: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from latentrt.benchmarks.builds import build_row
 from latentrt.benchmarks.contenders import CONTENDERS, Contender
 from latentrt.benchmarks.context import PICTURES, Context
 from latentrt.benchmarks.harness import Entrant, Round, Task, picture_task
@@ -71,6 +72,7 @@ def _prepared(
     except BenchmarkError as error:
         context.fail(scenario, contender.name, error, prepare.log.name)
         return None
+    context.write(build_row(scenario, contender, built))
     return common | {"bundle": built["path"], "backend": contender.backend}
 
 
@@ -128,13 +130,14 @@ def _references(
     folder = context.options.out / PICTURES
     diffusers = CONTENDERS["diffusers"]
     takes_part = diffusers in contenders and (scenario.precision, scenario.device) == ("fp32", "cpu")
+    device = scenario.reference_device
     drawn_by = diffusers.name if takes_part else REFERENCE
     drawn = {point: Round(scenario, point, task, folder, context.write).file(drawn_by) for point, task in tasks.items()}
     for file in drawn.values():
         file.unlink(missing_ok=True)  # left by an earlier run
     if not takes_part:
-        context.say(f"{scenario.name}: the reference, diffusers in fp32")
-        inputs = _load_arguments(scenario, context) | {"precision": "fp32"} | files
+        context.say(f"{scenario.name}: the reference, diffusers in fp32 on {device}")
+        inputs = _load_arguments(scenario, context) | {"precision": "fp32", "device": device} | files
         with context.worker(scenario.name, REFERENCE, diffusers.worker) as worker:
             try:
                 worker.call("load", **inputs)

@@ -87,7 +87,10 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class Row(Record):
-    """One contender at one point. `first` and `load` in seconds; memory in bytes, None if it cannot be measured."""
+    """One contender at one point. `first` and `load` in seconds; memory in bytes, None if it cannot be measured.
+
+    `captured`: whether the steps were replayed as a CUDA graph; None where there is none, or nobody says.
+    """
 
     KIND = "row"
     scenario: str
@@ -103,11 +106,15 @@ class Row(Record):
     difference: Difference | None
     versions: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    captured: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRow(Record):
-    """Engines built anew. `components`: seconds and bytes of each; `layers`: those of each, counted as `TYPE dtype`."""
+    """A contender's engines: built anew in a scenario of builds, elsewhere whenever they were missing.
+
+    `components`: seconds and bytes of each; `layers`: those of each, counted as `TYPE dtype`.
+    """
 
     KIND = "build"
     scenario: str
@@ -141,6 +148,10 @@ class NotRun(Record):
     reason: str
 
 
+NOT_ASKED_FOR = "not asked for"
+"""How the reason begins of a contender that was left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure(Record):
     """A scenario, or a contender in it, that should have run and did not."""
@@ -167,6 +178,8 @@ class Finished(Record):
     sampler: str
     seconds: float
     command: str
+    reference: str = ""
+    """The device on which the pictures to compare with were drawn; empty in runs before this was recorded."""
 
 
 RECORDS: dict[str, type[Record]] = {

@@ -43,6 +43,7 @@ class Scenario:
     """One question, and the measurements that answer it.
 
     `rounds`: timed requests of each contender at each point. `component`: the one to run, if `kind` says so.
+    `reference`: the device on which diffusers draws the picture to compare with, if it is not the scenario's.
     """
 
     name: str
@@ -57,6 +58,12 @@ class Scenario:
     axis: Axis = ""
     sampler: str = "euler"
     component: str = ""
+    reference: Device | None = None
+
+    @property
+    def reference_device(self) -> Device:
+        """The device on which diffusers draws the picture to compare with."""
+        return self.reference or self.device
 
     def point_sizes(self) -> dict[str, tuple[int, ...]]:
         """Every width, height and batch size that the points ask for."""
@@ -176,16 +183,29 @@ CPU = (
     _host("host", (600, 1000)),
 )
 
+SDXL_BASE = Scenario(
+    "sdxl-base",
+    "SDXL base at its own size, fp16: who is how fast?",
+    "sdxl-base",
+    (_square(1024, 30),),
+    EVERYONE_GPU,
+    "fp16",
+    "cuda",
+)
+DEMO_GPU = Scenario(
+    "demo-gpu",
+    "The checkpoint that ships, fp16 on the GPU: does it draw the pictures that the CPU draws in float32?",
+    "demo",
+    (_square(96, 20),),
+    EVERYONE_GPU,
+    "fp16",
+    "cuda",
+    reference="cpu",
+)
+GPU_QUICK = (DEMO_GPU, SDXL_BASE)
+
 GPU = (
-    Scenario(
-        "sdxl-base",
-        "SDXL base at its own size, fp16: who is how fast?",
-        "sdxl-base",
-        (_square(1024, 30),),
-        EVERYONE_GPU,
-        "fp16",
-        "cuda",
-    ),
+    *GPU_QUICK,
     *_scaling(
         "sdxl-base",
         1024,
@@ -224,7 +244,7 @@ GPU = (
     _host("host-gpu", (600, 1000)),
 )
 
-SUITES = {"quick": QUICK, "cpu": CPU, "gpu": GPU}
+SUITES = {"quick": QUICK, "cpu": CPU, "gpu-quick": GPU_QUICK, "gpu": GPU}
 
 REHEARSAL_MODEL = "demo"
 REHEARSAL_SIZES = {512: 48, 768: 72, 1024: 96, 1280: 120, 1536: 144, 96: 96}
@@ -263,5 +283,6 @@ def rehearsed(scenario: Scenario) -> Scenario:
         points=tuple(dict.fromkeys(points)),
         precision="fp32",
         device="cpu",
+        reference=None,
         rounds=min(scenario.rounds, 2),
     )

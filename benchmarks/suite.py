@@ -2,16 +2,17 @@
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from latentrt.benchmarks import builds, environment, host_work, pictures
 from latentrt.benchmarks.context import PICTURES, Context, Options
 from latentrt.benchmarks.results import RESULTS, Finished, Record, Results, read
 from latentrt.benchmarks.scenarios import Scenario
-from latentrt.runtime.backends.cuda import device_count
-from latentrt.runtime.errors import BenchmarkError, LatentRTError
+from latentrt.runtime.backends.cuda import describe_device
+from latentrt.runtime.errors import BackendError, BenchmarkError, LatentRTError
 
 RUNNERS: Mapping[str, Callable[[Scenario, Context], None]] = {
     "pictures": pictures.run,
@@ -28,7 +29,7 @@ def run_suite(scenarios: Iterable[Scenario], options: Options, command: str, say
         BenchmarkError: a scenario needs a GPU and there is none.
     """
     scenarios = [_with_rounds(scenario, options.rounds) for scenario in scenarios]
-    check_gpu(scenarios)
+    check_gpu(scenarios, options.peers)
     (options.out / PICTURES).mkdir(parents=True, exist_ok=True)
     file = options.out / RESULTS
     with file.open("w", encoding="utf-8") as stream:
@@ -63,6 +64,7 @@ def _run(scenario: Scenario, context: Context) -> None:
             sampler=scenario.sampler,
             seconds=time.perf_counter() - started,
             command=scenario_command(scenario, context.options),
+            reference=scenario.reference_device,
         )
     )
 
@@ -76,15 +78,34 @@ def scenario_command(scenario: Scenario, options: Options) -> str:
     return shlex.join([*words, *(["--rehearse"] if options.rehearse else [])])
 
 
-def check_gpu(scenarios: Iterable[Scenario]) -> None:
-    """Raise `BenchmarkError` if a scenario needs a GPU and there is none."""
-    needing = [scenario.name for scenario in scenarios if scenario.device == "cuda"]
-    if needing and device_count() == 0:
+def check_gpu(scenarios: Iterable[Scenario], peers: Sequence[str] = ()) -> None:
+    """Raise `BenchmarkError` if a scenario needs a GPU, and there is none or torch would have to use it and cannot.
+
+    It has to if it draws the reference there, or one of these peers takes part.
+    """
+    needing = [scenario for scenario in scenarios if scenario.device == "cuda"]
+    with_torch = any(one.reference_device == "cuda" or set(peers) & set(one.contenders) for one in needing)
+    if needing and (fault := gpu_fault(with_torch)):
+        names = ", ".join(one.name for one in needing)
         raise BenchmarkError(
-            f"scenarios {', '.join(needing)}: they need an NVIDIA GPU with 24 GB or more, a driver for CUDA 13, a "
-            "torch built for CUDA and latentrt[cuda]; this process sees no GPU. Try them in small on this CPU: "
-            "latentrt bench --gpu --rehearse"
+            f"scenarios {names}: they need an NVIDIA GPU, for full-size SDXL with 24 GB or more, a driver for CUDA 13, "
+            f"a torch built for CUDA and latentrt[cuda]. {fault}. latentrt doctor shows what works. To try them in "
+            "small on this CPU: latentrt bench --gpu --rehearse"
         )
+
+
+def gpu_fault(with_torch: bool) -> str:
+    """Why nothing can be measured on the first GPU, with the remedy; empty if it can."""
+    try:
+        describe_device(0)
+    except BackendError as error:
+        return str(error)
+    if with_torch and (torch := import_module("torch")).version.cuda is None:
+        return (
+            f"torch {torch.__version__}, which draws the reference, was built without CUDA. Install one that was built "
+            "for it, from https://pytorch.org"
+        )
+    return ""
 
 
 def _with_rounds(scenario: Scenario, rounds: int | None) -> Scenario:

@@ -8,14 +8,27 @@ import typer
 
 from latentrt.cli.export import export_checkpoint, open_checkpoint
 from latentrt.cli.groups import option_groups
-from latentrt.cli.options import BackendName, CheckpointOptions, ExportOptions, RangeOptions, VerboseOption
+from latentrt.cli.options import (
+    BackendName,
+    BuilderOptions,
+    CheckpointOptions,
+    ExportOptions,
+    RangeOptions,
+    ServingOptions,
+    VerboseOption,
+)
 from latentrt.cli.output import configure_logging, finish, progress_bar
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.atomic_files import bundle_target
+from latentrt.runtime.bundle.build_options import BuildOptions
 from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.bundle.bundle import bundle_folder, is_bundle
+from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.lora_slots import MAX_RANK, LoraLayers, LoraSlots
 from latentrt.runtime.errors import RequestError
+
+NATIVE_SIZE = 1024
+"""Stands for a checkpoint's, to find out before the export whether the sizes that are asked for make sense."""
 
 
 @option_groups
@@ -28,10 +41,12 @@ def build_engine(
     ] = None,
     *,
     ranges: RangeOptions,
+    serving: ServingOptions,
     target: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option("--target", help="Machines to build for (docs/engine.md). Default: this one; for RTX sm80+."),
     ] = None,
+    builder: BuilderOptions,
     force: Annotated[bool, typer.Option("--force", help="Rebuild engines that are up to date, too.")] = False,
     hoist: Annotated[
         bool, typer.Option("--hoist/--no-hoist", help="Split off the part of the U-Net that runs once per request.")
@@ -53,7 +68,7 @@ def build_engine(
 ) -> None:
     """Build the engines of a bundle for one backend, keeping those that are up to date."""
     configure_logging(verbose)
-    lora = read_slots(lora_rank, lora_layers)
+    lora, options = read_slots(lora_rank, lora_layers), builder.chosen
     if is_bundle(bundle_folder(source)):
         bundle = Bundle.open(source)
         if output is not None and realpath(output) != realpath(bundle.path):
@@ -71,9 +86,11 @@ def build_engine(
         from latentrt.engine.build import check_backend
 
         bundle_target(output)
-        check_backend(backend, target)
+        check_backend(backend, target, options)
+        serving.change(Limits.around(NATIVE_SIZE), ranges)
         bundle = export_checkpoint(open_checkpoint(source, checkpoint), output, networks, ranges)
-    record = build_with_progress(bundle, backend, ranges, target, force, hoist, lora)
+    limits = serving.change(bundle.manifest.limits, ranges)
+    record = build_with_progress(bundle, backend, limits, target, options, force=force, hoist=hoist, lora=lora)
     finish(
         bundle=bundle.path,
         build=record.name,
@@ -87,8 +104,10 @@ def build_engine(
 def build_with_progress(
     bundle: Bundle,
     backend: str,
-    ranges: RangeOptions,
+    limits: Limits | None = None,
     target: str | None = None,
+    options: BuildOptions | None = None,
+    *,
     force: bool = False,
     hoist: bool = True,
     lora: LoraSlots | None = None,
@@ -97,14 +116,15 @@ def build_with_progress(
     from latentrt.engine.base import BuildProgress
     from latentrt.engine.build import build_engines
 
-    limits = bundle.manifest.limits.replace(**ranges.by_name)
     with progress_bar("engines") as update:
 
         def show(event: BuildProgress) -> None:
             left = f", about {event.seconds_left:.0f} s left" if event.seconds_left else ""
             update(f"{event.component}: {event.phase}{left}", event.number - 1, event.count)
 
-        return build_engines(bundle, backend, limits, target=target, progress=show, force=force, hoist=hoist, lora=lora)
+        return build_engines(
+            bundle, backend, limits, target=target, options=options, progress=show, force=force, hoist=hoist, lora=lora
+        )
 
 
 def read_slots(rank: int, layers: LoraLayers) -> LoraSlots | None:

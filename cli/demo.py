@@ -62,7 +62,7 @@ def demo(
     with _timed(seconds, "export"):
         bundle = demo_bundle()
     with _timed(seconds, "build"):
-        build_with_progress(bundle, "onnxruntime", RangeOptions())
+        build_with_progress(bundle, "onnxruntime")
     with _timed(seconds, "load"):
         pipeline = Pipeline.load(bundle, "onnxruntime", "cpu")
     prompts = [prompt] if prompt else list(PROMPTS)

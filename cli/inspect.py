@@ -1,6 +1,6 @@
 """`latentrt inspect`: show the contents of a bundle."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -31,9 +31,14 @@ def inspect(
         screen.print(table)
     if any(part.numerics for part in opened.manifest.components.values()):
         screen.print(numerics_table(opened.manifest))
-    for build in builds.values():
-        screen.print(build_table(build))
-    finish(manifest=opened.manifest.model_dump(), builds={name: build.model_dump() for name, build in builds.items()})
+    kernels = {name: opened.kernels(build) for name, build in builds.items()}
+    for name, build in builds.items():
+        screen.print(build_table(build, kernels[name]))
+    finish(
+        manifest=opened.manifest.model_dump(),
+        builds={name: build.model_dump() for name, build in builds.items()},
+        kernels=kernels,
+    )
 
 
 def check_hashes(bundle: Bundle) -> None:
@@ -41,7 +46,7 @@ def check_hashes(bundle: Bundle) -> None:
     records = dict(bundle.manifest.files)
     for build in bundle.builds().values():
         for engine in build.engines.values():
-            check_sizes(bundle.path, engine.files, f"Rebuild with: {bundle.build_command(build.backend, build.limits)}")
+            check_sizes(bundle.path, engine.files, f"Rebuild with: {bundle.rebuild_command(build)}")
             records |= engine.files
     for name, record in records.items():
         if describe_file(bundle.path / name) != record:
@@ -59,7 +64,10 @@ def _table(title: str, columns: Sequence[str], numbers: Collection[str]) -> Tabl
 
 
 def _served(limits: Limits) -> str:
-    return ", ".join(f"{name} {getattr(limits, name)}" for name in Limits.STEP)
+    return ", ".join(
+        f"{option.removeprefix('--').replace('-', '_')} {' '.join(values)}"
+        for option, values in limits.options().items()
+    )
 
 
 def facts_table(bundle: Bundle) -> Table:
@@ -132,16 +140,25 @@ def dims_table(manifest: Manifest) -> Table:
     return table
 
 
-def build_table(build: BuildRecord) -> Table:
-    """One row per engine of a build."""
-    columns = ("engine", "precision", "MB", "seconds", "layers", "notes")
+def _profile(ranges: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {bounds}" for name, bounds in ranges.items())
+
+
+def build_table(build: BuildRecord, kernels: Mapping[str, int]) -> Table:
+    """One row per engine of a build; `kernels`: the bytes of those compiled on GPUs, by file."""
+    columns = ("engine", "precision", "MB", "seconds", "profiles", "options", "layers", "notes")
     table = _table(f"build {build.name}: {_served(build.limits)}", columns, numbers=("MB", "seconds"))
+    if kernels:
+        table.caption = "\n".join(f"kernels: {name}, {size / 1e6:,.1f} MB" for name, size in kernels.items())
+        table.caption_justify = "left"
     for name, engine in build.engines.items():
         table.add_row(
             name,
             engine.key.precision,
             f"{sum(file.size for file in engine.files.values()) / 1e6:,.1f}",
             f"{engine.seconds:.1f}",
+            "\n".join(map(_profile, engine.key.profiles)) or "one",
+            engine.key.options or "none",
             ", ".join(f"{count} {kind}" for kind, count in engine.layers.items()),
             "\n".join(engine.notes),
         )

@@ -9,6 +9,8 @@ import typer
 
 from latentrt.export.choices import ParityDepth, VaePrecision
 from latentrt.runtime.backends import BACKENDS
+from latentrt.runtime.bundle.build_options import BuildOptions, Tiling
+from latentrt.runtime.bundle.limits import Guidance, Limits
 from latentrt.runtime.bundle.specs import Precision
 from latentrt.runtime.samplers.config import PredictionType
 
@@ -116,6 +118,60 @@ class RangeOptions:
     def by_name(self) -> dict[str, str | None]:
         """The ranges as `Limits.replace` takes them."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ServingOptions:
+    """What engines serve besides ranges; None leaves it as it is."""
+
+    profile: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--profile",
+            metavar="WIDTHxHEIGHT",
+            help="Optimise for this size, in place of ranges of width and height; repeatable.",
+        ),
+    ] = None
+    guidance: Annotated[
+        Optional[Guidance],  # noqa: UP045
+        typer.Option("--guidance", help="Which requests to serve: with guidance, without it, or any."),
+    ] = None
+
+    def change(self, limits: Limits, ranges: RangeOptions) -> Limits:
+        """These limits, with what the options ask for.
+
+        Raises:
+            RequestError: a range or a profile that makes no sense, or profiles beside a width or height.
+        """
+        return limits.replace(profiles=self.profile or None, guidance=self.guidance, **ranges.by_name)
+
+
+@dataclass(frozen=True, slots=True)
+class BuilderOptions:
+    """How hard TensorRT searches for fast kernels; None stands for the default of each engine (docs/engine.md)."""
+
+    optimization_level: Annotated[
+        OptionalInt, typer.Option("--optimization-level", help="TensorRT: 0 to 5; higher levels search longer.")
+    ] = None
+    timing_iterations: Annotated[
+        OptionalInt, typer.Option("--timing-iterations", help="TensorRT: how often each kernel is timed.")
+    ] = None
+    tiling: Annotated[
+        Optional[Tiling],  # noqa: UP045
+        typer.Option("--tiling", help="TensorRT: search for kernels that share the L2 cache."),
+    ] = None
+    aux_streams: Annotated[
+        OptionalInt, typer.Option("--aux-streams", help="TensorRT: further streams an engine may use.")
+    ] = None
+
+    @property
+    def chosen(self) -> BuildOptions:
+        """The options as a build records them.
+
+        Raises:
+            RequestError: a number is out of its range.
+        """
+        return BuildOptions(**asdict(self))
 
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder of the bundle, or `demo`.", metavar="BUNDLE")]

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from latentrt.runtime.bundle.build_options import BuildOptions
 from latentrt.runtime.bundle.specs import ComponentSpec, Precision
 
 
@@ -28,7 +29,8 @@ class Job:
     """One component to build from the ONNX file `onnx` as `folder/<stem>.<suffix>`; `folder` is empty.
 
     `report` is called with the name of each phase as it begins. `float32_layers`: how many convolutions, matmuls and
-    attentions the export left in float32, because lower precisions overflow there.
+    attentions the export left in float32, because lower precisions overflow there. `options` are those of this engine,
+    with defaults filled in.
     """
 
     spec: ComponentSpec
@@ -38,6 +40,7 @@ class Job:
     stem: str
     report: Callable[[str], None] = field(default=lambda phase: None)
     float32_layers: int = 0
+    options: BuildOptions = field(default_factory=BuildOptions)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,9 @@ from latentrt.engine.folder import BuildFolder
 from latentrt.engine.progress import Tracker
 from latentrt.runtime.backends import identity
 from latentrt.runtime.backends.registry import default_target
+from latentrt.runtime.backends.targets import normal_target
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.build_options import BuildOptions
 from latentrt.runtime.bundle.build_record import BuildRecord, EngineRecord
 from latentrt.runtime.bundle.disk import check_space, disk_errors
 from latentrt.runtime.bundle.engine_key import EngineKey
@@ -55,6 +57,7 @@ def build_engines(
     limits: Limits | None = None,
     *,
     target: str | None = None,
+    options: BuildOptions | None = None,
     progress: Callable[[BuildProgress], None] | None = None,
     force: bool = False,
     hoist: bool = True,
@@ -62,21 +65,21 @@ def build_engines(
 ) -> BuildRecord:
     """Build the engines that are missing or out of date, and return the whole build.
 
-    `limits` defaults to the bundle's own, `target` to `default_target(backend)`. `force` builds every engine again.
-    `hoist` splits the U-Net into a part that runs once per request and one that runs on every step. `lora`: the room
-    for LoRAs; such a build lies beside one without.
+    `limits` defaults to the bundle's own, `target` to `default_target(backend)`; `options` are TensorRT's. `force`
+    builds every engine again. `hoist` splits the U-Net into a part that runs once per request and one that runs on
+    every step. `lora`: the room for LoRAs; such a build lies beside one without.
 
     Raises:
         BackendError: the backend is unknown or its library is not installed.
+        RequestError: there are options, and the backend takes none.
         BuildError: an engine cannot be built as asked, the disk cannot take it, or another process is building here.
     """
     limits = limits or bundle.manifest.limits
     specs = bundle.manifest.specs(limits)
-    target = target or default_target(backend)
-    precision = bundle.manifest.precision
-    plan = BuildRecord(backend=backend, precision=precision, target=target, limits=limits, engines={}, lora=lora)
+    plan = plan_build(bundle, backend, limits, target, options, lora)
+    target = plan.target
     folder = BuildFolder(bundle.path, plan.name)
-    installed = identity(backend, target)
+    installed = identity(backend, target, options)
     hoist = hoist and WHOLE in specs and any(port.name not in LOOP_INPUTS for port in specs[WHOLE].inputs)
     before = specs_before(folder, specs, lora)
     parts = parts_before(bundle, folder, before) if hoist else None
@@ -106,6 +109,27 @@ def build_engines(
     return finished
 
 
+def plan_build(
+    bundle: Bundle,
+    backend: str,
+    limits: Limits,
+    target: str | None,
+    options: BuildOptions | None,
+    lora: LoraSlots | None,
+) -> BuildRecord:
+    """The record of a build without engines."""
+    return BuildRecord(
+        backend=backend,
+        precision=bundle.manifest.precision,
+        target=normal_target(target) if target else default_target(backend),
+        named_target=target is not None,
+        limits=limits,
+        options=options or BuildOptions(),
+        lora=lora,
+        engines={},
+    )
+
+
 def build_missing(
     plan: BuildRecord,
     folder: BuildFolder,
@@ -122,19 +146,20 @@ def build_missing(
     tracker = Tracker(seconds_per_gigabyte, sizes, seconds_before(folder), progress)
     builder: Builder = load_attribute(place)(plan.backend, plan.target)
     for name, spec in missing.items():
-        engines[name] = build_one(graphs, folder, builder, spec, keys[name], tracker)
+        engines[name] = build_one(graphs, folder, builder, spec, keys[name], tracker, plan.options.for_engine(name))
         folder.save(plan.model_copy(update={"engines": engines}))
 
 
-def check_backend(backend: str, target: str | None = None) -> None:
+def check_backend(backend: str, target: str | None = None, options: BuildOptions | None = None) -> None:
     """Check that engines can be built here, before a checkpoint is exported for them.
 
     Raises:
         BackendError: the backend is unknown, or a library that it needs is not installed.
+        RequestError: there are options, and the backend takes none.
         BuildError: the target is unknown, or cannot be built for on this machine.
     """
     target = target or default_target(backend)
-    identity(backend, target)
+    identity(backend, target, options)
     load_attribute(GRAPH_FILES)
     load_attribute(BUILDERS[backend].place)(backend, target)
 
@@ -191,13 +216,19 @@ def parts_before(
 
 
 def build_one(
-    graphs: "GraphFiles", folder: BuildFolder, builder: Builder, spec: ComponentSpec, key: EngineKey, tracker: Tracker
+    graphs: "GraphFiles",
+    folder: BuildFolder,
+    builder: Builder,
+    spec: ComponentSpec,
+    key: EngineKey,
+    tracker: Tracker,
+    options: BuildOptions,
 ) -> EngineRecord:
     """Build one engine and move its files to their final place."""
     tracker.begin(spec.name)
     with folder.new_files() as temporary:
         file, float32 = graphs.file(spec.name), graphs.float32_layers(spec.name)
-        job = Job(spec, key.precision, file, temporary, folder.stem(key), tracker.phase, float32)
+        job = Job(spec, key.precision, file, temporary, folder.stem(key), tracker.phase, float32, options)
         built = builder.build(job)
         files = folder.adopt(temporary, built.files)
     seconds = tracker.done()

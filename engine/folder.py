@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from shutil import rmtree
 
-from latentrt.runtime.bundle.atomic_files import BUILD, check_sizes, describe_file, read_record, write_record
+from latentrt.runtime.bundle.atomic_files import BUILD, KERNELS, check_sizes, describe_file, read_record, write_record
 from latentrt.runtime.bundle.base import FileRecord
 from latentrt.runtime.bundle.build_record import BuildRecord, EngineRecord
 from latentrt.runtime.bundle.engine_key import EngineKey
@@ -71,7 +71,7 @@ class BuildFolder:
     def leftovers(self) -> list[Path]:
         """Paths in this folder that belong to no build: replaced engines, and what a killed process left."""
         named = {self.bundle / file for record in self.records() for e in record.engines.values() for file in e.files}
-        kept = {self.path / LOCK, self.path / BUILD, self.path / UNFINISHED, *named}
+        kept = {self.path / name for name in (LOCK, BUILD, UNFINISHED, KERNELS)} | named
         return sorted(set(self.path.iterdir()) - kept) if self.path.is_dir() else []
 
     def clean(self) -> None:
@@ -113,7 +113,8 @@ class BuildFolder:
         write_record(self.path / UNFINISHED, record)
 
     def commit(self, record: BuildRecord) -> None:
-        """Make this record the build, and remove everything it replaces."""
+        """Make this record the build, and remove everything it replaces, and the kernels of the engines before."""
         write_record(self.path / BUILD, record)
+        rmtree(self.path / KERNELS, ignore_errors=True)
         (self.path / UNFINISHED).unlink(missing_ok=True)
         self.clean()

@@ -1,7 +1,5 @@
 """Reads ONNX graphs: tensors, dtypes and layers in the terms of `engine.checks`."""
 
-import os
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -9,15 +7,14 @@ import onnx
 import onnx_ir as ir
 
 from latentrt.engine.checks import Layer, Tensor
-from latentrt.runtime.bundle.specs import ONNX_TYPES
+from latentrt.runtime.bundle.atomic_files import link_or_copy
+from latentrt.runtime.bundle.specs import ONNX_NAMES
 
 HEAVY = frozenset({"Attention", "Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul"})
 """Operators that do nearly all of a network's arithmetic."""
 
 WEIGHT_BYTES = 1024
 """Constants of this size or larger are weights; smaller ones may be shapes, which determine other shapes."""
-
-DTYPES = {number: name for name, number in ONNX_TYPES.items()}
 
 
 def read_graph(file: Path) -> onnx.GraphProto:
@@ -35,7 +32,7 @@ def read_graph(file: Path) -> onnx.GraphProto:
 
 def dtype_name(number: int) -> str:
     """An ONNX dtype's name in latentrt, or ONNX's own in lower case where no port has that dtype."""
-    return DTYPES.get(number) or onnx.TensorProto.DataType.Name(number).lower()
+    return ONNX_NAMES.get(number) or onnx.TensorProto.DataType.Name(number).lower()
 
 
 def lengths(value: onnx.ValueInfoProto) -> tuple[int, ...]:
@@ -80,15 +77,9 @@ def heavy_nodes(graph: onnx.GraphProto) -> list[Layer]:
 
 
 def link_data(model: ir.Model, source: Path, folder: Path) -> None:
-    """Make the model's data files available in `folder`: ONNX Runtime refuses files outside the model's own folder.
-
-    They are hard-linked where both folders are on one disk, otherwise copied.
-    """
+    """Make the model's data files available in `folder`: ONNX Runtime refuses files outside the model's own folder."""
     tensors = (value.const_value for value in model.graph.initializers.values())
     for name in {str(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}:
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source / name, target)
-        except OSError:
-            shutil.copyfile(source / name, target)
+        link_or_copy(source / name, target)

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from latentrt.engine.checks import Layer, Tensor
+from latentrt.runtime.bundle.specs import ComponentSpec
 
 DTYPES = {"HALF": "float16", "FLOAT": "float32", "BF16": "bfloat16", "INT64": "int64", "UINT8": "uint8"}
 """TensorRT's names of the dtypes that a port may have."""
@@ -35,6 +36,25 @@ def outputs(network: Any) -> dict[str, Tensor]:
 def describe(tensor: Any) -> Tensor:
     """Dtype and shape of a TensorRT tensor."""
     return Tensor(dtype_name(tensor.dtype), tuple(tensor.shape))
+
+
+def fix_lengths(network: Any, spec: ComponentSpec) -> None:
+    """Give inputs the lengths that the spec fixes, where the graph leaves them open.
+
+    TensorRT then knows every shape that follows from them when it optimises the graph, not only when it times kernels.
+    """
+    for tensor in map(network.get_input, range(network.num_inputs)):
+        port = next((port for port in spec.inputs if port.name == tensor.name), None)
+        if port is None or len(port.axes) != len(tensor.shape):
+            continue  # `check_ports` says so
+        low, high = port.shape(spec.sizes("min")), port.shape(spec.sizes("max"))
+        found = tuple(tensor.shape)
+        fixed = tuple(
+            small if length == -1 and axis.dim and small == large else length
+            for length, axis, small, large in zip(found, port.axes, low, high, strict=True)
+        )
+        if fixed != found:
+            tensor.shape = fixed
 
 
 def walk(network: Any) -> Iterator[Any]:

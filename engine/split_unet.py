@@ -69,6 +69,7 @@ class GraphFiles:
                 tuple(ports.get(str(value.name)) or part_port(value) for value in model.graph.inputs),
                 tuple(ports.get(str(value.name)) or part_port(value) for value in model.graph.outputs),
                 whole.dims,
+                whole.profiles,
             )
             for name, model in ((PROLOGUE, split.prologue), (BODY, split.body))
         }

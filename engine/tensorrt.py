@@ -1,11 +1,11 @@
-"""Builds TensorRT and TensorRT-RTX engines: one code path, strongly typed, with one optimisation profile.
+"""Builds TensorRT and TensorRT-RTX engines: one code path, strongly typed, with the profiles of the spec.
 
 TensorRT is called directly. Polygraphy's loaders choose between `tensorrt` and `tensorrt_rtx` once per process, by an
 environment variable, and use a logger of their own; latentrt uses both modules in one process.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -15,12 +15,13 @@ from latentrt.engine.attention import allow_decomposition, attention_notes
 from latentrt.engine.base import Built, Job
 from latentrt.engine.checks import check_ports, check_precision
 from latentrt.engine.inspection import inspect_engine
-from latentrt.engine.network import count_layers, heavy_layers, inputs, outputs, strongly_typed
+from latentrt.engine.network import count_layers, fix_lengths, heavy_layers, inputs, outputs, strongly_typed
 from latentrt.engine.progress import monitor
 from latentrt.runtime.backends.registry import ACTIVATION_RESIZE, load_module
-from latentrt.runtime.backends.targets import RTX_DEFAULT
+from latentrt.runtime.backends.targets import RTX_DEFAULT, capabilities
 from latentrt.runtime.backends.tensorrt_log import first_error, tensorrt_log
-from latentrt.runtime.bundle.specs import ComponentSpec
+from latentrt.runtime.bundle.build_options import BuildOptions
+from latentrt.runtime.bundle.specs import Dims, Port
 from latentrt.runtime.cache import cache_folder, write_atomically
 from latentrt.runtime.errors import BuildError
 
@@ -42,6 +43,7 @@ class TensorRTBuilder:
         builder = self.trt.Builder(self.log)
         job.report("parsing")
         network, parser = self._parse(builder, job)
+        fix_lengths(network, job.spec)
         kinds = allow_decomposition(self.trt, network)
         check_ports(job.spec, inputs(network), outputs(network))
         check_precision(job.spec, job.precision, heavy_layers(network), job.float32_layers)
@@ -66,12 +68,17 @@ class TensorRTBuilder:
 
     @contextmanager
     def _config(self, builder: Any, job: Job) -> Iterator[Any]:
-        """The config of one build with its profile and, for TensorRT, the timing cache, which is saved at the end."""
+        """The config of one build with its profiles, options and timing cache, which is saved at the end.
+
+        TensorRT-RTX chooses kernels on the user's machine, so it has neither options for the search nor timings.
+        """
         config = self._new_config(builder)
-        config.add_optimization_profile(profile(builder, job.spec))
+        for dims in job.spec.profiles:
+            config.add_optimization_profile(profile(builder, job.spec.inputs, dims))
         if self.rtx:
             yield config
             return
+        set_options(self.trt, config, job.options)
         file = cache_folder() / "timing" / f"tensorrt-{self.trt.__version__}-{self.target}.cache"
         load_timing_cache(config, file)
         yield config
@@ -114,28 +121,42 @@ def parser_errors(parser: Any, log: Any) -> list[str]:
     return texts or [first_error(log, "TensorRT gave no reason")]
 
 
-def profile(builder: Any, spec: ComponentSpec) -> Any:
-    """The optimisation profile of a spec: minimum, optimum and maximum shape of every input."""
+def profile(builder: Any, inputs: Sequence[Port], dims: Dims) -> Any:
+    """An optimisation profile: minimum, optimum and maximum shape of every input for these ranges."""
     shapes = builder.create_optimization_profile()
-    for port in spec.inputs:
-        shapes.set_shape(port.name, *(port.shape(spec.sizes(which)) for which in ("min", "opt", "max")))
+    bounds = [{name: getattr(dim, which) for name, dim in dims.items()} for which in ("min", "opt", "max")]
+    for port in inputs:
+        shapes.set_shape(port.name, *map(port.shape, bounds))
     return shapes
 
 
+def set_options(trt: ModuleType, config: Any, options: BuildOptions) -> None:
+    """Tell the builder how hard to search, and on how many streams the engine may run; `options` has no defaults."""
+    config.builder_optimization_level = options.optimization_level
+    config.avg_timing_iterations = options.timing_iterations
+    config.tiling_optimization_level = getattr(trt.TilingOptimizationLevel, str(options.tiling).upper())
+    config.max_aux_streams = options.aux_streams
+
+
 def set_target(trt: ModuleType, config: Any, target: str) -> None:
-    """Set one compute capability to build for, or keep TensorRT-RTX's portable default.
+    """Set the compute capabilities to build for, or keep TensorRT-RTX's portable default.
 
     Raises:
         BuildError: TensorRT-RTX does not know the target.
     """
     if target == RTX_DEFAULT:
         return
-    known = [name for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
-    if target.upper() not in known:
-        allowed = ", ".join([RTX_DEFAULT, *(name.lower() for name in known)])
-        raise BuildError(f"target {target}: TensorRT-RTX {trt.__version__} builds for {allowed}")
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), 0)
+    known = {name.lower(): value for name, value in trt.ComputeCapability.__members__.items() if name.startswith("SM")}
+    listed = capabilities(target)
+    if not set(listed) <= set(known):
+        allowed = ", ".join([RTX_DEFAULT, *known])
+        raise BuildError(
+            f"target {target}: TensorRT-RTX {trt.__version__} builds for {allowed}, or several as in sm86+sm89"
+        )
+    config.num_compute_capabilities = len(listed)
+    for number, name in enumerate(listed):
+        if not config.set_compute_capability(known[name], number):
+            raise BuildError(f"target {target}: TensorRT-RTX {trt.__version__} refuses {name} in it")
 
 
 def load_timing_cache(config: Any, file: Path) -> None:

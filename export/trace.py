@@ -14,7 +14,7 @@ import torch
 
 from latentrt.export.sample_inputs import sample_inputs
 from latentrt.runtime.bundle.lora_slots import LAYER_KEY
-from latentrt.runtime.bundle.specs import ONNX_TYPES, TOKENS_PER_CHUNK, ComponentSpec, DType, Port
+from latentrt.runtime.bundle.specs import ONNX_NAMES, TOKENS_PER_CHUNK, ComponentSpec, DType, Port
 from latentrt.runtime.errors import CheckpointError
 
 OPSET = 23
@@ -41,7 +41,6 @@ NETWORK = "network."
 """Beginning of the paths within a checkpoint's network, which the modules of `modules` hold under this name."""
 
 TORCH_DTYPES = {name: getattr(torch, name) for name in get_args(DType)}
-DTYPE_NAMES = {ir.DataType(number): name for name, number in ONNX_TYPES.items()}
 
 
 def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.Model:
@@ -111,7 +110,7 @@ def declare_ports(model: ir.Model, spec: ComponentSpec) -> None:
 
 
 def _check_port(spec: ComponentSpec, value: ir.Value, port: Port) -> None:
-    dtype = DTYPE_NAMES.get(value.dtype, value.dtype.name.lower()) if value.dtype else "untyped"
+    dtype = ONNX_NAMES.get(value.dtype, value.dtype.name.lower()) if value.dtype else "untyped"
     shape = value.shape or ir.Shape([])
     fixed = [axis.offset if not axis.dim else None for axis in port.axes]
     fixed_in_graph = [size if isinstance(size, int) else None for size in shape]

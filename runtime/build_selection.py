@@ -9,6 +9,7 @@ from pathlib import Path
 from latentrt.runtime.backends import BACKENDS, Backend, Engine, identity, open_backend
 from latentrt.runtime.backends.chained import ChainedEngine
 from latentrt.runtime.backends.registry import ONNX_BACKEND, devices, load_module, runnable_targets
+from latentrt.runtime.backends.targets import suitability
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.bundle.limits import Limits
@@ -33,6 +34,8 @@ class Selection:
     """The folder under `builds/` that holds the files; None for the bundle's ONNX files as exported."""
     lora: LoraSlots | None = None
     """The room for LoRAs."""
+    record: BuildRecord | None = None
+    """That build's record."""
 
     def open(self) -> Backend:
         """Open the backend on the device."""
@@ -80,7 +83,7 @@ def select(
                 return chosen
     if lora_rank:
         wanted = LoraSlots(rank=lora_rank)
-        command = bundle.build_command(backend or ONNX_BACKEND, bundle.manifest.limits, wanted)
+        command = bundle.build_command(backend or ONNX_BACKEND, bundle.manifest.limits, lora=wanted)
         raise BundleError(
             f"{bundle.path}: no build for this machine has room for LoRAs of rank {lora_rank}; it has "
             f"{', '.join(bundle.builds()) or 'none'}. Build one with: {command}"
@@ -120,10 +123,11 @@ def _build(bundle: Bundle, backend: str, device: str, lora_rank: int) -> Selecti
     builds = {name: build for name, build in bundle.builds().items() if build.backend == backend}
     targets = runnable_targets(backend, device) if builds else ()
     room = {name: build.lora.rank if build.lora else 0 for name, build in builds.items()}
-    runnable = [name for name, build in builds.items() if build.target in targets and room[name] >= lora_rank]
+    ranks = {name: suitability(build.target, targets) for name, build in builds.items() if room[name] >= lora_rank}
+    runnable = {name: (*rank, room[name]) for name, rank in ranks.items() if rank is not None}
     if not runnable:
         return None
-    name = min(runnable, key=lambda name: (targets.index(builds[name].target), room[name]))
+    name = min(runnable, key=lambda name: runnable[name])
     return _checked(bundle, name, builds[name], device)
 
 
@@ -137,7 +141,7 @@ def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | N
         raise BundleError(f"{bundle.path}: the build {name} is for {build.backend}, not for {backend}. Name only one")
     load_module(build.backend)
     for place in [device] if device else devices(build.backend):
-        if build.target in runnable_targets(build.backend, place):
+        if suitability(build.target, runnable_targets(build.backend, place)) is not None:
             return _checked(bundle, name, build, place)
     raise BundleError(
         f"{bundle.path}: the build {name} is for {build.target}, which this machine is not. Build one for it with: "
@@ -147,9 +151,10 @@ def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | N
 
 def _checked(bundle: Bundle, name: str, build: BuildRecord, device: str) -> Selection:
     """A build's engines, checked against what this bundle and this installation need."""
-    bundle.check_build(build, **identity(build.backend, build.target))
+    bundle.check_build(build, **identity(build.backend, build.target, build.options))
     files = {component: bundle.path / next(iter(engine.files)) for component, engine in build.engines.items()}
-    return Selection(build.backend, device, build.limits, bundle.engine_specs(build), files, name, build.lora)
+    specs = bundle.engine_specs(build)
+    return Selection(build.backend, device, build.limits, specs, files, name, build.lora, build)
 
 
 def _onnx_files(bundle: Bundle, backend: str | None, device: str | None) -> Selection:

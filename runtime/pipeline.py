@@ -372,15 +372,25 @@ class Pipeline:
         """The loaded LoRAs by name, the one not used for longest first."""
         return self._loras.loaded
 
+    @property
+    def is_captured(self) -> bool | None:
+        """Whether the loop's steps are replayed as a CUDA graph; None before the first one, and where there is none."""
+        return self._loop.is_captured
+
     def forget_prompts(self) -> None:
         """Drop the encoded prompts that are kept: for measurements, and to release memory."""
         self._turns.take(self._prompts.forget)
 
     def _command_with_room(self) -> str:
-        return self.bundle.build_command(self.backend.name, self.limits, LoraSlots(rank=SUGGESTED_RANK))
+        room = LoraSlots(rank=SUGGESTED_RANK)
+        if build := self.selection.record:
+            return self.bundle.rebuild_command(build.model_copy(update={"lora": room}))
+        return self.bundle.build_command(self.backend.name, self.limits, lora=room)
 
     def rebuild_command(self, limits: Limits) -> str:
         """The command that would build engines for other limits."""
+        if build := self.selection.record:
+            return self.bundle.rebuild_command(build, limits)
         return self.bundle.build_command(self.backend.name, limits)
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def _read(file: Path) -> PreviewMap | None:
 def _fitted(pipeline: Pipeline) -> PreviewMap:
     latents: list[Float32s] = []
     pictures: list[Image.Image] = []
-    width, height = (_small_size(pipeline, name) for name in ("width", "height"))
+    width, height = _small_size(pipeline)
     started = time.monotonic()
     for seed, prompt in enumerate(PROMPTS):
         if pipeline.bundle.manifest.model.is_inpainting:
@@ -170,7 +171,11 @@ def _fitted(pipeline: Pipeline) -> PreviewMap:
     return PreviewMap.best(latents, pictures)
 
 
-def _small_size(pipeline: Pipeline, name: str) -> int:
-    """Half the native size, or what the build serves nearest to it."""
-    low, _, high = pipeline.limits.bounds(name)
-    return min(max(pipeline.bundle.manifest.model.native_size // 16 * 8, low), high)
+def _small_size(pipeline: Pipeline) -> tuple[int, int]:
+    """Width and height of half the native size, or what the build serves nearest to it; of profiles the smallest."""
+    limits, native = pipeline.limits, pipeline.bundle.manifest.model.native_size
+    if limits.profiles:
+        return min(((one.width.min, one.height.min) for one in limits.profiles), key=prod)
+    width, height = (limits.bounds(name) for name in ("width", "height"))
+    half = native // 16 * 8
+    return min(max(half, width[0]), width[2]), min(max(half, height[0]), height[2])

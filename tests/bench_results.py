@@ -103,6 +103,44 @@ def records() -> tuple[Record, ...]:
     )
 
 
+GPU_ENVIRONMENT = replace(
+    ENVIRONMENT,
+    command="latentrt bench --gpu",
+    gpus=(
+        {
+            "name": "NVIDIA GeForce RTX 4090",
+            "compute_cap": "8.9",
+            "driver_version": "580.95",
+            "memory.total": "24564 MiB",
+        },
+    ),
+    machine=ENVIRONMENT.machine | {"system": "Linux-6.8", "python": "3.12.1"},
+    versions={"latentrt": "0.1.0", "torch": "2.13.0+cu130", "tensorrt": "11.4.0"},
+)
+
+
+def gpu_records() -> tuple[Record, ...]:
+    """A run on a GPU: one comparison whose steps were captured, builds, a failure and a contender that cannot run."""
+    where = {"precision": "fp16", "device": "cuda"}
+    ours = replace(row("latentrt", "demo-gpu"), memory_device=5 * 10**8, captured=False)
+    engines = {"unet_body": (70.0, 3 * 10**9), "vae_decoder": (20.0, 10**9)}
+    return (
+        GPU_ENVIRONMENT,
+        BuildRow("demo-gpu", "latentrt-tensorrt", {"width": "96"}, 90.0, 4 * 10**9, None, engines, {}),
+        ours,
+        replace(ours, contender="latentrt-tensorrt", captured=True, difference=Difference(2.0, 0.02, 62.0)),
+        row("diffusers", "demo-gpu"),
+        NotRun("demo-gpu", "optimum", "not asked for; ask with --peers optimum"),
+        NotRun("demo-gpu", "latentrt-tensorrt-rtx", "tensorrt-rtx has no engines for this GPU"),
+        replace(finished("demo-gpu"), **where, reference="cpu"),
+        BuildRow("forms", "latentrt-tensorrt", {"width": "96"}, 120.0, 4 * 10**9, 6 * 10**9, engines, {}),
+        replace(finished("forms", "build"), **where),
+        Failure("sdxl-base", "stable-fast", "stable-fast: load:\n" + "no such kernel " * 50, "stable-fast.log"),
+        NotRun("sdxl-base", "latentrt-tensorrt-rtx", "tensorrt-rtx has no engines for this GPU"),
+        replace(finished("sdxl-base"), **where),
+    )
+
+
 def write_run(folder: Path, lines: tuple[Record, ...] | None = None) -> Results:
     """A run's folder with pictures and results."""
     (folder / PICTURES).mkdir(parents=True)

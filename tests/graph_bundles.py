@@ -80,6 +80,15 @@ GRAPHS = {
           mean = Conv(d, MEAN)
           logvar = Conv(d, LOGVAR) }""",
 }
+FLOAT32_ENCODER = """vae_encoder (F[images,3,height,width] image) => (F[images,4,h,w] mean, F[images,4,h,w] logvar)
+        <float[4,192,1,1] MEAN>
+        { d = SpaceToDepth<blocksize=8>(image)
+          wide = Cast<to=1>(d)
+          sum = Conv(wide, MEAN)
+          mean = Cast<to=TYPE>(sum)
+          logvar = Identity(mean) }"""
+"""An encoder whose only convolution runs in float32, whatever the precision."""
+
 ENGINES = ["text_encoder", "unet_prologue", "unet_body", "vae_decoder", "vae_encoder"]
 """What is built of them."""
 

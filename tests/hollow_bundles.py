@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from latentrt.demo import CHECKPOINT
 from latentrt.export.family import TIME_IDS
@@ -82,14 +83,17 @@ def write_hollow_bundle(folder: Path, limits: Limits = LIMITS) -> Bundle:
 
 
 def write_hollow_build(
-    bundle: Bundle, backend: str, target: str, limits: Limits = LIMITS, hoisted: bool = False
+    bundle: Bundle, backend: str, target: str, limits: Limits = LIMITS, hoisted: bool = False, **told: Any
 ) -> BuildRecord:
-    """Add a build of every component with the keys that this installation gives; `hoisted`: the U-Net in two parts."""
+    """Add a build of every component with the keys that this installation gives; `hoisted`: the U-Net in two parts.
+
+    `told`: further fields of the build's record, such as `options`.
+    """
     specs = bundle.manifest.specs(limits)
     specs = replace_whole(specs, unet_parts(specs["unet"])) if hoisted else specs
-    build = BuildRecord(backend=backend, precision="fp16", target=target, limits=limits, engines={})
+    build = BuildRecord(backend=backend, precision="fp16", target=target, limits=limits, engines={}, **told)
     engines = {}
-    for name, key in bundle.keys(specs, **identity(backend, target)).items():
+    for name, key in bundle.keys(specs, **identity(backend, target, build.options)).items():
         path = f"builds/{build.name}/{name}.engine"
         (bundle.path / path).parent.mkdir(parents=True, exist_ok=True)
         (bundle.path / path).write_text(f"the engine of {name}")
@@ -105,8 +109,8 @@ def unet_parts(whole: ComponentSpec) -> dict[str, ComponentSpec]:
     loop = tuple(found for found in whole.inputs if found.name in LOOP_INPUTS)
     rest = tuple(found for found in whole.inputs if found.name not in LOOP_INPUTS)
     return {
-        PROLOGUE: ComponentSpec(PROLOGUE, rest, (key,), whole.dims),
-        BODY: ComponentSpec(BODY, (*loop, key), whole.outputs, whole.dims),
+        PROLOGUE: ComponentSpec(PROLOGUE, rest, (key,), whole.dims, whole.profiles),
+        BODY: ComponentSpec(BODY, (*loop, key), whole.outputs, whole.dims, whole.profiles),
     }
 
 

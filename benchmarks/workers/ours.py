@@ -59,7 +59,8 @@ class Latentrt:
         wall = time.perf_counter() - started
         if picture:
             result.images[0].save(picture)
-        return {"wall": wall, "stages": dict(result.timings), "step": step_seconds(times)} | self.memory.used()
+        answer = {"wall": wall, "stages": dict(result.timings), "step": step_seconds(times)}
+        return answer | self.memory.used() | {"captured": self.pipeline.is_captured}
 
     def run_component(
         self, *, inputs: str, sizes: dict[str, int], output: str, result: str | None = None

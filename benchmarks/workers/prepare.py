@@ -10,15 +10,18 @@ from latentrt.benchmarks.models import HASH_DIGITS, export_model, write_checkpoi
 from latentrt.benchmarks.workers.measure import peak_memory, restrict_threads
 from latentrt.engine.build import build_engines
 from latentrt.export.checkpoint import Checkpoint
-from latentrt.runtime.backends.registry import default_target, runnable_targets
+from latentrt.runtime.backends.registry import BACKENDS, default_target, runnable_targets
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
 
 
 def build_target(backend: str, device: str) -> str:
-    """The target that runs on this machine's device; the backend's default if there is none, or no GPU."""
+    """The target that runs on this machine's device: the portable one, as users build it, where that does.
+
+    The backend's default if there is none, or no GPU.
+    """
     own = runnable_targets(backend, "cuda:0") if device == "cuda" else ()
-    return own[0] if own else default_target(backend)
+    return own[0] if own and BACKENDS[backend].portable_target not in own else default_target(backend)
 
 
 class Prepare:

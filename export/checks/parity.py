@@ -38,8 +38,18 @@ def case_sizes(spec: ComponentSpec, depth: ParityDepth) -> Iterator[tuple[str, d
     """Yield (name, sizes) of every case that says something new about this component's dims.
 
     `full`: min, opt, max, a non-square size, an odd size of the latents, and two chunks of tokens. `quick`: min, odd
-    and two chunks, with everything else at its minimum. `off`: none.
+    and two chunks, with everything else at its minimum. `off`: none. With profiles, the cases that one of them serves,
+    or if there is none, the optimum of each.
     """
+    cases = list(_all_case_sizes(spec, depth))
+    served = [(name, sizes) for name, sizes in cases if spec.profiles_of(sizes)]
+    if cases and not served:
+        for number, profile in enumerate(spec.profiles, 1):
+            yield f"profile {number}", {name: dim.opt for name, dim in profile.items()}
+    yield from served
+
+
+def _all_case_sizes(spec: ComponentSpec, depth: ParityDepth) -> Iterator[tuple[str, dict[str, int]]]:
     small, medium, large = (spec.sizes(which) for which in ("min", "opt", "max"))
     if depth == "off":
         return

@@ -1,4 +1,4 @@
-"""The kernels that TensorRT-RTX compiles while it runs, kept in the user's cache folder for the next process."""
+"""The kernels that TensorRT-RTX compiles while it runs, kept with the build that they belong to."""
 
 import logging
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 
 from latentrt.runtime.backends.cuda import Device
 from latentrt.runtime.backends.targets import slug
+from latentrt.runtime.bundle.atomic_files import KERNELS
 from latentrt.runtime.cache import cache_folder, locked, write_atomically
 from latentrt.runtime.errors import BuildError
 
@@ -19,14 +20,24 @@ class KernelCache:
     Kernels for a set of sizes are all compiled before its first inference is over, never later with a fallback until
     then: a captured step would keep the fallback for good.
 
-    The file belongs to one TensorRT-RTX version and one GPU model, and is shared by processes under a lock.
+    Its file lies in the build's folder, so that it travels with the bundle, and in the user's cache folder where that
+    one cannot be written. It belongs to one TensorRT-RTX version and one GPU model, and TensorRT-RTX itself refuses one
+    that does not suit the driver.
     """
 
     def __init__(self, trt: ModuleType, gpu: Device):
-        self.file = cache_folder() / "kernels" / f"tensorrt-rtx-{trt.__version__}-{slug(gpu.name)}.cache"
+        name = f"tensorrt-rtx-{trt.__version__}-{slug(gpu.name)}.cache"
+        self.files = [cache_folder() / KERNELS / name]
+        """Where the kernels are read and written; the first place that works."""
         self.cache: Any = None
         self._eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         self._saved = b""
+
+    def keep_with(self, build: Path) -> None:
+        """Prefer a build's folder from now on; called before any engine of the build is bound."""
+        file = build / KERNELS / self.files[-1].name
+        if file not in self.files:
+            self.files.insert(0, file)
 
     def attach(self, config: Any) -> None:
         """Make a runtime config compile eagerly and use the cache, which the first call creates and fills."""
@@ -38,31 +49,32 @@ class KernelCache:
             logger.warning("TensorRT-RTX refuses the kernel cache; it compiles its kernels again in every process")
 
     def _fill(self) -> None:
-        try:
-            with locked(self._lock, "the kernel cache is in use", wait=True):
-                found = self.file.read_bytes() if self.file.is_file() else b""
-        except (OSError, BuildError) as error:
-            logger.warning("%s: cannot be read, so kernels are compiled anew: %s", self.file, error)
-            return
-        if found and self.cache.deserialize(found):
-            self._saved = found
-        elif found:
-            logger.info("%s: not usable by this driver or version, kernels are compiled anew", self.file)
+        for file in self.files:
+            try:
+                found = file.read_bytes()  # whole, as files are only ever replaced
+            except OSError:
+                continue
+            if self.cache.deserialize(found):
+                # From anywhere else, they still have to be written to the first place.
+                self._saved = found if file == self.files[0] else b""
+                return
+            logger.info("%s: not usable by this driver or version, kernels are compiled anew", file)
 
     def save(self) -> None:
-        """Write the kernels compiled so far, if there are new ones; a folder that refuses them is a warning."""
+        """Write the kernels compiled so far, if there are new ones; folders that all refuse them are a warning."""
         kernels = b"" if self.cache is None else bytes(memoryview(self.cache.serialize()))
         if kernels == self._saved:
             return
-        try:
-            with locked(self._lock, "the kernel cache is in use", wait=True):
-                write_atomically(self.file, kernels)
-        except (OSError, BuildError) as error:
-            logger.warning(
-                "%s: cannot be written, so the next process compiles its kernels again: %s", self.file, error
-            )
-        self._saved = kernels
-
-    @property
-    def _lock(self) -> Path:
-        return self.file.with_suffix(".lock")
+        self._saved, refused = kernels, ""
+        for file in self.files:
+            try:
+                with locked(file.with_suffix(".lock"), "the kernel cache is in use", wait=True):
+                    write_atomically(file, kernels)
+            except (OSError, BuildError) as error:
+                logger.info("%s: cannot be written: %s", file, error)
+                refused = str(error)
+            else:
+                return
+        logger.warning(
+            "%s: cannot be written, so the next process compiles its kernels again: %s", self.files[-1], refused
+        )

@@ -16,7 +16,8 @@ from latentrt.runtime.backends.targets import (
     generation_targets,
     gpu_model_targets,
 )
-from latentrt.runtime.errors import BackendError
+from latentrt.runtime.bundle.build_options import BuildOptions
+from latentrt.runtime.errors import BackendError, RequestError
 
 ACTIVATION_RESIZE = "RUNTIME_ACTIVATION_RESIZE_10_10"
 """TensorRT's preview feature by which an engine's activation memory is that of the sizes at hand."""
@@ -28,15 +29,15 @@ def _always(_library: Any) -> bool:
     return True
 
 
-def _no_options(_target: str) -> str:
-    return ""
-
-
-def _activation_resize(_target: str) -> str:
+def _activation_resize(_target: str, _options: BuildOptions) -> str:
     return ACTIVATION_RESIZE
 
 
-def _cuda_sessions(target: str) -> str:
+def _tensorrt_options(_target: str, options: BuildOptions) -> str:
+    return f"{ACTIVATION_RESIZE}, {options}"
+
+
+def _cuda_sessions(target: str, _options: BuildOptions) -> str:
     """A form is chosen by its time and its bits, which depend on the options of `cuda_provider.provider_options`."""
     return "no TF32, heuristic search, fused bias" if target.startswith("cuda") else ""
 
@@ -57,6 +58,8 @@ class KnownBackend:
     """The `module:class` that implements `Backend`."""
     gpu_targets: Callable[[Device], tuple[str, ...]]
     """The targets whose engines run on a GPU, best first."""
+    build_options: Callable[[str, BuildOptions], str]
+    """What the builder is told and the engine depends on, for a target and an engine's options: a part of its key."""
     cpu_targets: Callable[[], tuple[str, ...]] = tuple
     """The targets whose engines run on this machine's CPU, best first; by default none."""
     portable_target: str | None = None
@@ -65,8 +68,8 @@ class KnownBackend:
     """Whether the library, given its module, was installed with support for GPUs."""
     runs_onnx_files: bool = False
     """Runs a bundle's ONNX files as they are, without a build."""
-    build_options: Callable[[str], str] = _no_options
-    """What the builder is told for a target and the engine depends on: a part of its key."""
+    takes_options: bool = False
+    """Whether the builder takes `BuildOptions`."""
     rewrites_components: bool = False
     """Builds whole components, too, from graphs that went through latentrt's passes, not only the U-Net's parts."""
 
@@ -77,7 +80,8 @@ BACKENDS: Mapping[str, KnownBackend] = {
         extras=("tensorrt",),
         runner="latentrt.runtime.backends.tensorrt:TensorRTBackend",
         gpu_targets=gpu_model_targets,
-        build_options=_activation_resize,
+        build_options=_tensorrt_options,
+        takes_options=True,
     ),
     "tensorrt-rtx": KnownBackend(
         module="tensorrt_rtx",
@@ -171,17 +175,28 @@ class Identity(TypedDict):
     backend_version: str
     target: str
     latentrt: str
-    options: str
+    options: Callable[[str], str]
     rewritten: bool
 
 
-def identity(name: str, target: str) -> Identity:
-    """What an engine built here for this target depends on, beside the bundle."""
+def identity(name: str, target: str, options: BuildOptions | None = None) -> Identity:
+    """What an engine built here for this target depends on, beside the bundle.
+
+    Raises:
+        RequestError: there are options, and the backend takes none.
+    """
+    known = find_backend(name)
+    chosen = options or BuildOptions()
+    if chosen.given and not known.takes_options:
+        takers = " and ".join(backend for backend, other in BACKENDS.items() if other.takes_options)
+        raise RequestError(
+            f"{', '.join(chosen.given)}: only {takers} has such options, {name} has none. Leave them out"
+        )
     return {
         "backend": name,
         "backend_version": str(load_module(name).__version__),
         "target": target,
         "latentrt": version("latentrt"),
-        "options": BACKENDS[name].build_options(target),
-        "rewritten": BACKENDS[name].rewrites_components,
+        "options": lambda engine: known.build_options(target, chosen.for_engine(engine)),
+        "rewritten": known.rewrites_components,
     }

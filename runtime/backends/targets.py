@@ -7,10 +7,12 @@ A target names everything outside the bundle that an engine depends on, and is p
     tensorrt       sm89-linux-geforce-rtx-4090   kernels are timed on one GPU model, for one operating system
     tensorrt-rtx   sm80+                         compute capability 8.0 and newer, any operating system
                    sm75, sm86, sm89, ...         one compute capability alone
+                   sm86+sm89                     these compute capabilities
 """
 
 import platform
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,7 +40,28 @@ def gpu_model_targets(gpu: Device) -> tuple[str, ...]:
 def capability_targets(gpu: Device) -> tuple[str, ...]:
     """TensorRT-RTX's targets for a GPU's compute capability; there are none for 9.0 and 10.x."""
     capability = _capability(gpu)
-    return (RTX_DEFAULT, capability) if gpu.major in (8, 12) else (capability,) if capability == "sm75" else ()
+    return (capability, RTX_DEFAULT) if gpu.major in (8, 12) else (capability,) if capability == "sm75" else ()
+
+
+def capabilities(target: str) -> tuple[str, ...]:
+    """The compute capabilities in a target of TensorRT-RTX, such as `sm86+sm89`; another target is its own only one."""
+    return tuple(target.split("+")) if re.fullmatch(r"sm\d+(\+sm\d+)+", target) else (target,)
+
+
+def normal_target(target: str) -> str:
+    """A target as builds are named after it: several compute capabilities in order, each once."""
+    listed = capabilities(target)
+    return target if len(listed) == 1 else "+".join(sorted(set(listed), key=lambda name: int(name[2:])))
+
+
+def suitability(target: str, runnable: Sequence[str]) -> tuple[int, int] | None:
+    """How well a build's target suits a machine that runs these targets; lower is better, None if it does not run.
+
+    Of builds for several compute capabilities, the one for the fewest is the best.
+    """
+    listed = capabilities(target)
+    places = [runnable.index(name) for name in listed if name in runnable]
+    return (min(places), len(listed)) if places else None
 
 
 def _capability(gpu: Device) -> str:

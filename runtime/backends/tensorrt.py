@@ -84,6 +84,8 @@ class TensorRTBackend:
             remedy = f"Rebuild with: build-engine BUNDLE --backend {self.name}"
             kind = StaleBuildError if MISMATCH.search(cause) else BackendError
             raise kind(f"{spec.name}: {self.name} {self.trt.__version__} cannot load {path}: {cause}. {remedy}")
+        if self.kernels is not None:
+            self.kernels.keep_with(path.parent)
         loaded = TensorRTEngine(self, spec, engine)
         self._engines.add(loaded)
         return loaded
@@ -218,6 +220,10 @@ class TensorRTBinding:
         self._spec = spec
         self._held = [engine, context]
         self._first = True
+        if len(spec.profiles) > 1:
+            number = spec.profile_of(sizes)
+            chosen = context.set_optimization_profile_async(number, backend.stream.handle)
+            self._require(chosen, f"refuses its optimisation profile {number}")
         self._set_shapes(sizes)
         self.buffers = {
             port.name: shared.get(port.name) or DeviceBuffer(port.shape(sizes), port.numpy_dtype, backend.stream)

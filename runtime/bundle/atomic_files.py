@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from shutil import rmtree
+from shutil import copyfile, rmtree
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -17,6 +17,9 @@ from latentrt.runtime.cache import write_atomically
 from latentrt.runtime.errors import BundleError, RequestError, told_as
 
 MANIFEST, BUILD = "manifest.json", "build.json"
+
+KERNELS = "kernels"
+"""Folder for the kernels that an engine compiles on the user's GPU, in a build's folder or the user's cache."""
 
 RecordT = TypeVar("RecordT", bound=Record)
 
@@ -145,3 +148,11 @@ def _runs(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Make a file available at a second place: hard-linked where both are on one disk, otherwise copied."""
+    try:
+        os.link(source, target)
+    except OSError:
+        copyfile(source, target)

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from latentrt.runtime.bundle.base import FORMAT, FileRecord, Record
+from latentrt.runtime.bundle.build_options import BuildOptions
 from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.lora_slots import LoraSlots
@@ -30,7 +31,10 @@ class BuildRecord(Record):
     backend: str
     precision: Precision
     target: str
+    named_target: bool = False
+    """Whether the user named the target, so that a command to rebuild it must do so, too."""
     limits: Limits
+    options: BuildOptions = BuildOptions()
     engines: dict[str, EngineRecord]
     lora: LoraSlots | None = None
     """The room for LoRAs in the U-Net and the text encoders."""

@@ -1,11 +1,12 @@
 """A bundle on disk: opens and checks it, finds its files and builds, and knows the key that each engine must have."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from shlex import quote
 
-from latentrt.runtime.bundle.atomic_files import BUILD, MANIFEST, check_sizes, read_record
+from latentrt.runtime.bundle.atomic_files import BUILD, KERNELS, MANIFEST, check_sizes, read_record
+from latentrt.runtime.bundle.build_options import BuildOptions
 from latentrt.runtime.bundle.build_record import BuildRecord
 from latentrt.runtime.bundle.engine_key import EngineKey
 from latentrt.runtime.bundle.limits import Limits
@@ -98,12 +99,23 @@ class Bundle:
             files = sorted(self.path.glob(f"builds/*/{BUILD}"))
         return {file.parent.name: read_record(file, BuildRecord) for file in files}
 
+    def kernels(self, build: BuildRecord) -> dict[str, int]:
+        """The kernels that were compiled for a build's engines: file name -> bytes, one for each version and GPU."""
+        files = sorted((self.path / "builds" / build.name / KERNELS).glob("*.cache"))
+        return {file.name: file.stat().st_size for file in files}
+
     def keys(
-        self, specs: Mapping[str, ComponentSpec], lora: LoraSlots | None = None, *, rewritten: bool, **backend: str
+        self,
+        specs: Mapping[str, ComponentSpec],
+        lora: LoraSlots | None = None,
+        *,
+        rewritten: bool,
+        options: Callable[[str], str],
+        **backend: str,
     ) -> dict[str, EngineKey]:
         """The key that each engine must have; `lora` is the room that those with slots have.
 
-        `rewritten` and `backend` (backend, backend_version, target, latentrt, options): see `backends.identity`.
+        `rewritten`, `options` and `backend` (backend, backend_version, target, latentrt): see `backends.identity`.
         """
         return {
             name: EngineKey(
@@ -112,7 +124,9 @@ class Bundle:
                 inputs=port_table(spec.inputs),
                 outputs=port_table(spec.outputs),
                 dims={dim.name: str(dim) for dim in spec.dims.values()},
+                profiles=spec.profile_table,
                 precision=self.manifest.components[component_of(name)].precision,
+                options=options(name),
                 passes=passes_of(name, rewritten=rewritten or has_slots(spec)),
                 lora=str(lora) if has_slots(spec) else "",
                 **backend,
@@ -130,29 +144,50 @@ class Bundle:
         specs = recorded_slots(self.manifest.specs(build.limits), keys)
         return replace_whole(specs, recorded_parts(specs, keys))
 
-    def check_build(self, build: BuildRecord, *, rewritten: bool, **backend: str) -> None:
+    def check_build(
+        self, build: BuildRecord, *, rewritten: bool, options: Callable[[str], str], **backend: str
+    ) -> None:
         """Check that every engine of the build has the key that it must have (see `keys`), and whole files.
 
         Raises:
             StaleBuildError: names the component, the field, what was found, what is needed, and the command to rebuild.
             BundleError: an engine's file is missing or truncated.
         """
-        remedy = "Rebuild with: " + self.build_command(build.backend, build.limits, build.lora)
+        remedy = "Rebuild with: " + self.rebuild_command(build)
         try:
             specs = self.engine_specs(build)
         except BundleError as error:
             raise StaleBuildError(f"{self.path}, build {build.name}: {error}. {remedy}") from error
-        for name, key in self.keys(specs, build.lora, rewritten=rewritten, **backend).items():
+        for name, key in self.keys(specs, build.lora, rewritten=rewritten, options=options, **backend).items():
             engine = build.engines.get(name)
             difference = "is missing" if engine is None else engine.key.difference(key)
             if engine is None or difference:
                 raise StaleBuildError(f"{self.path}, build {build.name}: {name} {difference}. {remedy}")
             check_sizes(self.path, engine.files, remedy)
 
-    def build_command(self, backend: str, limits: Limits, lora: LoraSlots | None = None) -> str:
+    def build_command(
+        self,
+        backend: str,
+        limits: Limits,
+        *,
+        target: str | None = None,
+        options: BuildOptions | None = None,
+        lora: LoraSlots | None = None,
+    ) -> str:
         """The `build-engine` command for a build with these limits and this room for LoRAs."""
-        own = self.manifest.limits
-        changed = [name for name in Limits.STEP if getattr(limits, name) != getattr(own, name)]
-        ranges = [f"--{name.replace('_', '-')} {getattr(limits, name)}" for name in changed]
-        room = lora.options if lora else []
-        return " ".join(["build-engine", quote(str(self.path)), "--backend", backend, *ranges, *room])
+        changed = limits.options(besides=self.manifest.limits)
+        chosen = [f"{option} {value}" for option, values in changed.items() for value in values]
+        chosen += [f"--target {target}"] if target else []
+        chosen += [f"{option} {value}" for option, value in (options.given if options else {}).items()]
+        chosen += lora.options if lora else []
+        return " ".join(["build-engine", quote(str(self.path)), "--backend", backend, *chosen])
+
+    def rebuild_command(self, build: BuildRecord, limits: Limits | None = None) -> str:
+        """The `build-engine` command for a build like this one, with its own limits or others."""
+        return self.build_command(
+            build.backend,
+            limits or build.limits,
+            target=build.target if build.named_target else None,
+            options=build.options,
+            lora=build.lora,
+        )

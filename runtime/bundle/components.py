@@ -17,7 +17,18 @@ from collections.abc import Iterable, Mapping
 
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.model import Model
-from latentrt.runtime.bundle.specs import DTYPES, TOKENS_PER_CHUNK, ComponentSpec, Dim, DType, Port, Precision, port
+from latentrt.runtime.bundle.specs import (
+    DTYPES,
+    TOKENS_PER_CHUNK,
+    ComponentSpec,
+    Dim,
+    Dims,
+    DType,
+    Port,
+    Precision,
+    port,
+)
+from latentrt.runtime.errors import RequestError
 
 MAX_STEPS = 1000
 MAX_NOISES = 256
@@ -29,12 +40,13 @@ MAX_HISTORY = 8
 def request_dims(limits: Limits, model: Model) -> dict[str, Dim]:
     """The range of every dim for a range of requests."""
     images, width, height, tokens = (limits.bounds(name) for name in ("images", "width", "height", "tokens"))
+    fewest, most = guidance_branches(limits, model)
     chunks = [bound // TOKENS_PER_CHUNK for bound in tokens]
     scale = model.latent_scale
     bounds = {
         "images": images,
         "vae_images": limits.bounds("vae_images"),
-        "rows": (images[0], 2 * images[1], 2 * images[2]),
+        "rows": (fewest * images[0], most * images[1], most * images[2]),
         "texts": (1, 2 * chunks[1], 2 * images[2] * chunks[2]),
         "tokens": tokens,
         "latent_height": tuple(bound // scale for bound in height),
@@ -46,18 +58,57 @@ def request_dims(limits: Limits, model: Model) -> dict[str, Dim]:
     return {name: Dim(name, *three) for name, three in bounds.items()}
 
 
+def guidance_branches(limits: Limits, model: Model) -> tuple[int, int]:
+    """The fewest and the most rows that the U-Net runs per image.
+
+    Raises:
+        RequestError: the limits ask for guided requests alone, and this model's guidance takes no rows.
+    """
+    if model.guidance_embedding and limits.guidance == "on":
+        raise RequestError("guidance on: this model takes the guidance scale as an input, and never runs negative rows")
+    return {"any": (1, 2), "on": (2, 2), "off": (1, 1)}[limits.guidance]
+
+
+def request_profiles(limits: Limits, model: Model) -> list[Dims]:
+    """The ranges of every dim in each optimisation profile: one for each size profile and number of rows.
+
+    Where the number of images is fixed, batches without guidance have a profile of their own, whose rows are a single
+    number. So are those of guided batches of one image; of several images, some may be at a step without guidance.
+    """
+    dims = request_dims(limits, model)
+    scale = model.latent_scale
+    sizes = [
+        {
+            "latent_height": _scaled("latent_height", profile.height, scale),
+            "latent_width": _scaled("latent_width", profile.width, scale),
+        }
+        for profile in limits.profiles
+    ]
+    rows, images = dims["rows"], dims["images"]
+    batches = [{"rows": rows}]
+    if images.is_static and not rows.is_static:
+        unguided, guided = (rows.min, rows.min, rows.min), (rows.min + 1, rows.max, rows.max)
+        batches = [{"rows": Dim("rows", *bounds)} for bounds in (guided, unguided)]
+    return [{**dims, **size, **batch} for size in sizes or [{}] for batch in batches]
+
+
+def _scaled(name: str, pixels: Dim, scale: int) -> Dim:
+    return Dim(name, pixels.min // scale, pixels.opt // scale, pixels.max // scale)
+
+
 def component_specs(
     model: Model, limits: Limits, precisions: Mapping[str, Precision], names: Iterable[str] | None = None
 ) -> dict[str, ComponentSpec]:
     """Every component of a model, or those in `names`, with ports and dims.
 
-    `precisions` holds each component's precision; the sampler has the U-Net's.
+    `precisions` holds each component's precision; the sampler has the U-Net's, and one profile for all sizes, as its
+    few small operations gain nothing from more.
     """
-    dims = request_dims(limits, model)
+    dims, profiles = request_dims(limits, model), tuple(request_profiles(limits, model))
     specs: dict[str, ComponentSpec] = {}
 
     def add(name: str, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) -> None:
-        specs[name] = ComponentSpec(name, inputs, outputs, dims)
+        specs[name] = ComponentSpec(name, inputs, outputs, dims, () if name == "sampler" else profiles)
 
     for encoder in model.text_encoders:
         dtype = DTYPES[precisions[encoder.component]]

@@ -14,6 +14,8 @@ class EngineKey(Record):
     inputs: dict[str, str]
     outputs: dict[str, str]
     dims: dict[str, str]
+    profiles: tuple[dict[str, str], ...] = ()
+    """See `ComponentSpec.profile_table`."""
     precision: Precision
     backend: str
     backend_version: str
@@ -39,6 +41,8 @@ def _brief(value: Any, other: Any) -> str:
     """A field's value, shortened; only the entries that differ if it is a table."""
     if isinstance(value, dict):
         return ", ".join(f"{name} {entry}" for name, entry in value.items() if other.get(name) != entry) or "none"
+    if isinstance(value, tuple):
+        return " or ".join(", ".join(map(" ".join, entry.items())) for entry in value) or "none"
     if value == "":
         return "none"
     return str(value) if len(str(value)) <= 40 else f"{str(value)[:16]}…"

@@ -1,6 +1,8 @@
-"""The ranges of requests that a bundle or a build serves: images, width, height, tokens, images of the VAE."""
+"""The requests that a bundle or a build serves: images, sizes, tokens, guidance, images of the VAE."""
 
-from typing import Annotated, Any, ClassVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, PlainSerializer
 
@@ -35,11 +37,43 @@ def _range(name: str) -> Any:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class SizeProfile:
+    """A range of widths and one of heights, in pixels, that engines are optimised for; both are often one number."""
+
+    width: Dim
+    height: Dim
+
+    @classmethod
+    def parse(cls, text: Any) -> "SizeProfile":
+        """A profile from `1024x1024`, or with ranges as in `512:768:1024x512:768:1024`.
+
+        Raises:
+            RequestError: the text is neither.
+        """
+        if isinstance(text, SizeProfile):
+            return text
+        width, x, height = str(text).partition("x")
+        if not x:
+            raise RequestError(f"profile {text}: a profile is WIDTHxHEIGHT, such as 832x1216; both may be min:opt:max")
+        return cls(parse_range("width", width), parse_range("height", height))
+
+    def __contains__(self, size: tuple[int, int]) -> bool:
+        return size[0] in self.width and size[1] in self.height
+
+    def __str__(self) -> str:
+        return f"{self.width.brief}x{self.height.brief}"
+
+
+Guidance = Literal["any", "on", "off"]
+"""Whether requests are guided: either, always, or never. With guidance, the U-Net runs two rows per image."""
+
+
 class Limits(Record):
     """The requests that a bundle or a build serves: images per request, pixels, tokens of a prompt (77 per chunk).
 
     `vae_images` is how many images the VAE takes at once; larger requests go through it in slices, which bounds its
-    memory.
+    memory. With `profiles`, only their sizes are served, and `width` and `height` are the ranges around all of them.
     """
 
     STEP: ClassVar[dict[str, int]] = {
@@ -55,12 +89,22 @@ class Limits(Record):
     height: _range("height")  # type: ignore[valid-type]
     tokens: _range("tokens")  # type: ignore[valid-type]
     vae_images: _range("vae_images")  # type: ignore[valid-type]
+    profiles: tuple[
+        Annotated[SizeProfile, BeforeValidator(SizeProfile.parse), PlainSerializer(str, return_type=str)], ...
+    ] = ()
+    guidance: Guidance = "any"
 
     def model_post_init(self, _context: Any, /) -> None:
-        """Raise `RequestError` where a bound is not a multiple of its step."""
+        """Raise `RequestError` where a bound is not a multiple of its step, or the profiles' ranges are not the whole.
+
+        The ranges around profiles have the optimum of the first one.
+        """
         for name, step in self.STEP.items():
-            if any(bound % step for bound in self.bounds(name)):
-                raise RequestError(f"{name} {getattr(self, name)}: every bound must be a multiple of {step}")
+            dims = [getattr(self, name), *(getattr(profile, name, getattr(self, name)) for profile in self.profiles)]
+            if wrong := [dim for dim in dims if any(bound % step for bound in (dim.min, dim.opt, dim.max))]:
+                raise RequestError(f"{name} {wrong[0]}: every bound must be a multiple of {step}")
+        if self.profiles and (self.width, self.height) != _around(self.profiles):
+            raise RequestError(f"width {self.width}, height {self.height}: are not the ranges around the profiles")
         if self.bounds("vae_images")[0] != 1:
             raise RequestError(f"vae_images {self.vae_images}: must begin at 1, for the last slice of a request")
 
@@ -69,12 +113,58 @@ class Limits(Record):
         dim: Dim = getattr(self, name)
         return dim.min, dim.opt, dim.max
 
-    def replace(self, **ranges: str | Dim | None) -> "Limits":
-        """These limits with some ranges changed; None keeps a range."""
+    def replace(
+        self,
+        *,
+        profiles: Sequence[str | SizeProfile] | None = None,
+        guidance: Guidance | None = None,
+        **ranges: str | Dim | None,
+    ) -> "Limits":
+        """These limits with some changed; None keeps what is there.
+
+        New profiles take the place of width and height, and a new width or height that of profiles.
+
+        Raises:
+            RequestError: an unknown range, or profiles together with a width or height.
+        """
         if unknown := ranges.keys() - self.STEP.keys():
             raise RequestError(f"{', '.join(sorted(unknown))}: no such range; the ranges are {', '.join(self.STEP)}")
-        given = {name: value for name, value in ranges.items() if value is not None}
-        return Limits(**{name: given.get(name, getattr(self, name)) for name in self.STEP})
+        given: dict[str, Any] = {name: value for name, value in ranges.items() if value is not None}
+        sized = sorted(given.keys() & {"width", "height"})
+        if profiles and sized:
+            raise RequestError(
+                f"profiles and {' and '.join(sized)}: each says which sizes are served. Give one of them"
+            )
+        if profiles:
+            chosen = tuple(dict.fromkeys(map(SizeProfile.parse, profiles)))
+            width, height = _around(chosen)
+            given |= {"profiles": chosen, "width": width, "height": height}
+        elif sized or profiles is not None:
+            given["profiles"] = ()
+        if guidance is not None:
+            given["guidance"] = guidance
+        return Limits(**({name: getattr(self, name) for name in type(self).model_fields} | given))
+
+    def serves_size(self, width: int, height: int) -> bool:
+        """Whether pictures of this size are served; whether they are multiples of the step is not looked at."""
+        if self.profiles:
+            return any((width, height) in profile for profile in self.profiles)
+        return width in self.width and height in self.height
+
+    def options(self, besides: Self | None = None) -> dict[str, tuple[str, ...]]:
+        """The options of `build-engine` that give these limits, without those that `besides` gives alone.
+
+        Values by option, such as `--width` or the repeatable `--profile`.
+        """
+        sizes = ("profiles",) if self.profiles else ("width", "height")
+        names = [name for name in self.STEP if name not in ("width", "height")]
+        found = {}
+        for name in (*sizes, *names, "guidance"):
+            value = getattr(self, name)
+            if besides is None or value != getattr(besides, name):
+                option = "--" + name.removesuffix("s" if name == "profiles" else "").replace("_", "-")
+                found[option] = tuple(map(str, value)) if name == "profiles" else (str(value),)
+        return found
 
     @classmethod
     def around(cls, native_size: int) -> "Limits":
@@ -83,3 +173,12 @@ class Limits(Record):
         pixels = f"{half}:{native_size}:{native_size + half}"
         tokens = f"{TOKENS_PER_CHUNK}:{TOKENS_PER_CHUNK}:{3 * TOKENS_PER_CHUNK}"
         return cls(images="1:1:4", width=pixels, height=pixels, tokens=tokens, vae_images="1:1:1")
+
+
+def _around(profiles: Sequence[SizeProfile]) -> tuple[Dim, Dim]:
+    """The ranges of width and height around profiles, with the optimum of the first one."""
+
+    def around(dims: list[Dim]) -> Dim:
+        return Dim(dims[0].name, min(dim.min for dim in dims), dims[0].opt, max(dim.max for dim in dims))
+
+    return around([profile.width for profile in profiles]), around([profile.height for profile in profiles])

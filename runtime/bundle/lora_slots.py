@@ -74,7 +74,7 @@ def has_slots(spec: ComponentSpec) -> bool:
 
 def add_slots(spec: ComponentSpec, ports: tuple[Port, ...]) -> ComponentSpec:
     """A component's spec with these further inputs."""
-    return ComponentSpec(spec.name, spec.inputs + ports, spec.outputs, spec.dims)
+    return ComponentSpec(spec.name, spec.inputs + ports, spec.outputs, spec.dims, spec.profiles)
 
 
 def recorded_slots(specs: Mapping[str, ComponentSpec], keys: Mapping[str, EngineKey]) -> dict[str, ComponentSpec]:

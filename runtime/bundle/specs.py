@@ -6,6 +6,7 @@ ONNX axes, TensorRT profiles, buffer sizes, request checks and sample inputs are
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from types import MappingProxyType
 from typing import Any, Literal, cast, get_args
 
@@ -22,6 +23,9 @@ DTYPES: Mapping[Precision, DType] = {"fp16": "float16", "fp32": "float32", "bf16
 
 ONNX_TYPES: Mapping[DType, int] = {"float32": 1, "uint8": 2, "int64": 7, "float16": 10, "bfloat16": 16}
 """Each dtype's number in ONNX files and in ONNX Runtime (`TensorProto.DataType`)."""
+
+ONNX_NAMES: Mapping[int, DType] = {number: name for name, number in ONNX_TYPES.items()}
+"""The dtype of each of those numbers."""
 
 TOKENS_PER_CHUNK = 77
 """Tokens of one text-encoder row: begin, 75 words' tokens, end."""
@@ -51,6 +55,20 @@ class Dim:
 
     def __str__(self) -> str:
         return f"{self.min}:{self.opt}:{self.max}"
+
+    @property
+    def is_static(self) -> bool:
+        """Whether it is a single number."""
+        return self.min == self.max
+
+    @property
+    def brief(self) -> str:
+        """One number if it is static, else `min:opt:max`."""
+        return str(self.min) if self.is_static else str(self)
+
+
+Dims = Mapping[str, Dim]
+"""The range of every dim, by its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +134,30 @@ def port(name: str, dtype: DType, *axes: str | int) -> Port:
 
 @dataclass(frozen=True, slots=True)
 class ComponentSpec:
-    """One network: its inputs, its outputs and the range of every dim that they use."""
+    """One network: its inputs, its outputs, and the sizes that it serves.
+
+    `dims` is the whole range of every dim that a port uses. `profiles` are the ranges that an engine is optimised for;
+    it serves what lies within one of them. By default there is one, `dims`. Dims that no port uses are left out, and so
+    is a profile that then equals another.
+    """
 
     name: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
-    dims: Mapping[str, Dim]
+    dims: Dims
+    profiles: tuple[Dims, ...] = ()
 
     def __post_init__(self) -> None:
-        used = {axis.dim for port in self.ports for axis in port.axes if axis.dim}
-        object.__setattr__(self, "dims", MappingProxyType({name: self.dims[name] for name in sorted(used)}))
+        names = sorted({axis.dim for port in self.ports for axis in port.axes if axis.dim})
+
+        def used(dims: Dims) -> Dims:
+            return MappingProxyType({name: dims[name] for name in names})
+
+        profiles: list[Dims] = []
+        for profile in map(used, self.profiles or (self.dims,)):
+            profiles += [profile] if profile not in profiles else []
+        object.__setattr__(self, "dims", used(self.dims))
+        object.__setattr__(self, "profiles", tuple(profiles))
 
     @property
     def ports(self) -> tuple[Port, ...]:
@@ -140,10 +172,46 @@ class ComponentSpec:
         """Every dim at its minimum, optimum or maximum."""
         return {name: getattr(dim, which) for name, dim in self.dims.items()}
 
+    @property
+    def profile_table(self) -> tuple[dict[str, str], ...]:
+        """Of several profiles, the dims that differ between them, as text; empty for one profile."""
+        differing = [name for name in self.dims if len({profile[name] for profile in self.profiles}) > 1]
+        table = tuple({name: profile[name].brief for name in differing} for profile in self.profiles)
+        return table if differing else ()
+
+    def profiles_of(self, sizes: Sizes) -> list[int]:
+        """The numbers of the profiles that these sizes lie in."""
+        return [
+            number
+            for number, profile in enumerate(self.profiles)
+            if all(sizes[name] in dim for name, dim in profile.items())
+        ]
+
+    def profile_of(self, sizes: Sizes) -> int:
+        """The number of the tightest profile that these sizes lie in: the one that serves the fewest sizes.
+
+        Raises:
+            RequestError: a size is missing, or no profile serves these sizes.
+        """
+        self._check_ranges(sizes)
+        serving = self.profiles_of(sizes)
+        if not serving:
+            given = _list_sizes({name: str(sizes[name]) for name in self.profile_table[0]})
+            served = " or ".join(map(_list_sizes, self.profile_table))
+            raise RequestError(f"{self.name}: {given} is served by no profile of this build, which serves {served}")
+        return min(serving, key=lambda number: prod(dim.max - dim.min + 1 for dim in self.profiles[number].values()))
+
     def check(self, sizes: Sizes) -> None:
-        """Raise `RequestError` where a size is missing or outside its dim's range."""
+        """Raise `RequestError` where a size is missing or outside its dim's range, or no profile serves the sizes."""
+        self.profile_of(sizes)
+
+    def _check_ranges(self, sizes: Sizes) -> None:
         for name, dim in self.dims.items():
             if name not in sizes:
                 raise RequestError(f"{self.name}: no size given for {name}; its dims are {', '.join(self.dims)}")
             if sizes[name] not in dim:
                 raise RequestError(f"{self.name}: {name} {sizes[name]} is outside {dim.min} to {dim.max}")
+
+
+def _list_sizes(sizes: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items())

@@ -59,7 +59,7 @@ def recorded_parts(
         inputs, outputs = (tuple(Port.parse(*port) for port in table.items()) for table in tables)
         if unknown := {axis.dim for port in inputs + outputs for axis in port.axes if axis.dim} - whole.dims.keys():
             raise BundleError(f"{name}: its ports have the dims {', '.join(sorted(unknown))}, which unet has not")
-        found[name] = ComponentSpec(name, inputs, outputs, whole.dims)
+        found[name] = ComponentSpec(name, inputs, outputs, whole.dims, whole.profiles)
     prologue, body = found[PROLOGUE], found[BODY]
     for part, given in ((prologue, whole.inputs), (body, whole.inputs + prologue.outputs)):
         if odd := [port.name for port in part.inputs if port not in given]:

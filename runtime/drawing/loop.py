@@ -134,6 +134,11 @@ class Loop:
                 picture.step, picture.holder = step, None
         self._held, self._held_from = (), []
 
+    @property
+    def is_captured(self) -> bool | None:
+        """Whether the step of the last batch is replayed as a CUDA graph; None where there is none."""
+        return None if self._captured is None else getattr(self._captured.run, "is_captured", None)
+
     def close(self) -> None:
         """Release every buffer and captured step. The pictures on the device come back: others may go on with them."""
         try:

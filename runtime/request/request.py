@@ -10,7 +10,7 @@ from latentrt.runtime.lora.mix import Mix
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.micro_conditioning import MicroConditioning
 from latentrt.runtime.request.settings import Settings
-from latentrt.runtime.request.size_checks import Rebuild, check_images, check_size
+from latentrt.runtime.request.size_checks import Rebuild, check_guidance, check_images, check_size
 from latentrt.runtime.request.source import Source
 from latentrt.runtime.samplers import SAMPLERS, fields_read
 
@@ -61,6 +61,12 @@ class Request:
     def count(self) -> int:
         """Pictures in the batch."""
         return len(self.prompts) * self.images
+
+    @property
+    def always_guided(self) -> bool:
+        """Whether every step runs a negative row for every picture."""
+        low, high = self.settings["guidance_interval"]
+        return self.guided and min(self.guidance) > 1 and low <= 0 and high >= 1
 
     @property
     def texts(self) -> set[str]:
@@ -128,6 +134,7 @@ class Request:
         """
         check_images(self.count, limits, rebuild)
         check_size(self.width, self.height, limits, rebuild)
+        check_guidance(self.guided, not self.always_guided, limits, rebuild)
 
 
 class Demand(NamedTuple):

@@ -18,13 +18,18 @@ TOKENS = Kind(
 """Kind of value that a least number of tokens is."""
 
 
-def _check_range(limits: Limits, rebuild: Rebuild, name: str, value: int) -> None:
-    low, opt, high = limits.bounds(name)
+def _check_step(limits: Limits, name: str, value: int) -> None:
     step = limits.STEP[name]
     if value % step:
         near = _nearest(limits, name, value)
         which = f"nearest are {near[0]} and {near[1]}" if len(near) > 1 else f"nearest that is served is {near[0]}"
         raise RequestError(f"{name} {value}: must be a multiple of {step}; the {which}")
+
+
+def _check_range(limits: Limits, rebuild: Rebuild, name: str, value: int) -> None:
+    _check_step(limits, name, value)
+    low, opt, high = limits.bounds(name)
+    step = limits.STEP[name]
     if not low <= value <= high:
         wider = limits.replace(**{name: f"{min(low, value)}:{opt}:{max(high, value)}"})
         steps = f" in steps of {step}" if step > 1 and low < high else ""
@@ -41,6 +46,14 @@ def _nearest(limits: Limits, name: str, value: int) -> list[int]:
 
 def check_size(width: int, height: int, limits: Limits, rebuild: Rebuild) -> None:
     """Raise `RequestError` if pictures of this size are not served."""
+    if limits.profiles:
+        _check_step(limits, "width", width)
+        _check_step(limits, "height", height)
+        if not limits.serves_size(width, height):
+            served = ", ".join(map(str, limits.profiles))
+            more = limits.replace(profiles=(*limits.profiles, f"{width}x{height}"))
+            raise RequestError(f"size {width}x{height}: this build serves {served}. Rebuild with: {rebuild(more)}")
+        return
     _check_range(limits, rebuild, "width", width)
     _check_range(limits, rebuild, "height", height)
 
@@ -51,12 +64,17 @@ def check_images(count: int, limits: Limits, rebuild: Rebuild) -> None:
 
 
 def check_rows(rows: int, limits: Limits, rebuild: Rebuild) -> None:
-    """Raise `RequestError` for more rows of the U-Net at once than are served: two per picture of the largest batch."""
+    """Raise `RequestError` for more rows of the U-Net at once than are served: two per picture of the largest batch.
+
+    A build without guidance serves one per picture.
+    """
     low, opt, high = limits.bounds("images")
-    if rows > 2 * high:
-        wider = limits.replace(images=f"{low}:{opt}:{-(-rows // 2)}")
+    branches = 1 if limits.guidance == "off" else 2
+    if rows > branches * high:
+        wider = limits.replace(images=f"{low}:{opt}:{-(-rows // branches)}")
         raise RequestError(
-            f"prompt: its parts, joined by AND, make {rows} rows of the U-Net at once; this build serves {2 * high}. "
+            f"prompt: its parts, joined by AND, make {rows} rows of the U-Net at once; this build serves "
+            f"{branches * high}. "
             f"Rebuild with: {rebuild(wider)}"
         )
 
@@ -72,3 +90,14 @@ def check_tokens(tokens: int, limits: Limits, rebuild: Rebuild, prompt: str) -> 
             f"prompt {start!r}: it needs {chunks} chunks of 75 tokens, this build serves up to {most}. "
             f"Shorten it, or rebuild with: {rebuild(wider)}"
         )
+
+
+def check_guidance(with_rows: bool, without_rows: bool, limits: Limits, rebuild: Rebuild) -> None:
+    """Raise `RequestError` if steps with negative rows, or steps without them, are asked for and not served."""
+    if (limits.guidance == "off" and with_rows) or (limits.guidance == "on" and without_rows):
+        served = {
+            "off": "no guided requests. Ask for guidance 1",
+            "on": "guided steps alone. Ask for guidance above 1 for every prompt, on all steps",
+        }[limits.guidance]
+        command = rebuild(limits.replace(guidance="any"))
+        raise RequestError(f"guidance: this build serves {served}, or rebuild with: {command}")

@@ -1,11 +1,12 @@
 """Engines on a real GPU: built, loaded, bound and run, and equal to ONNX Runtime on the CPU."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from graph_bundles import GRAPHS, write_graph_bundle
+from graph_bundles import GRAPHS, LIMITS, write_graph_bundle
 
 from latentrt.engine.build import build_engines
 from latentrt.runtime.backends import identity
@@ -20,8 +21,16 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not device_count(), reason="ne
 DEVICE = "cuda:0"
 
 
+SERVED = {
+    "ranges": LIMITS,
+    "one size": LIMITS.replace(width="128", height="64", images="1", tokens="77", vae_images="1"),
+    "profiles": LIMITS.replace(profiles=["128x128", "64x192", "64:128:192x64:128:192"]),
+}
+
+
+@pytest.mark.parametrize("served", SERVED)
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "onnxruntime"])
-def test_engines_compute_what_onnxruntime_computes(tmp_path: Path, name: str) -> None:
+def test_engines_compute_what_onnxruntime_computes(tmp_path: Path, name: str, served: str) -> None:
     pytest.importorskip(name.replace("-", "_"))
     onnxruntime = pytest.importorskip("onnxruntime")
     if name == "onnxruntime" and "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
@@ -30,17 +39,19 @@ def test_engines_compute_what_onnxruntime_computes(tmp_path: Path, name: str) ->
     if not targets:
         pytest.skip(f"{name} does not serve this GPU")
     bundle = write_graph_bundle(tmp_path)
-    record = build_engines(bundle, name, target=targets[0])
+    limits = SERVED[served]
+    record = build_engines(bundle, name, limits, target=targets[0])
     bundle.check_build(record, **identity(name, targets[0]))
     selection = select(bundle, name, DEVICE)
     backend = selection.open()
     for component in GRAPHS:
-        spec = bundle.manifest.specs()[component]
+        spec = bundle.manifest.specs(limits)[component]
         engine = selection.load_component(backend, spec)
         session = onnxruntime.InferenceSession(bundle.onnx(component), providers=["CPUExecutionProvider"])
-        for which in ("min", "opt", "max", "opt"):
-            feeds = draw(spec, spec.sizes(which))
-            binding = engine.bind(spec.sizes(which))
+        for profile, which in itertools.product(spec.profiles, ("min", "opt", "max", "opt")):
+            sizes = {dim: getattr(bounds, which) for dim, bounds in profile.items()}
+            feeds = draw(spec, sizes)
+            binding = engine.bind(sizes)
             for port, values in feeds.items():
                 binding.buffers[port].write(values)
             step = backend.record(binding.run)

@@ -7,23 +7,26 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from graph_bundles import ENGINES, GRAPHS, LIMITS, write_graph_bundle
+from graph_bundles import ENGINES, FLOAT32_ENCODER, GRAPHS, LIMITS, write_graph_bundle
 
 from latentrt.engine import tensorrt as tensorrt_builder
 from latentrt.engine.base import BuildProgress
 from latentrt.engine.build import build_engines
+from latentrt.engine.checks import Tensor, check_ports
 from latentrt.engine.folder import LOCK, BuildFolder
 from latentrt.engine.progress import Tracker, monitor
 from latentrt.runtime.backends import identity
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.build_options import BuildOptions
 from latentrt.runtime.bundle.build_record import BuildRecord
+from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.cache import locked
-from latentrt.runtime.errors import BackendError, BuildError, PrecisionError
+from latentrt.runtime.errors import BackendError, BuildError, PrecisionError, RequestError
 
 pytest.importorskip("tensorrt_rtx")
 
@@ -206,14 +209,7 @@ def test_two_processes_do_not_build_at_once(bundle: Bundle) -> None:
 
 
 def test_a_float32_convolution_fails_an_fp16_build(tmp_path: Path) -> None:
-    graph = """vae_encoder (F[images,3,height,width] image) => (F[images,4,h,w] mean, F[images,4,h,w] logvar)
-        <float[4,192,1,1] MEAN>
-        { d = SpaceToDepth<blocksize=8>(image)
-          wide = Cast<to=1>(d)
-          sum = Conv(wide, MEAN)
-          mean = Cast<to=TYPE>(sum)
-          logvar = Identity(mean) }"""
-    bundle = write_graph_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": graph})
+    bundle = write_graph_bundle(tmp_path, ("vae_encoder",), graphs={"vae_encoder": FLOAT32_ENCODER})
     message = r"vae_encoder: CONVOLUTION \S* runs in float32, fp16 needs float16; 1 of 1 such layers differ\. Export"
     with pytest.raises(PrecisionError, match=message):
         build(bundle)
@@ -284,6 +280,100 @@ def test_targets(tmp_path: Path) -> None:
     assert sorted(bundle.builds()) == ["tensorrt-rtx-fp16-sm75", "tensorrt-rtx-fp16-sm80+"]
     with pytest.raises(BuildError, match=r"target sm90: TensorRT-RTX \S+ builds for sm80\+, sm75, sm80, .*sm120"):
         build(bundle, target="sm90")
+
+
+def test_builds_for_several_compute_capabilities_say_so(tmp_path: Path) -> None:
+    bundle = write_graph_bundle(tmp_path, ("text_encoder",))
+    record, built = build(bundle, target="sm89+sm86+sm89")
+    assert (record.name, record.target) == ("tensorrt-rtx-fp16-sm86+sm89", "sm86+sm89")
+    assert built == ["text_encoder"]
+    assert build(bundle, target="sm86+sm89")[1] == []
+    check(bundle, record)
+    with pytest.raises(
+        BuildError, match=r"target sm86\+sm90: TensorRT-RTX \S+ builds for .*, or several as in sm86\+sm89"
+    ):
+        build(bundle, target="sm86+sm90")
+
+
+STATIC = LIMITS.replace(width="128", height="64", images="1", tokens="77", vae_images="1")
+
+
+@pytest.fixture
+def lengths(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Filled by builds: for each engine, the shapes of its network's inputs and outputs as TensorRT knows them."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+
+    def note(spec: ComponentSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        found[spec.name] = {name: tensor.shape for name, tensor in {**inputs, **outputs}.items()}
+        check_ports(spec, inputs, outputs)
+
+    monkeypatch.setattr(tensorrt_builder, "check_ports", note)
+    return found
+
+
+def test_a_static_build_has_no_open_length(tmp_path: Path, lengths: dict[str, dict[str, tuple[int, ...]]]) -> None:
+    """TensorRT itself infers the outputs' lengths from those of the inputs."""
+    bundle = write_graph_bundle(tmp_path)
+    record, built = build(bundle, STATIC.replace(guidance="on"))
+    assert built == ENGINES
+    check(bundle, record)
+    assert lengths["unet_body"]["sample"] == lengths["unet_body"]["noise_pred"] == (2, 4, 8, 16)
+    assert lengths["unet_prologue"]["encoder_hidden_states"] == (2, 77, 16)
+    assert lengths["vae_decoder"] == {"latent": (1, 4, 8, 16), "image": (1, 64, 128, 3), "magnitude": (1,)}
+    assert lengths["vae_encoder"]["mean"] == (1, 4, 8, 16)
+    assert lengths["text_encoder"]["input_ids"] == (-1, 77)
+    for name in ("unet_prologue", "unet_body", "vae_decoder", "vae_encoder"):
+        assert record.engines[name].key.profiles == ()
+        assert all(len(set(bounds.split(":"))) == 1 for bounds in record.engines[name].key.dims.values())
+    assert build(bundle, STATIC)[1] == ["unet_prologue", "unet_body"]
+    assert lengths["unet_body"]["sample"] == (-1, 4, 8, 16)
+    assert bundle.builds()[record.name].engines["unet_body"].key.profiles == ({"rows": "2"}, {"rows": "1"})
+
+
+def test_each_size_of_several_has_a_profile_of_its_own(
+    tmp_path: Path, lengths: dict[str, dict[str, tuple[int, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, tuple[int, ...]]] = []
+    make = tensorrt_builder.profile
+
+    def note(builder: Any, inputs: Any, dims: Any) -> Any:
+        made = make(builder, inputs, dims)
+        given.extend((port.name, tuple(made.get_shape(port.name)[1])) for port in inputs)
+        return made
+
+    monkeypatch.setattr(tensorrt_builder, "profile", note)
+    bundle = write_graph_bundle(tmp_path)
+    limits = LIMITS.replace(profiles=["128x128", "64x192"], vae_images="1")
+    record, built = build(bundle, limits)
+    assert built == ENGINES
+    check(bundle, record)
+    assert record.limits == limits
+    assert [shape for name, shape in given if name == "sample"] == [(2, 4, 16, 16), (2, 4, 24, 8)]
+    assert [shape for name, shape in given if name == "latent"] == [(1, 4, 16, 16), (1, 4, 24, 8)]
+    assert [shape for name, shape in given if name == "image"] == [(1, 3, 128, 128), (1, 3, 192, 64)]
+    assert [shape for name, shape in given if name == "input_ids"] == [(2, 77)]
+    assert lengths["vae_decoder"]["latent"] == (1, 4, -1, -1)
+    assert record.engines["vae_encoder"].key.profiles[1] == {"latent_height": "24", "latent_width": "8"}
+    assert build(bundle, limits)[1] == []
+    assert build(bundle, LIMITS.replace(profiles=["128x128"], vae_images="1"))[1] == ["unet_body", *VAE]
+
+
+def test_kernels_stay_until_an_engine_is_replaced(built: tuple[Bundle, BuildRecord]) -> None:
+    bundle, record = built
+    kernels = bundle.path / FOLDER / "kernels" / "tensorrt-rtx-1.7-geforce-rtx-4090.cache"
+    kernels.parent.mkdir()
+    kernels.write_bytes(b"kernels")
+    assert build(bundle) == (record, [])
+    assert bundle.kernels(record) == {kernels.name: 7}
+    record, _ = build(bundle, SMALLER_VAE)
+    assert bundle.kernels(record) == {}
+
+
+def test_options_of_the_search_are_for_tensorrt_alone(bundle: Bundle) -> None:
+    message = r"^--tiling, --aux-streams: only tensorrt has such options, tensorrt-rtx has none\. Leave them out$"
+    with pytest.raises(RequestError, match=message):
+        build(bundle, options=BuildOptions(tiling="full", aux_streams=1))
+    assert not bundle.builds()
 
 
 def test_unknown_backend(bundle: Bundle) -> None:

@@ -1,14 +1,20 @@
 """Real exports become real engines: TensorRT-RTX without a GPU, ONNX Runtime on this CPU."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from latentrt.cli.main import application
+from latentrt.engine import tensorrt
 from latentrt.engine.build import build_engines
+from latentrt.engine.checks import Tensor, check_ports
+from latentrt.runtime.backends import identity
 from latentrt.runtime.bundle import Bundle
+from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.pipeline import Pipeline
 
 ENGINES = {
@@ -41,6 +47,33 @@ def test_build_engine_builds_every_component_with_tensorrt_rtx(sdxl_copy_fp16: P
     assert kinds["CONVOLUTION float16"] == 35
     heavy = {kind for kind in kinds if kind.startswith(("CONVOLUTION", "MATRIX_MULTIPLY", "ATTENTION"))}
     assert {kind.split()[1] for kind in heavy} == {"float16"}
+
+
+@pytest.mark.slow
+def test_static_engines_and_engines_of_several_sizes(sdxl_copy_fp16: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT infers every fixed length in the exported graphs, too; each size has a profile of its own."""
+    open_lengths: dict[str, list[str]] = {}
+
+    def note(spec: ComponentSpec, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        tensors = {**inputs, **outputs}
+        open_lengths[spec.name] = [name for name, tensor in tensors.items() if -1 in tensor.shape]
+        check_ports(spec, inputs, outputs)
+
+    monkeypatch.setattr(tensorrt, "check_ports", note)
+    bundle = Bundle.open(sdxl_copy_fp16)
+    static = bundle.manifest.limits.replace(width="128", height="64", images="1", tokens="77", guidance="on")
+    assert set(build_engines(bundle, "tensorrt-rtx", static).engines) == ENGINES
+    found = {name: names for name, names in open_lengths.items() if names}
+    assert set(found) == {"text_encoder", "text_encoder_2", "sampler"}
+    assert not {"noise_pred", "mask", "original", "sample"} & set(found["sampler"])
+    several = bundle.manifest.limits.replace(profiles=["128x64", "64x128"], images="1", tokens="77")
+    build = build_engines(bundle, "tensorrt-rtx", several)
+    assert [len(build.engines[name].key.profiles) for name in ("unet_prologue", "unet_body", "vae_decoder")] == [
+        2,
+        4,
+        2,
+    ]
+    bundle.check_build(build, **identity("tensorrt-rtx", build.target))
 
 
 def test_fp32_builds_too(sdxl_copy: Path) -> None:

@@ -173,6 +173,7 @@ def test_captured_steps_draw_the_same_pictures(
         for number, one in enumerate(wanted):
             gpu.calls.clear()
             found = captured.generate(**settings(number))
+            assert (captured.is_captured, pipe.is_captured) == (True, None)
             np.testing.assert_array_equal(found.latents, one.latents)
             np.testing.assert_array_equal(np.asarray(found.images[0]), np.asarray(one.images[0]))
             launches = [name for name, *_ in gpu.calls].count("cudaGraphLaunch")

@@ -1,7 +1,7 @@
 """`latentrt bench` as people type it: lists, refusals, failures, kept runs."""
 
 import pytest
-from bench_results import finished, records, row, write_run
+from bench_results import finished, gpu_records, records, row, write_run
 from command_line import run_main
 
 from latentrt.benchmarks.report.markdown import BEGIN, END
@@ -15,12 +15,13 @@ def test_the_list_names_every_scenario(capsys):
     assert run.result == {"scenarios": {suite: [one.name for one in found] for suite, found in SUITES.items()}}
     quick = run_main(capsys, "bench", "--quick", "--list")
     assert quick.result == {"scenarios": {"chosen": [one.name for one in SUITES["quick"]]}}
+    both = run_main(capsys, "bench", "--gpu", "--quick", "--list")
+    assert both.result == {"scenarios": {"chosen": ["demo-gpu", "sdxl-base"]}}
 
 
 @pytest.mark.parametrize(
     ("options", "exit_code", "message"),
     [
-        (("--quick", "--gpu"), 2, "--quick and --gpu name two suites"),
         (("--rehearse",), 2, "--rehearse is for --gpu"),
         (("--rounds", "0"), 2, "Invalid value for '--rounds'"),
         (("--scenario", "nothing"), 1, "BenchmarkError: --scenario nothing: unknown"),
@@ -36,10 +37,16 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(capsys, options, ex
 
 
 def test_gpu_without_a_gpu(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("latentrt.benchmarks.suite.device_count", lambda: 0)
     run = run_main(capsys, "bench", "--gpu", "-o", tmp_path / "out")
     assert (run.exit, run.stdout) == (1, "")
-    for said in ("sdxl-base", "need an NVIDIA GPU", "latentrt[cuda]", "latentrt bench --gpu --rehearse"):
+    for said in (
+        "BenchmarkError: scenarios demo-gpu, sdxl-base,",
+        "they need an NVIDIA GPU, for full-size SDXL with 24 GB or more",
+        "cuda:0: ",
+        "Install an NVIDIA driver",
+        "latentrt doctor shows what works",
+        "latentrt bench --gpu --rehearse",
+    ):
         assert said in run.error
     assert not (tmp_path / "out").exists()
 
@@ -56,6 +63,22 @@ def test_a_kept_run_is_reported_anew_and_its_failures_fail(capsys, tmp_path):
     assert "FAILED broken diffusers: diffusers: load: <out of memory>" in run.error
     assert (tmp_path / "run" / "report.html").is_file()
     assert "| latentrt | 2.00 s |" in readme.read_text()
+
+
+def test_a_kept_gpu_run_ends_with_a_block_for_an_issue(capsys, tmp_path):
+    write_run(tmp_path / "run", gpu_records()[:7])
+    run = run_main(capsys, "bench", "--report", tmp_path / "run")
+    assert run.exit == 0
+    block = (tmp_path / "run" / "issue.md").read_text()
+    assert run.result["issue"] == str((tmp_path / "run" / "issue.md").resolve())
+    assert "compute capability 8.9" in block
+    assert run.stderr.rstrip().endswith(block.rstrip().splitlines()[-1])
+    for line in block.splitlines():
+        assert line in run.stderr
+    write_run(tmp_path / "cpu")
+    other = run_main(capsys, "bench", "--report", tmp_path / "cpu")
+    assert "issue" not in other.result
+    assert not (tmp_path / "cpu" / "issue.md").exists()
 
 
 def test_a_kept_run_without_failures_succeeds(capsys, tmp_path):

@@ -1,12 +1,14 @@
 """The report: one page that parses, holds every scenario and needs no network; the README's table."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from bench_results import ENVIRONMENT, POINT, WALLS, finished, row, write_run
+from bench_results import ENVIRONMENT, GPU_ENVIRONMENT, POINT, WALLS, finished, gpu_records, records, row, write_run
 
 from latentrt.benchmarks.report import text
+from latentrt.benchmarks.report.issue import issue_block
 from latentrt.benchmarks.report.markdown import BEGIN, END, headline_table, replace_between_markers
 from latentrt.benchmarks.report.page import render, write_report
 from latentrt.benchmarks.results import Failure, NotRun, Results
@@ -127,6 +129,51 @@ def test_the_markdown_table(run):
     assert all(len(line) == len(lines[0]) for line in lines[:4])
     assert "    latentrt bench --scenario race\n" in table
     assert "A <fast> processor, 2 threads, 24.0 GB, Some GPU (driver 580.1). 2026-11-22, commit 0123456789ab." in table
+
+
+def test_a_gpu_run_as_a_block_for_an_issue():
+    block = issue_block(Results(gpu_records()))
+    lines = block.splitlines()
+    assert lines[0] == "### latentrt bench --gpu"
+    for line in (
+        "- NVIDIA GeForce RTX 4090: compute capability 8.9, driver 580.95, 24564 MiB of memory",
+        "- A <fast> processor, 2 cores, 24.0 GB, Linux-6.8",
+        "- latentrt 0.1.0, torch 2.13.0+cu130, tensorrt 11.4.0, Python 3.12.1",
+        "- commit 0123456789ab, 2026-11-22T07:00:00+00:00",
+        "**demo-gpu**: 96×96, 10 steps, guidance 5. demo, fp16, cuda, sampler euler; median of 3 interleaved rounds. "
+        "Differences are those from diffusers in float32 on the CPU.",
+        "- forms, latentrt, TensorRT: 120 s, 4.00 GB, at most 6.00 GB of memory",
+        "- not run: latentrt, TensorRT-RTX: tensorrt-rtx has no engines for this GPU",
+    ):
+        assert lines.count(line) == 1, line
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    header, _, *ranked = rows
+    found = {cells[0]: dict(zip(header, cells, strict=True)) for cells in ranked}
+    assert set(found) == {"latentrt", "latentrt, TensorRT", "diffusers"}
+    ours = found["latentrt, TensorRT"]
+    assert ours["steps per second"] == "6.25"  # 10 steps; the denoising takes 0.8 of 2 s
+    assert (ours["per picture"], ours["first request"]) == ("2.00 s", "9.00 s")
+    assert (ours["engines built in"], ours["size"]) == ("90.0 s", "4.00 GB")
+    assert (ours["GPU memory"], ours["CUDA graph"], ours["PSNR"]) == ("500 MB", "yes", "62 dB")
+    assert found["latentrt"]["CUDA graph"] == "no"
+    assert (found["diffusers"]["CUDA graph"], found["diffusers"]["engines built in"]) == ("–", "–")
+    assert [line for line in lines if line.startswith("- not run")] == [lines[-1]]
+    (failed,) = [line for line in lines if line.startswith("- FAILED")]
+    assert failed.startswith("- FAILED sdxl-base stable-fast: stable-fast: load: no such kernel")
+    assert len(failed) < 350
+
+
+def test_only_runs_on_a_gpu_and_their_rehearsals_have_a_block():
+    assert issue_block(Results(records())) == ""
+    assert issue_block(Results(())) == ""
+    rehearsal = replace(ENVIRONMENT, command="latentrt bench --gpu --rehearse", gpus=())
+    block = issue_block(Results((rehearsal, row("latentrt"), finished("race"))))
+    assert "- A rehearsal: small versions of the scenarios, on the CPU" in block
+    assert "Differences" not in block
+    unknown = replace(GPU_ENVIRONMENT, gpus=(), commit="")
+    block = issue_block(Results((unknown,)))
+    assert "- No GPU was described" in block
+    assert "- commit unknown (an installed package)" in block
 
 
 def test_the_table_goes_between_the_markers(tmp_path):

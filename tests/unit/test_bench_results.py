@@ -7,8 +7,9 @@ import pytest
 from bench_results import POINT, records, write_run
 from PIL import Image
 
+from latentrt.benchmarks import environment
 from latentrt.benchmarks.difference import compare_files
-from latentrt.benchmarks.environment import commit, describe
+from latentrt.benchmarks.environment import commit, describe, gpus
 from latentrt.benchmarks.report.figures import entries, headlines, points
 from latentrt.benchmarks.results import RECORDS, RESULTS, read
 from latentrt.benchmarks.summary import ratios, summarise
@@ -120,3 +121,11 @@ def test_the_environment_tells_what_a_reader_must_know(tmp_path):
     assert {"latentrt", "torch", "diffusers", "onnxruntime", "numpy"} <= found.versions.keys()
     assert found.machine["processor"]
     assert commit(tmp_path) == ""
+
+
+def test_gpus_are_named_by_nvidia_smi_or_by_cuda(gpu, monkeypatch):
+    monkeypatch.setattr(environment, "_output", lambda command: "")
+    assert gpus() == [{"name": "NVIDIA GeForce RTX 4090", "compute_cap": "8.9"}]
+    monkeypatch.setattr(environment, "_output", lambda command: "RTX 3060, 8.6, 580.95, 12288 MiB, 1800 MHz, 170 W, 94")
+    (found,) = gpus()
+    assert (found["name"], found["compute_cap"], found["memory.total"]) == ("RTX 3060", "8.6", "12288 MiB")

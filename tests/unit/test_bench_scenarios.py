@@ -1,6 +1,7 @@
 """The list of scenarios, their rehearsal in small, and what they need."""
 
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from latentrt.benchmarks import CONFIGS
+from latentrt.benchmarks.builds import build_row
 from latentrt.benchmarks.contenders import CONTENDERS
 from latentrt.benchmarks.context import Context, Options
+from latentrt.benchmarks.harness import picture_task
 from latentrt.benchmarks.models import (
     find_model,
     publish_names,
@@ -18,15 +21,16 @@ from latentrt.benchmarks.models import (
     static_limits,
     write_checkpoint,
 )
+from latentrt.benchmarks.pictures import _references
 from latentrt.benchmarks.results import Failure, NotRun
-from latentrt.benchmarks.scenarios import CPU, GPU, QUICK, SUITES, Point, named, rehearsed
+from latentrt.benchmarks.scenarios import CPU, DEMO_GPU, GPU, QUICK, SDXL_BASE, SUITES, Point, named, rehearsed
 from latentrt.benchmarks.suite import RUNNERS, check_gpu, scenario_command
 from latentrt.export.checkpoint import Checkpoint
 from latentrt.export.family import CLASSES
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.errors import BenchmarkError
 
-EVERY = [scenario for suite in SUITES.values() for scenario in suite]
+EVERY = list(dict.fromkeys(scenario for suite in SUITES.values() for scenario in suite))
 
 
 def test_names_are_told_apart_and_everything_named_is_there():
@@ -52,7 +56,7 @@ def test_the_suites_ask_what_was_promised():
 
 
 def test_scenarios_by_name():
-    assert named(("sdxl-base", "host"), QUICK) == (GPU[0], CPU[-1])
+    assert named(("sdxl-base", "host"), QUICK) == (SDXL_BASE, CPU[-1])
     assert named((), QUICK) == QUICK
     with pytest.raises(BenchmarkError, match=r"--scenario sdxl-9000: unknown. The scenarios are demo-quick, "):
         named(("sdxl-9000",), QUICK)
@@ -84,12 +88,13 @@ def test_one_export_serves_every_scenario_of_a_model():
 
 
 def test_engines_for_one_size():
-    assert static_limits(GPU[0]) == {
+    assert static_limits(SDXL_BASE) == {
         "width": "1024",
         "height": "1024",
         "images": "1",
         "tokens": "77",
         "vae_images": "1",
+        "guidance": "on",
     }
     sizes = next(scenario for scenario in GPU if scenario.axis == "size")
     with pytest.raises(BenchmarkError, match=r"sdxl-base-size: engines for one size cannot serve its points"):
@@ -116,12 +121,69 @@ def test_models():
         find_model("sdxl-51m")
 
 
-def test_without_a_gpu_gpu_scenarios_say_what_they_need(monkeypatch):
-    monkeypatch.setattr("latentrt.benchmarks.suite.device_count", lambda: 0)
-    with pytest.raises(BenchmarkError, match=r"sdxl-base.*need an NVIDIA GPU.*latentrt bench --gpu --rehearse"):
+def test_without_a_gpu_gpu_scenarios_say_what_they_need():
+    message = (
+        r"sdxl-base.*need an NVIDIA GPU, for .* 24 GB or more.*cuda:0: .*Install an NVIDIA driver.*--gpu --rehearse"
+    )
+    with pytest.raises(BenchmarkError, match=message):
         check_gpu(GPU)
-    monkeypatch.setattr("latentrt.benchmarks.suite.device_count", lambda: 1)
+    check_gpu(CPU)
+
+
+def test_with_a_gpu_torch_must_be_built_for_it(gpu, monkeypatch):
+    monkeypatch.setattr("torch.version.cuda", None)
+    with pytest.raises(
+        BenchmarkError, match=r"torch \S+, which draws the reference, was built without CUDA\. Install one"
+    ):
+        check_gpu(GPU)
+    with pytest.raises(BenchmarkError, match="was built without CUDA"):
+        check_gpu([DEMO_GPU], ("diffusers",))
+    check_gpu([DEMO_GPU], ("nobody",))  # the reference is drawn on the CPU
+    monkeypatch.setattr("torch.version.cuda", "13.0")
     check_gpu(GPU)
+
+
+def test_the_first_gpu_scenario_is_compared_with_the_cpu():
+    """With pictures of the checkpoint that ships; in a rehearsal everything is on the CPU."""
+    first, second = SUITES["gpu-quick"]
+    assert (first.model, first.device, first.reference_device) == ("demo", "cuda", "cpu")
+    assert (second, second.reference_device) == (SDXL_BASE, "cuda")
+    assert rehearsed(first).reference_device == "cpu"
+    assert GPU[:2] == (first, second)
+
+
+def test_the_reference_is_drawn_where_the_scenario_says(tmp_path, monkeypatch):
+    loaded = []
+
+    class Drawing:
+        log = tmp_path / "log"
+
+        def call(self, name, **inputs):
+            loaded.append((name, inputs))
+
+        def settle(self):
+            pass
+
+    context = Context(Options(tmp_path, 1, ()), lambda record: None, lambda text: None)
+    monkeypatch.setattr(Context, "worker", lambda *arguments: nullcontext(Drawing()))
+    for scenario, device in ((DEMO_GPU, "cpu"), (SDXL_BASE, "cuda")):
+        loaded.clear()
+        task = picture_task(scenario, scenario.points[0])
+        _references(context, scenario, [], {scenario.points[0]: task}, {})
+        assert [name for name, _ in loaded] == ["load", "sample"]
+        assert (loaded[0][1]["device"], loaded[0][1]["precision"]) == (device, "fp32")
+
+
+def test_engines_are_recorded_with_the_seconds_that_they_took():
+    built = {
+        "limits": {"width": "96"},
+        "seconds": 0.1,
+        "memory": 5,
+        "components": {"unet_body": (3.0, 10), "sampler": (1.0, 2)},
+        "layers": {"sampler": {"MatMul float32": 1}},
+    }
+    found = build_row(DEMO_GPU, CONTENDERS["latentrt-tensorrt"], built)
+    assert (found.scenario, found.contender, found.seconds, found.bytes) == ("demo-gpu", "latentrt-tensorrt", 4.0, 12)
 
 
 def test_who_takes_part(tmp_path, monkeypatch):
@@ -130,7 +192,7 @@ def test_who_takes_part(tmp_path, monkeypatch):
     written, said = [], []
     context = Context(Options(tmp_path, 1, ("diffusers", "optimum", "stable-fast")), written.append, said.append)
     names = ("latentrt", "latentrt-tensorrt", "diffusers", "diffusers-compile", "optimum", "stable-fast")
-    scenario = replace(rehearsed(GPU[0]), contenders=names)
+    scenario = replace(rehearsed(SDXL_BASE), contenders=names)
     assert [one.name for one in context.entrants(scenario)] == ["latentrt", "diffusers"]
     found = {record.contender: record for record in written}
     assert found["diffusers-compile"] == NotRun(

@@ -19,6 +19,7 @@ from latentrt.runtime.bundle.atomic_files import (
     BUILD,
     MANIFEST,
     describe_file,
+    link_or_copy,
     read_record,
     replacing_folder,
     write_record,
@@ -27,6 +28,15 @@ from latentrt.runtime.bundle.base import FORMAT
 from latentrt.runtime.bundle.manifest import Manifest
 from latentrt.runtime.cache import cache_folder
 from latentrt.runtime.errors import BundleError
+
+KEY_NAMES = {
+    "backend": "tensorrt",
+    "backend_version": "10.14",
+    "target": "sm89",
+    "latentrt": "0.1.0",
+    "options": lambda engine: "",
+    "rewritten": False,
+}
 
 
 def refused(path):
@@ -302,15 +312,15 @@ def test_replacing_folder_by_a_relative_path(tmp_path, monkeypatch):
 
 
 def test_keys_change_with_everything_that_makes_an_engine(bundle):
-    names = {"backend": "tensorrt", "backend_version": "10.14", "target": "sm89", "latentrt": "0.1.0"} | {
-        "rewritten": False
-    }
+    names = KEY_NAMES
     specs = bundle.manifest.specs()
     key = bundle.keys(specs, **names)["unet"]
     assert key.difference(bundle.keys(specs, **names)["unet"]) is None
-    for field in names.keys() - {"rewritten"}:
+    for field in names.keys() - {"rewritten", "options"}:
         other = bundle.keys(specs, **names | {field: "another"})["unet"]
         assert key.difference(other) == f"{field} {names[field]}, needed another"
+    other = bundle.keys(specs, **names | {"options": lambda engine: f"hard for {engine}"})["unet"]
+    assert key.difference(other) == "options none, needed hard for unet"
     wide = bundle.manifest.specs(bundle.manifest.limits.replace(width="512:1024:1600", images="1:1:8"))
     assert key.difference(bundle.keys(wide, **names)["unet"]) == (
         "dims latent_width 64:128:192, rows 1:2:8, needed latent_width 64:128:200, rows 1:2:16"
@@ -319,13 +329,26 @@ def test_keys_change_with_everything_that_makes_an_engine(bundle):
 
 def test_a_key_keeps_to_its_component(bundle):
     """Other bounds for the VAE leave the U-Net's engine as it is."""
-    names = {"backend": "tensorrt", "backend_version": "10.14", "target": "sm89", "latentrt": "0.1.0"} | {
-        "rewritten": False
-    }
+    names = KEY_NAMES
     own = bundle.keys(bundle.manifest.specs(), **names)
     other = bundle.keys(bundle.manifest.specs(bundle.manifest.limits.replace(vae_images="1:1:4")), **names)
     changed = [name for name, key in own.items() if key.difference(other[name])]
     assert changed == ["vae_decoder", "vae_encoder"]
+
+
+def test_files_are_linked_and_copied_where_links_cannot_be(tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.write_bytes(b"weights")
+    link_or_copy(source, tmp_path / "linked")
+    assert (tmp_path / "linked").samefile(source)
+
+    def refuse(_source, _target):
+        raise OSError("another disk")
+
+    monkeypatch.setattr(os, "link", refuse)
+    link_or_copy(source, tmp_path / "copied")
+    assert (tmp_path / "copied").read_bytes() == b"weights"
+    assert not (tmp_path / "copied").samefile(source)
 
 
 def test_check_hashes_accepts_a_whole_bundle(bundle):

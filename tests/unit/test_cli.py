@@ -225,6 +225,49 @@ def test_a_unet_is_built_in_two_parts_or_whole(tmp_path, capsys):
         assert ("once per request instead of" in " ".join(shown.error.split())) == (len(engines) == 2)
 
 
+def test_build_engine_for_several_sizes(tmp_path, capsys):
+    """Inspect shows the profiles, the options and the kernels; a size beside them is refused."""
+    bundle = graph_bundles.write_graph_bundle(tmp_path / "b", ("vae_decoder",))
+    profiles = ("--profile", "128x128", "--profile", "96x160", "--guidance", "on")
+    built = run_main(capsys, tmp_path / "b", "--backend", "onnxruntime", *profiles, entry=build_engine)
+    assert built.exit == 0
+    kernels = tmp_path / "b" / "builds" / built.result["build"] / "kernels" / "tensorrt-rtx-1.7-some-gpu.cache"
+    kernels.parent.mkdir()
+    kernels.write_bytes(b"x" * 2_000_000)
+    shown = run_main(capsys, "inspect", bundle.path)
+    limits = shown.result["builds"][built.result["build"]]["limits"]
+    assert (limits["profiles"], limits["guidance"]) == (["128x128", "96x160"], "on")
+    assert shown.result["kernels"] == {built.result["build"]: {kernels.name: 2_000_000}}
+    for words in (
+        "profile 128x128 96x160, images 1:1:2, tokens 77:77:154, vae_images 1:1:2, guidance on",
+        "latent_height 20, latent_width 12",
+        "kernels: tensorrt-rtx-1.7-some-gpu.cache, 2.0 MB",
+    ):
+        assert words in shown.error
+    run = run_main(capsys, bundle.path, "--backend", "onnxruntime", *profiles, "--width", "64", entry=build_engine)
+    assert failed(run).startswith("RequestError: profiles and width: each says which sizes are served. Give one of")
+
+
+def test_build_engine_options_of_another_backend(bundle, capsys):
+    run = run_main(capsys, bundle.path, "--backend", "onnxruntime", "--tiling", "full", entry=build_engine)
+    assert failed(run).startswith("RequestError: --tiling: only tensorrt has such options, onnxruntime has none.")
+    run = run_main(capsys, bundle.path, "--backend", "tensorrt", "--optimization-level", "6", entry=build_engine)
+    assert failed(run).startswith("RequestError: optimization level 6: must be 0 to 5")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--tiling", "full"), "RequestError: --tiling: only tensorrt has such options"),
+        (("--profile", "64"), "RequestError: profile 64: a profile is WIDTHxHEIGHT"),
+        (("--profile", "64x64", "--width", "64"), "RequestError: profiles and width: each says which sizes"),
+    ],
+)
+def test_build_engine_says_before_an_export_what_it_cannot_build(tmp_path, capsys, options, message):
+    command = (tmp_path / "checkpoint", "-o", tmp_path / "bundle", "--backend", "onnxruntime", *options)
+    assert failed(run_main(capsys, *command, entry=build_engine)).startswith(message)
+
+
 def test_inspect_shows_builds(tmp_path, capsys):
     graph_bundles.write_graph_bundle(tmp_path / "b", ("vae_decoder",))
     built = run_main(capsys, tmp_path / "b", "--backend", "onnxruntime", entry=build_engine)

@@ -318,7 +318,7 @@ def test_cuda_python_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("capability", "backend", "expected"),
     [
-        ((8, 9), "tensorrt-rtx", ("sm80+", "sm89")),
+        ((8, 9), "tensorrt-rtx", ("sm89", "sm80+")),
         ((7, 5), "tensorrt-rtx", ("sm75",)),
         ((9, 0), "tensorrt-rtx", ()),
         ((9, 0), "tensorrt", ("sm90-linux-geforce-rtx-4090",)),

@@ -142,8 +142,8 @@ def test_sessions_that_build(library: Library, job: Job, tmp_path: Path) -> None
 
 
 def test_what_builds_are_told_is_in_their_key() -> None:
-    assert identity("onnxruntime", "cuda-sm89")["options"] == "no TF32, heuristic search, fused bias"
-    assert identity("onnxruntime", "cpu-x86_64-avx2")["options"] == ""
+    assert identity("onnxruntime", "cuda-sm89")["options"]("unet") == "no TF32, heuristic search, fused bias"
+    assert identity("onnxruntime", "cpu-x86_64-avx2")["options"]("unet") == ""
 
 
 def test_a_search_that_is_asked_for(library: Library, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,12 @@ from hollow_bundles import write_hollow_build, write_hollow_bundle
 from json_files import edit_json
 
 from latentrt.runtime.backends import cuda
-from latentrt.runtime.backends.registry import CPU_PROVIDER
-from latentrt.runtime.backends.targets import cpu_target
+from latentrt.runtime.backends.registry import CPU_PROVIDER, runnable_targets
+from latentrt.runtime.backends.targets import cpu_target, normal_target
 from latentrt.runtime.build_selection import select
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.atomic_files import BUILD
+from latentrt.runtime.bundle.build_options import BuildOptions
 from latentrt.runtime.bundle.limits import Limits
 from latentrt.runtime.bundle.unet_parts import PASSES
 from latentrt.runtime.errors import BackendError, BundleError, StaleBuildError
@@ -350,3 +351,52 @@ def test_a_named_build_that_is_not_there_or_not_for_this(bundle, monkeypatch, na
     write_hollow_build(bundle, "onnxruntime", OTHER_TARGET)
     with pytest.raises(BundleError, match=message):
         select(bundle, backend, build=name)
+
+
+def test_the_build_that_suits_the_card_best_is_chosen(bundle, gpu):
+    """One for its compute capability alone, then one for the fewest, then the portable one."""
+    pytest.importorskip("tensorrt_rtx")
+    for target in ("sm86", "sm75+sm86"):
+        write_hollow_build(bundle, "tensorrt-rtx", target)
+    assert select(bundle).backend == "onnxruntime"
+    for target in ("sm80+", "sm80+sm86+sm89", "sm86+sm89", "sm89"):
+        build = write_hollow_build(bundle, "tensorrt-rtx", target)
+        assert (select(bundle).build, select(bundle).device) == (build.name, "cuda:0")
+        assert build.name == f"tensorrt-rtx-fp16-{target}"
+    gpu.capability = (7, 5)
+    assert select(bundle).build == "tensorrt-rtx-fp16-sm75+sm86"
+    with pytest.raises(BundleError, match=r"is for sm86\+sm89, which this machine is not"):
+        select(bundle, build="tensorrt-rtx-fp16-sm86+sm89")
+    gpu.capability = (8, 6)
+    assert select(bundle, build="tensorrt-rtx-fp16-sm86+sm89").build == "tensorrt-rtx-fp16-sm86+sm89"
+
+
+@pytest.mark.parametrize(
+    ("target", "normal"),
+    [
+        ("sm80+", "sm80+"),
+        ("sm120+sm89+sm89", "sm89+sm120"),
+        ("sm89", "sm89"),
+        ("sm89+", "sm89+"),
+        ("sm89-linux-geforce-rtx-4090", "sm89-linux-geforce-rtx-4090"),
+    ],
+)
+def test_targets_are_named_one_way(target, normal):
+    assert normal_target(target) == normal
+
+
+def test_the_command_of_a_stale_build_keeps_its_target_and_options(bundle, gpu, monkeypatch):
+    monkeypatch.setattr("latentrt.runtime.backends.registry.load_module", lambda name: onnxruntime)
+    monkeypatch.setattr("latentrt.runtime.build_selection.load_module", lambda name: onnxruntime)
+    options = BuildOptions(optimization_level=5, tiling="none")
+    limits = bundle.manifest.limits.replace(guidance="on")
+    (target,) = runnable_targets("tensorrt", "cuda:0")
+    build = write_hollow_build(bundle, "tensorrt", target, limits, options=options, named_target=True)
+    assert select(bundle).build == build.name
+    assert build.engines["unet"].key.options.endswith(
+        "optimization level 5, timing iterations 4, tiling none, aux streams 0"
+    )
+    edit_key(bundle, build, "unet", "options", lambda value: value.replace("level 5", "level 4"))
+    command = f"--backend tensorrt --guidance on --target {target} --optimization-level 5 --tiling none"
+    with pytest.raises(StaleBuildError, match=f"unet options .*, needed .*Rebuild with: build-engine .* {command}$"):
+        select(bundle)

@@ -24,6 +24,7 @@ from latentrt.runtime.backends import cuda, cuda_memory
 from latentrt.runtime.backends import tensorrt as runner_module
 from latentrt.runtime.backends.cuda_graph import Graph
 from latentrt.runtime.backends.tensorrt import TensorRTBackend
+from latentrt.runtime.bundle.build_options import BuildOptions
 from latentrt.runtime.bundle.components import component_specs
 from latentrt.runtime.bundle.specs import ComponentSpec, Port, port
 from latentrt.runtime.errors import BackendError, LatentRTError, RequestError, StaleBuildError
@@ -100,7 +101,7 @@ def test_runner(
     backend.close()
     assert not gpu.memory
     assert {"IExecutionContext.execute_async_v3", "IExecutionContext.set_device_memory"} <= stand_in.used
-    kernels = list((tmp_path / "cache" / "latentrt" / "kernels").glob("*.cache"))
+    kernels = list((tmp_path / "kernels").glob("*.cache"))
     assert [file.read_bytes() for file in kernels] == ([b"kernels"] if backend.name == "tensorrt-rtx" else [])
 
 
@@ -203,20 +204,115 @@ def test_kernels_are_compiled_at_once_and_saved_after_the_first_inference(
     strategy = stand_in.given["IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy"]
     assert strategy == module.DynamicShapesKernelSpecializationStrategy.EAGER
     assert backend.kernels is not None
-    assert not backend.kernels.file.exists()
+    file = tmp_path / "kernels" / f"tensorrt-rtx-{module.__version__}-geforce-rtx-4090.cache"
+    assert not file.exists()
     binding.run()
-    assert backend.kernels.file.read_bytes() == b"one"
+    assert file.read_bytes() == b"one"
     cache["kernels"] = b"two"
     binding.run()
-    assert backend.kernels.file.read_bytes() == b"one"
+    assert file.read_bytes() == b"one"
     engine.bind(SIZES).run()
-    assert backend.kernels.file.read_bytes() == b"two"
+    assert file.read_bytes() == b"two"
     cache["kernels"] = b"three"
-    backend.kernels.file = tmp_path / "decoder.engine" / "not-a-folder.cache"
+    backend.kernels.files = [tmp_path / "decoder.engine" / "not-a-folder.cache"]
     engine.bind(SIZES).run()
     backend.close()
     (record,) = caplog.records
     assert "cannot be written, so the next process compiles its kernels again" in record.message
+
+
+def run_once(monkeypatch: pytest.MonkeyPatch, spec: ComponentSpec, folder: Path, **answers: Any) -> None:
+    """Load an engine from a build's folder, bind it and run it, and end."""
+    folder.mkdir(exist_ok=True)
+    _, backend, engine = open_engine(monkeypatch, pytest.importorskip("tensorrt_rtx"), spec, folder, **answers)
+    engine.bind(SIZES).run()
+    backend.close()
+
+
+def test_kernels_travel_with_their_build(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    """What one machine compiled is read on the next, and copied into a build that has none."""
+    given: list[bytes] = []
+    answers = {"IRuntimeCache__deserialize": lambda blob: given.append(blob) or True}
+    run_once(monkeypatch, spec, tmp_path / "build", **answers)
+    (made,) = (tmp_path / "build" / "kernels").glob("*.cache")
+    assert (made.read_bytes(), given) == (b"kernels", [])
+    (tmp_path / "build").rename(tmp_path / "moved")
+    run_once(monkeypatch, spec, tmp_path / "moved", **answers)
+    assert given == [b"kernels"]
+    assert not (tmp_path / "cache").exists()
+    user = tmp_path / "cache" / "latentrt" / "kernels" / made.name
+    user.parent.mkdir(parents=True)
+    user.write_bytes(b"kernels")
+    run_once(monkeypatch, spec, tmp_path / "another", **answers)
+    assert given == [b"kernels"] * 2
+    assert (tmp_path / "another" / "kernels" / made.name).read_bytes() == b"kernels"
+
+
+def test_kernels_of_a_build_that_cannot_be_written_go_to_the_user_s_cache(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: StandInCuda,
+    spec: ComponentSpec,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "build").mkdir()
+    (tmp_path / "build" / "kernels").write_text("no folder can be made here")
+    given: list[bytes] = []
+    answers = {"IRuntimeCache__deserialize": lambda blob: given.append(blob) or True}
+    for _ in range(2):
+        run_once(monkeypatch, spec, tmp_path / "build", **answers)
+    (file,) = (tmp_path / "cache" / "latentrt" / "kernels").glob("*.cache")
+    assert (file.read_bytes(), given) == (b"kernels", [b"kernels"])
+    assert not caplog.records
+
+
+def test_kernels_that_the_driver_refuses_are_looked_for_elsewhere_and_compiled_anew(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, spec: ComponentSpec, tmp_path: Path
+) -> None:
+    run_once(monkeypatch, spec, tmp_path / "build")
+    (made,) = (tmp_path / "build" / "kernels").glob("*.cache")
+    made.write_bytes(b"of another driver")
+    user = tmp_path / "cache" / "latentrt" / "kernels" / made.name
+    user.parent.mkdir(parents=True)
+    user.write_bytes(b"of this driver")
+    given: list[bytes] = []
+    answers = {"IRuntimeCache__deserialize": lambda blob: given.append(blob) or blob == b"of this driver"}
+    run_once(monkeypatch, spec, tmp_path / "build", **answers)
+    assert given == [b"of another driver", b"of this driver"]
+    assert made.read_bytes() == b"kernels"
+
+
+def test_a_binding_uses_the_tightest_profile_and_an_engine_of_one_asks_for_none(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, module: ModuleType, tmp_path: Path
+) -> None:
+    chosen: list[int] = []
+    order: list[str] = []
+    answers = {
+        "IExecutionContext__set_optimization_profile_async": lambda number, stream: (
+            chosen.append(number) or order.append("profile") or number < 2
+        ),
+        "IExecutionContext__set_input_shape": lambda name, shape: order.append("shape") or True,
+        "IExecutionContext__set_tensor_address": lambda name, memory: order.append("address") or True,
+        "IExecutionContext__update_device_memory_size_for_shapes": lambda: order.append("size") or 1,
+        "IExecutionContext__set_device_memory": lambda memory, size: order.append("memory"),
+        "IExecutionContext__execute_async_v3": lambda stream: order.append("run") or True,
+    }
+    limits = LIMITS.replace(profiles=["64:128:192x64:128:192", "128x72", "64x64"])
+    for served, expected in ((limits, [1]), (LIMITS, [])):
+        spec = component_specs(MODEL, served, dict.fromkeys(GRAPHS, "fp16"))["vae_decoder"]
+        chosen.clear()
+        order.clear()
+        _, backend, engine = open_engine(monkeypatch, module, spec, tmp_path, **answers)
+        engine.bind(SIZES).run()
+        assert chosen == expected
+        assert order == [*["profile"] * len(expected), "shape", *["address"] * 3, "size", "memory", "run"]
+        backend.close()
+    spec = component_specs(MODEL, limits, dict.fromkeys(GRAPHS, "fp16"))["vae_decoder"]
+    _, backend, engine = open_engine(monkeypatch, module, spec, tmp_path, **answers)
+    with pytest.raises(BackendError, match=r"^vae_decoder: \S+ refuses its optimisation profile 2: "):
+        engine.bind({"vae_images": 1, "latent_height": 8, "latent_width": 8})
 
 
 def test_a_step_is_captured_only_when_tensorrt_says_that_it_can_be(
@@ -419,7 +515,8 @@ def test_builder(
         "IBuilderConfig__set_preview_feature": lambda feature, enable: switched.append((feature, enable))
     }
     stand_in = owner["module"] = use(monkeypatch, module, **answers)
-    job = Job(spec, "fp16", tmp_path / "decoder.onnx", tmp_path, "decoder")
+    options = BuildOptions().for_engine("vae_decoder")
+    job = Job(spec, "fp16", tmp_path / "decoder.onnx", tmp_path, "decoder", options=options)
     for target in ("sm89", "sm75"):
         built = TensorRTBuilder(BACKENDS[name], target).build(job)
     assert (tmp_path / built.files[0]).read_bytes() == b"plan"
@@ -448,8 +545,42 @@ def test_a_timing_cache_that_does_not_match_is_dropped(
     }
     owner["module"] = use(monkeypatch, bindings, **answers)
     for _ in range(2):
-        TensorRTBuilder("tensorrt", "sm89").build(Job(spec, "fp16", tmp_path / "x.onnx", tmp_path, "decoder"))
+        job = Job(
+            spec, "fp16", tmp_path / "x.onnx", tmp_path, "decoder", options=BuildOptions().for_engine("vae_decoder")
+        )
+        TensorRTBuilder("tensorrt", "sm89").build(job)
     assert given == [b"", b"timings", b""]
+
+
+def test_builder_gets_options_profiles_and_lengths(
+    monkeypatch: pytest.MonkeyPatch, gpu: StandInCuda, bindings: ModuleType, tmp_path: Path
+) -> None:
+    limits = LIMITS.replace(profiles=["128x72", "96x72"], vae_images="1")
+    spec = component_specs(MODEL, limits, dict.fromkeys(GRAPHS, "fp16"))["vae_decoder"]
+    owner: dict[str, StandInModule] = {}
+    shapes: list[Any] = []
+    answers = builder_answers(owner, bindings, spec) | {
+        "IOptimizationProfile__set_shape": lambda *given: shapes.append(given),
+    }
+    for given, expected in (
+        (BuildOptions(), (4, 4, "FAST", 0)),
+        (BuildOptions(optimization_level=5, tiling="none", aux_streams=2), (5, 4, "NONE", 2)),
+    ):
+        stand_in = owner["module"] = use(monkeypatch, bindings, **answers)
+        options = given.for_engine("vae_decoder")
+        TensorRTBuilder("tensorrt", "sm89").build(
+            Job(spec, "fp16", tmp_path / "x.onnx", tmp_path, "decoder", options=options)
+        )
+        level, timings, tiling, streams = expected
+        config = {name.partition(".")[2]: value for name, value in stand_in.given.items() if "BuilderConfig" in name}
+        assert config["builder_optimization_level"] == level
+        assert config["avg_timing_iterations"] == timings
+        assert config["tiling_optimization_level"] == getattr(bindings.TilingOptimizationLevel, tiling)
+        assert config["max_aux_streams"] == streams
+        assert stand_in.given["ITensor.shape"] == (1, 4, 9, -1)
+    one, other = (1, 4, 9, 16), (1, 4, 9, 12)
+    own = [given for given in shapes if given[0] == "latent"]
+    assert own == [("latent", one, one, one), ("latent", other, other, other)] * 2
 
 
 def test_stand_ins_refuse_what_the_classes_do_not_have() -> None:
