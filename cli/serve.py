@@ -37,6 +37,12 @@ def serve(
         typer.Option("--api-key", help="Key that clients must send.", envvar=KEY_VARIABLE, show_envvar=True),
     ] = None,
     max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="Pictures in a batch, at most.")] = 8,
+    keep_steps: Annotated[
+        int,
+        typer.Option(
+            "--keep-steps", min=1, help="Sizes of batches whose buffers and captured step stay in memory, per bundle."
+        ),
+    ] = 24,
     max_queue: Annotated[int, typer.Option("--max-queue", min=1, help="Requests that may wait; more get 429.")] = 64,
     max_pixels: Annotated[
         int, typer.Option("--max-pixels", min=1, help="Width times height, at most, of a picture drawn or sent.")
@@ -70,7 +76,9 @@ def serve(
         device,
         build,
         max_batch,
+        keep_steps,
         limits,
+        log_format == "json",
     )
     desk = Desk(worker, DeskConfig(max_queue=max_queue, keep_seconds=keep))
     tls = (_text(certificate), _text(private_key))

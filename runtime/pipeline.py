@@ -20,7 +20,7 @@ from latentrt.runtime.bundle.unet_parts import WHOLE
 from latentrt.runtime.drawing.batch import check_table
 from latentrt.runtime.drawing.clean_latents import clean_latents
 from latentrt.runtime.drawing.inpainting import paste_back
-from latentrt.runtime.drawing.loop import Loop, StepProgress, check_finite, check_progress, check_steps
+from latentrt.runtime.drawing.loop import KEPT_STEPS, Loop, StepProgress, check_finite, check_progress, check_steps
 from latentrt.runtime.drawing.lora_rows import fit_loras
 from latentrt.runtime.drawing.picture import Drawing, call_back, check_free, read_drawings
 from latentrt.runtime.drawing.start import start_pictures
@@ -61,7 +61,14 @@ class Pipeline:
     or after `close`, it raises `RequestError`; `note`, `rebuild_command` and the attributes are there at any time.
     """
 
-    def __init__(self, bundle: Bundle, selection: Selection, backend: Backend, engines: Mapping[str, Engine]):
+    def __init__(
+        self,
+        bundle: Bundle,
+        selection: Selection,
+        backend: Backend,
+        engines: Mapping[str, Engine],
+        kept_steps: int = KEPT_STEPS,
+    ):
         self.bundle = bundle
         self.backend = backend
         self.limits = selection.limits
@@ -74,7 +81,7 @@ class Pipeline:
         self._loras = LoraBank(backend, selection.specs, selection.lora, model, self._command_with_room())
         self._prompts = PromptEncoder(backend, model, tokenizers, self._engines, self._loras)
         self._turns = Turns()
-        self._loop = Loop(backend, self._engines, self._turns, self._loras)
+        self._loop = Loop(backend, self._engines, self._turns, self._loras, kept_steps)
         self._vae = Vae(backend, model, self._engine, self._precision)
         self._tables: Recent[Hashable, SamplerTable] = Recent(KEPT_TABLES)
         ScheduleConfig.from_diffusers(model.scheduler)  # a schedule that cannot be followed is an error now
@@ -88,12 +95,14 @@ class Pipeline:
         *,
         build: str | None = None,
         lora_rank: int = 0,
+        kept_steps: int = KEPT_STEPS,
     ) -> "Pipeline":
         """Load every component for text to image; the VAE's encoder is loaded when a request first needs it.
 
         `backend`: `onnxruntime`, `tensorrt` or `tensorrt-rtx`; `device`: `cpu` or `cuda:<index>`; `build`: a folder's
         name under `builds/`. Whatever is None is chosen by the bundle's builds and the libraries installed.
-        `lora_rank`: choose a build with at least this room for LoRAs.
+        `lora_rank`: choose a build with at least this room for LoRAs. `kept_steps`: how many sets of sizes (pictures,
+        rows, width, height, ...) keep their buffers and captured step; more cost memory, fewer cost captures.
 
         Raises:
             BundleError: the bundle is damaged, or lacks the build that was asked for.
@@ -107,7 +116,7 @@ class Pipeline:
         try:
             for name in (name for name in selection.specs if name not in LOADED_WHEN_NEEDED):
                 engines[name] = selection.load(opened, name)
-            return cls(bundle, selection, opened, engines)
+            return cls(bundle, selection, opened, engines, kept_steps)
         except BaseException:
             _close(engines, opened)
             raise

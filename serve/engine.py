@@ -1,11 +1,21 @@
 """Draws requests as the scheduler says: one step of one batch at a time, on the pipelines of one process."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from latentrt.runtime import Drawing, NumericsError, Pipeline, Request, RequestError, Result
+from latentrt.runtime import (
+    BackendError,
+    Drawing,
+    LatentRTError,
+    NumericsError,
+    Pipeline,
+    Request,
+    RequestError,
+    Result,
+)
 from latentrt.runtime.backends import Mark
 from latentrt.runtime.record.metadata import Metadata, describe
 from latentrt.serve.limits import ServerLimits
@@ -23,6 +33,8 @@ from latentrt.serve.messages import (
 )
 from latentrt.serve.previews import PreviewMap
 from latentrt.serve.scheduler import PATIENCE, Job, Lane, Scheduler, Turn
+
+log = logging.getLogger(__name__)
 
 Send = Callable[[FromWorker], None]
 
@@ -47,8 +59,8 @@ class Work:
 class BatchEngine:
     """Pipelines by name, their scheduler, and the requests on their way. `send` takes what the front should know.
 
-    One thread calls it: `submit` and `cancel` between steps, `work` for the next one. Whatever it raises has broken a
-    pipeline, so that the process should be replaced; requests that are merely wrong are answered.
+    One thread calls it: `submit` and `cancel` between steps, `work` for the next one. It raises `BackendError` when a
+    device has failed, so that the process should be replaced; any other error is the answer to a request.
     """
 
     def __init__(
@@ -77,8 +89,8 @@ class BatchEngine:
         now = self._clock()
         try:
             work = self._read(message, now)
-        except RequestError as error:
-            self._send(Failed(message.id, "request", str(error)))
+        except Exception as error:  # nothing has run: whatever it is, it is about this request alone
+            self._send(Failed(message.id, _kind(error), _told(error, message.id)))
             return
         self._works[message.id] = work
         self._scheduler.add(work.job)
@@ -148,8 +160,10 @@ class BatchEngine:
         id, lane = work.job.id, work.job.lane
         try:
             work.drawing = self._pipelines[lane.model].begin(work.request, lane.tokens)
-        except (RequestError, NumericsError) as error:
-            self._fail(id, _kind(error), str(error))
+        except BackendError:
+            raise
+        except Exception as error:
+            self._fail(id, _kind(error), _told(error, id))
             return False
         work.job.begun = True
         self._send(Started(id, now - work.job.came))
@@ -161,7 +175,9 @@ class BatchEngine:
         pipeline = self._pipelines[turn.lane.model]
         try:
             pipeline.advance([work.drawing for work in works if work.drawing is not None])
-        except (RequestError, NumericsError):
+        except BackendError:
+            raise
+        except Exception:
             for work in works:
                 self._advance_alone(pipeline, work)
         self._wait_for_the_step_before(pipeline)
@@ -184,8 +200,10 @@ class BatchEngine:
             return
         try:
             pipeline.advance([work.drawing])
-        except (RequestError, NumericsError) as error:
-            self._fail(work.job.id, _kind(error), str(error))
+        except BackendError:
+            raise
+        except Exception as error:
+            self._fail(work.job.id, _kind(error), _told(error, work.job.id))
 
     def _wait_for_the_step_before(self, pipeline: Pipeline) -> None:
         """Let the device be one step behind, so that it always has work and what comes can join soon."""
@@ -233,7 +251,20 @@ def _finished(id: str, result: Result, metadata: Metadata) -> Finished:
 
 
 def _kind(error: Exception) -> FailureKind:
-    return "numerics" if isinstance(error, NumericsError) else "request"
+    match error:
+        case NumericsError():
+            return "numerics"
+        case RequestError():
+            return "request"
+    return "worker"
+
+
+def _told(error: Exception, id: str) -> str:
+    """What the client is told; what nobody expected is for the log."""
+    if isinstance(error, LatentRTError):
+        return str(error)
+    log.error("request %s: unexpected error", id, exc_info=error)
+    return f"internal error ({type(error).__name__}); the server's log has more"
 
 
 def _spread(count: int, steps: int) -> frozenset[int]:

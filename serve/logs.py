@@ -3,9 +3,14 @@
 import json
 import logging
 import traceback
+from contextvars import ContextVar
 
 STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """Attributes that every record has; the others were given as `extra`."""
+
+
+http_request: ContextVar[str | None] = ContextVar("http_request", default=None)
+"""The id of the HTTP request that is being handled."""
 
 
 class JsonLines(logging.Formatter):

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from latentrt.serve.logs import http_request
 from latentrt.serve.messages import (
     Accepted,
     Cancelled,
@@ -29,7 +30,7 @@ class Ticket:
     """A request's state. Changed and watched in the event loop's thread alone.
 
     `kept`: the answer may be asked for later, so that nobody needs to be connected. `starts`: how many workers have had
-    it. `came`, `ended`: by `time.monotonic`; `created` by the calendar.
+    it. `came`, `ended`: by `time.monotonic`; `created` by the calendar. `http_request`: id of the HTTP request.
     """
 
     submit: Submit
@@ -45,6 +46,7 @@ class Ticket:
     created: float = field(default_factory=time.time)
     came: float = field(default_factory=time.monotonic)
     ended: float | None = None
+    http_request: str | None = field(default_factory=http_request.get)
     version: int = 0
     _changed: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
@@ -132,6 +134,7 @@ class Ticket:
         """What the log says of a request that is done."""
         fields: dict[str, Any] = {
             "request": self.id,
+            "http_request": self.http_request,
             "model": self.submit.model,
             "state": self.state,
             "seconds": round((self.ended or self.came) - self.came, 4),

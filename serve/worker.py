@@ -1,6 +1,5 @@
 """The worker process: pipelines, scheduler and engine, and a pipe to the front."""
 
-import logging
 import os
 import signal
 import time
@@ -10,9 +9,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from latentrt.runtime import Bundle, LatentRTError, Pipeline
+from latentrt.runtime import BackendError, Bundle, LatentRTError, Pipeline
 from latentrt.serve.engine import BatchEngine
 from latentrt.serve.limits import ServerLimits
+from latentrt.serve.logs import configure_server_logging
 from latentrt.serve.messages import Cancel, LoadFailed, Memory, ModelNote, Ready, Stop, Submit
 from latentrt.serve.previews import PreviewMap, preview_map
 
@@ -25,27 +25,38 @@ MEMORY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
-    """What a worker process serves. `bundles`: folder by model's name; the rest as in `Pipeline.load`."""
+    """What a worker process serves. `bundles`: folder by model's name; the rest as in `Pipeline.load`.
+
+    Batches of a lane come in many sizes, each with buffers and a captured step of its own: `kept_steps` of them stay.
+    """
 
     bundles: dict[str, Path]
     backend: str | None = None
     device: str | None = None
     build: str | None = None
     max_batch: int = 8
+    kept_steps: int = 24
     limits: ServerLimits = field(default_factory=ServerLimits)
+    json_logs: bool = True
 
 
 def run_worker(connection: Connection, config: WorkerConfig) -> None:
     """Load every bundle, say so, and draw until told to stop or the front is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the front decides when its worker ends
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    configure_server_logging(config.json_logs)
+    serving = False
     try:
         with _pipelines(config) as (pipelines, previews):
             engine = BatchEngine(pipelines, config.limits, config.max_batch, connection.send, previews)
             notes = tuple(describe_model(name, pipeline) for name, pipeline in pipelines.items())
             connection.send(Ready(notes, os.getpid()))
+            serving = True
             serve(connection, engine)
+    except BackendError as error:
+        if serving:
+            raise  # the device has failed; the front replaces this process
+        connection.send(LoadFailed(f"BackendError: {error}"))
     except LatentRTError as error:
         connection.send(LoadFailed(f"{type(error).__name__}: {error}"))
     except (EOFError, BrokenPipeError, ConnectionResetError):
@@ -57,7 +68,9 @@ def _pipelines(config: WorkerConfig) -> Iterator[tuple[dict[str, Pipeline], dict
     with ExitStack() as stack:
         pipelines = {}
         for name, folder in config.bundles.items():
-            pipeline = Pipeline.load(Bundle.open(folder), config.backend, config.device, build=config.build)
+            pipeline = Pipeline.load(
+                Bundle.open(folder), config.backend, config.device, build=config.build, kept_steps=config.kept_steps
+            )
             pipelines[name] = stack.enter_context(pipeline)
         maps = {name: preview_map(pipeline) for name, pipeline in pipelines.items()}
         yield pipelines, {name: found for name, found in maps.items() if found is not None}

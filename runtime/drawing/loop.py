@@ -31,15 +31,17 @@ KEPT_STEPS = 8
 class Loop:
     """Draws batches of pictures. The batch advanced last stays on the device until another one comes.
 
-    Every method but `give_back` is called in a turn of `turns`.
+    Every method but `give_back` is called in a turn of `turns`. `kept`: sets of sizes that keep their captured step.
     """
 
-    def __init__(self, backend: Backend, engines: Mapping[str, Engine], turns: Turns, loras: LoraBank):
+    def __init__(
+        self, backend: Backend, engines: Mapping[str, Engine], turns: Turns, loras: LoraBank, kept: int = KEPT_STEPS
+    ):
         self._backend = backend
         self._engines = engines
         self._turns = turns
         self._loras = loras
-        self._kept: Recent[tuple[tuple[str, int], ...], CapturedStep] = Recent(KEPT_STEPS)
+        self._kept: Recent[tuple[tuple[str, int], ...], CapturedStep] = Recent(kept)
         self._captured: CapturedStep | None = None
         self._held: tuple[Picture, ...] = ()
         self._held_from: list[int] = []

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from latentrt.serve.http.errors import answer
+from latentrt.serve.logs import http_request
 
 log = logging.getLogger("latentrt.serve.access")
 
@@ -35,6 +36,7 @@ class RequestIds:
         given = Headers(scope=scope).get("x-request-id", "")
         id = given if re.fullmatch(r"[\w.-]{1,64}", given, re.ASCII) else secrets.token_hex(12)
         started, status = time.monotonic(), 0
+        http_request.set(id)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status

@@ -32,7 +32,7 @@ async def generations(request: Request) -> Response:
     """Draw pictures of a prompt."""
     try:
         given = await request.json()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ParameterError("", f"We could not parse the JSON body of your request: {error}") from error
     if not isinstance(given, dict):
         raise ParameterError("", "the body must be a JSON object")

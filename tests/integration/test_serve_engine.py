@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from latentrt.runtime import NumericsError, Pipeline
+from latentrt.runtime import BackendError, NumericsError, Pipeline
 from latentrt.serve.engine import BatchEngine
 from latentrt.serve.limits import ServerLimits
 from latentrt.serve.messages import Accepted, Cancelled, Failed, Finished, Preview, Started, Stepped, Submit
@@ -233,6 +233,42 @@ def test_a_batch_that_cannot_be_is_drawn_one_by_one(pipe, monkeypatch):
     assert len(desk.of(Finished, "good")) == 1
 
 
+def test_what_nobody_expected_is_the_answer_to_one_request(pipe, monkeypatch, caplog):
+    desk = Desk(pipe)
+    check, begin = pipe.check, pipe.begin
+
+    def failing(work, seed):
+        def call(request, *rest):
+            if request.seeds == (seed,):
+                raise ZeroDivisionError("oh")
+            return work(request, *rest)
+
+        return call
+
+    monkeypatch.setattr(pipe, "check", failing(check, 1))
+    monkeypatch.setattr(pipe, "begin", failing(begin, 2))
+    for seed in range(3):
+        desk.submit(f"{seed}", seed=seed)
+    desk.draw()
+    wanted = "internal error (ZeroDivisionError); the server's log has more"
+    for id in ("1", "2"):
+        assert desk.failure(id) == Failed(id, "worker", wanted)
+    assert len(desk.of(Finished, "0")) == 1
+    assert "ZeroDivisionError: oh" in caplog.text
+
+
+def test_a_device_that_fails_ends_the_process(pipe, monkeypatch):
+    desk = Desk(pipe)
+    desk.submit("a")
+
+    def failing(*_):
+        raise BackendError("the device is lost")
+
+    monkeypatch.setattr(pipe, "advance", failing)
+    with pytest.raises(BackendError):
+        desk.draw()
+
+
 def test_latents_alone(pipe):
     desk = Desk(pipe)
     desk.submit("a", decode=False)
@@ -323,3 +359,10 @@ def test_prompts_of_several_texts_take_more_places(pipe):
     assert max(message.pictures for message in desk.of(Stepped)) == 2
     for seed in range(3):
         assert difference(desk.picture(f"{seed}"), alone(pipe, text, prompt_syntax="a1111", seed=seed)) <= 1
+
+
+def test_so_many_captured_steps_stay(demo_bundle):
+    with Pipeline.load(demo_bundle, "onnxruntime", "cpu", kept_steps=2) as few:
+        for width in (48, 56, 64):
+            few.generate("a red circle", **(SETTINGS | {"width": width, "steps": 1}))
+        assert len(few._loop._kept) == 2

@@ -344,6 +344,10 @@ class TestOpenAI:
             client.images.generate(prompt="a red circle", **body)
         assert caught.value.param == parameter
 
+    def test_a_body_that_nests_too_deeply(self, http):
+        answer = http.post("/v1/images/generations", content=b"[" * 100_000)
+        assert (answer.status_code, "could not parse" in answer.json()["error"]["message"]) == (400, True)
+
     def test_errors_of_edits(self, client):
         with pytest.raises(openai.BadRequestError, match="no alpha channel"):
             client.images.edit(image=("p.png", encoded(photo())), mask=("m.png", encoded(photo())), prompt="x")
@@ -491,7 +495,8 @@ class TestOperations:
         answer = http.get("/healthz", headers={"x-request-id": "mine-1"})
         assert answer.headers["x-request-id"] == "mine-1"
         assert len(http.get("/healthz", headers={"x-request-id": "bad;id"}).headers["x-request-id"]) == 24
-        id = draw(http).json()["id"]
+        drawn = draw(http)
+        id = drawn.json()["id"]
         line = eventually(lambda: next((one for one in server.log() if one.get("request") == id), None))
         assert (line["state"], line["size"], line["steps"], set(line["stages"])) == (
             "finished",
@@ -499,6 +504,7 @@ class TestOperations:
             3,
             {"text", "denoise", "decode"},
         )
+        assert line["http_request"] == drawn.headers["x-request-id"]
         assert next(one for one in server.log() if one.get("http_request") == "mine-1")["status"] == 200
 
     @pytest.mark.slow
