@@ -9,7 +9,8 @@ import typer
 from latentrt.cli.groups import Options
 from latentrt.cli.options import OptionalFloat, OptionalPath, OptionalText, flag
 from latentrt.runtime.ensemble import HANDOVER
-from latentrt.runtime.request.kinds import FIELDS, FLAG
+from latentrt.runtime.request.kinds import FLAG
+from latentrt.runtime.request.schedule_kinds import FIELDS
 from latentrt.runtime.request.setting import Setting
 from latentrt.runtime.request.settings import SETTINGS
 from latentrt.runtime.request.signature import describe

@@ -1,22 +1,18 @@
 """Kinds of values that settings have: how each is checked, and how it is written on a command line."""
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, fields
-from itertools import pairwise
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from latentrt.runtime.errors import CheckpointError, LatentRTError, RequestError, shown
+from latentrt.runtime.errors import LatentRTError, RequestError, shown
 from latentrt.runtime.lora.mix import read_loras
-from latentrt.runtime.samplers import SAMPLERS, ScheduleConfig, sampler_named, schedule_named
-from latentrt.runtime.samplers.config import read_field
 
 MOST = 2**64 - 1
 """The largest whole number that any setting takes."""
@@ -148,12 +144,13 @@ def one_of(names: Iterable[str]) -> Kind:
     )
 
 
-def _is_list(value: Any) -> bool:
+def is_list(value: Any) -> bool:
+    """Whether a value is a list, a tuple or an array."""
     return isinstance(value, Sequence | np.ndarray) and not isinstance(value, ONE_VALUE)
 
 
 def _is_pair(value: Any, accepts: Callable[[Any], bool]) -> bool:
-    return _is_list(value) and len(value) == 2 and all(map(accepts, value))
+    return is_list(value) and len(value) == 2 and all(map(accepts, value))
 
 
 def _match_two(text: str, pattern: str, words: str) -> tuple[str, str]:
@@ -186,41 +183,6 @@ def pair(form: str = "(height, width)", metavar: str = "WIDTHxHEIGHT") -> Kind:
     )
 
 
-SCHEDULE_FIELDS = tuple(sorted(field.name for field in fields(ScheduleConfig)))
-_KNOWN_FIELDS = ", ".join(SCHEDULE_FIELDS)
-
-
-def _checked_fields(value: str | Mapping[Any, Any]) -> dict[str, Any]:
-    if isinstance(value, str):
-        return {**schedule_named(value)}
-    if unknown := [str(field) for field in value if field not in SCHEDULE_FIELDS]:
-        raise RequestError(f"schedule: {', '.join(unknown)}: no such field; the fields are {_KNOWN_FIELDS}")
-    try:
-        return {name: None if given is None else read_field(name, given) for name, given in value.items()}
-    except CheckpointError as error:
-        raise RequestError(f"schedule: {error}") from error
-
-
-def _parse_fields(entries: Iterable[str]) -> dict[str, Any]:
-    """Parse several names of schedules or `FIELD=VALUE`; a value that is not JSON is text."""
-    values: dict[str, Any] = {}
-    for entry in entries:
-        name, equals, value = entry.partition("=")
-        if not equals:
-            try:
-                values |= schedule_named(entry)
-            except RequestError as error:
-                raise ValueError(f"{error}; on the command line, a field is FIELD=VALUE") from error
-            continue
-        if name not in SCHEDULE_FIELDS:
-            raise ValueError(f"{entry!r} is not FIELD=VALUE with one of the fields {_KNOWN_FIELDS}")
-        try:
-            values[name] = json.loads(value)
-        except ValueError:
-            values[name] = value
-    return values
-
-
 def _read_latents(value: Any) -> NDArray[np.float32]:
     """Latents as an array of their own, so that the caller may change the original meanwhile."""
     return np.array(value, np.float32)
@@ -240,58 +202,6 @@ INTERVAL = Kind(
     metavar="FROM:TO",
     parse=_parse_interval,
 )
-FIELDS = Kind(
-    "the name of a schedule, such as 'karras', or a dict of fields, such as {'use_karras_sigmas': True}",
-    lambda value: isinstance(value, str | Mapping),
-    _checked_fields,
-    metavar="NAME|FIELD=VALUE",
-    parse=_parse_fields,
-)
-
-
-def _understood(value: str) -> str:
-    """A sampler's name as it was given, once it is known to mean something."""
-    sampler_named(value)
-    return str(value)
-
-
-SAMPLER = Kind(
-    f"one of {', '.join(sorted(SAMPLERS))}",
-    lambda value: isinstance(value, str),
-    _understood,
-    metavar="NAME",
-    form="a name, also another program's",
-)
-
-
-def _falls(value: Any) -> bool:
-    """Whether a value is a list of at least one number of 0 or more, each below the one before."""
-    numbers = _is_list(value) and len(value) > 0 and all(is_number(entry, 0) for entry in value)
-    return numbers and all(one > other for one, other in pairwise(value))
-
-
-def _parse_list(text: str) -> list[float]:
-    """Parse `[999, 499]` or `999,499`."""
-    try:
-        values = json.loads(text if text.strip().startswith("[") else f"[{text}]")
-    except ValueError:
-        values = None
-    if not values or not all(is_number(value) for value in values):
-        raise ValueError(f"{text!r} is not a list of numbers, such as 999,749,499,249")
-    return list(values)
-
-
-def falling(example: str) -> Kind:
-    """A list of numbers, each below the one before."""
-    return Kind(
-        f"a list of numbers that fall, such as {example}",
-        _falls,
-        lambda value: tuple(map(python_number, value)),
-        metavar="LIST",
-        parse=_parse_list,
-    )
-
-
 LORAS = Kind(
     "a dict of strengths by name, such as {'style': 0.8}",
     lambda value: isinstance(value, Mapping),

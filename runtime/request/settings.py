@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypedDict, get_args, get_type_hints
 from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.request.images import ImageLike, MaskLike
 from latentrt.runtime.request.kinds import (
-    FIELDS,
     FLAG,
     INTERVAL,
     LATENTS,
@@ -19,8 +18,6 @@ from latentrt.runtime.request.kinds import (
     MASK,
     OPTIONAL_TEXT,
     PICTURE,
-    SAMPLER,
-    falling,
     number,
     one_of,
     pair,
@@ -35,6 +32,7 @@ from latentrt.runtime.request.micro_conditioning import (
     MicroConditioning,
     Size,
 )
+from latentrt.runtime.request.schedule_kinds import FIELDS, SAMPLER, falling
 from latentrt.runtime.request.setting import Group, Setting, Use
 from latentrt.runtime.samplers import SAMPLERS
 

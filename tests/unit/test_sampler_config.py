@@ -8,7 +8,7 @@ import pytest
 from schedules import SDXL
 
 from latentrt.runtime.errors import CheckpointError, RequestError
-from latentrt.runtime.request.kinds import FIELDS
+from latentrt.runtime.request.schedule_kinds import FIELDS
 from latentrt.runtime.samplers import SAMPLERS, ScheduleConfig, compile_sampler, sampler_for
 
 

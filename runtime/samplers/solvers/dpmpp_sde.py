@@ -29,20 +29,21 @@ def plan_dpmpp_sde(config: ScheduleConfig, steps: int, first: int) -> Plan:
     middle = np.sqrt(sigma * sigma_next)
     sigma_read = alternate(sigma, middle[:-1])
 
+    def move(x: Value, x0: Value, noise: Value, step: int, end: float) -> Value:
+        down, up = ancestral(sigma[step], end, eta)
+        return exponential_step(x, x0, sigma[step], down) + config.s_noise * up * noise
+
     def advance(state: State, output: Value, noise: Value, row: int) -> State:
         x, start, earlier = state
         step = row // 2
         x0 = denoised(x, output, sigma_read[row], config)
         if row == 2 * (steps - 1):
-            down, up = ancestral(sigma[step], sigma_next[step], eta)
-            return exponential_step(x, x0, sigma[step], down) + config.s_noise * up * noise, 0 * x, 0 * x
+            return move(x, x0, noise, step, sigma_next[step]), 0 * x, 0 * x
         if row % 2 == 0:
-            down, up = ancestral(sigma[step], middle[step], eta)
-            return exponential_step(x, x0, sigma[step], down) + config.s_noise * up * noise, x, noise
-        down, up = ancestral(sigma[step], sigma_next[step], eta)
+            return move(x, x0, noise, step, middle[step]), x, noise
         share = (sigma[step] - middle[step]) / (sigma[step] - sigma_next[step])
         path = np.sqrt(share) * earlier + np.sqrt(1 - share) * noise
-        return exponential_step(start, x0, sigma[step], down) + config.s_noise * up * path, 0 * x, 0 * x
+        return move(start, x0, path, step, sigma_next[step]), 0 * x, 0 * x
 
     level = twice(sigma)
     draws = np.full(len(level), eta > 0)
