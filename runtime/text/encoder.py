@@ -107,7 +107,8 @@ class PromptEncoder:
         ]
 
         def embeddings() -> Embeddings:
-            parts = [rows() for rows in begun]
+            # The last encoder first: when it is done, so are the others, and one wait will do.
+            parts = [rows() for rows in reversed(begun)][::-1]
             hidden = np.concatenate([part["hidden"] for part in parts], axis=-1)
             pooled = [part["pooled"] for part in parts if "pooled" in part] or [hidden[:, 0, :0]]
             count = len(request.prompts) * plan.prompt_texts

@@ -1,6 +1,7 @@
 """Program: draw a bundle's pictures on the fake device, in parts "<n> begin", "<n> step <i>" and "<n> finish".
 
-Arguments: the bundle, then how many requests. Kernels do nothing, so the pictures are of no use.
+Arguments: the bundle, then how many requests; "new" as a third one gives each a prompt of its own. Kernels do nothing,
+so the pictures are of no use.
 """
 
 import sys
@@ -10,7 +11,7 @@ from fake_cuda import bindings
 STEPS = 5
 
 
-def main(bundle: str, requests: int) -> None:
+def main(bundle: str, requests: int, prompts: str = "same") -> None:
     """Draw one picture after another, each a step at a time."""
     bindings.install()
     from latentrt.runtime import Pipeline
@@ -18,17 +19,17 @@ def main(bundle: str, requests: int) -> None:
     bindings.mark("load")
     with Pipeline.load(bundle, "onnxruntime", "cuda:0") as pipeline:
         for number in range(requests):
-            draw(pipeline, number)
+            draw(pipeline, number, f"{number} red circles" if prompts == "new" else "a red circle")
         bindings.mark("close")
 
 
-def draw(pipeline: object, number: int) -> None:
+def draw(pipeline: object, number: int, prompt: str) -> None:
     """One request, with a mark before every stage."""
     from latentrt.runtime import Pipeline
 
     assert isinstance(pipeline, Pipeline)
     bindings.mark(f"{number} begin")
-    drawing = pipeline.begin(pipeline.request("a red circle", seed=number, steps=STEPS, width=96, height=96))
+    drawing = pipeline.begin(pipeline.request(prompt, seed=number, steps=STEPS, width=96, height=96))
     for step in range(STEPS):
         bindings.mark(f"{number} step {step}")
         pipeline.advance([drawing])
@@ -41,4 +42,4 @@ def draw(pipeline: object, number: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), *sys.argv[3:])
