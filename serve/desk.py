@@ -13,6 +13,7 @@ from latentrt.runtime import LatentRTError, RequestError
 from latentrt.serve.limits import ServerLimits
 from latentrt.serve.messages import (
     Cancel,
+    Cancelled,
     Failed,
     FromWorker,
     LoadFailed,
@@ -197,6 +198,7 @@ class Desk:
     def cancel(self, ticket: Ticket) -> None:
         """Let a request leave at the next step boundary. Does nothing to one that is done."""
         if not ticket.is_done:
+            ticket.leaving = True
             self._supervisor.send(Cancel(ticket.id))
 
     def _receive(self, message: FromWorker) -> None:
@@ -260,7 +262,9 @@ class Desk:
         if self.load_error is not None:
             self._ready.set()
         for ticket in list(self._tickets.values()):
-            if ticket.starts >= MOST_STARTS or self._failed_starts >= FAILED_STARTS:
+            if ticket.leaving:
+                self._tell(ticket.id, Cancelled(ticket.id))
+            elif ticket.starts >= MOST_STARTS or self._failed_starts >= FAILED_STARTS:
                 self._tell(ticket.id, Failed(ticket.id, "worker", "the process that drew this request has died twice"))
             else:
                 ticket.start_over()

@@ -31,10 +31,12 @@ class Ticket:
 
     `kept`: the answer may be asked for later, so that nobody needs to be connected. `starts`: how many workers have had
     it. `came`, `ended`: by `time.monotonic`; `created` by the calendar. `http_request`: id of the HTTP request.
+    `leaving`: it was cancelled, and the worker may not know yet.
     """
 
     submit: Submit
     kept: bool = False
+    leaving: bool = False
     state: State = "queued"
     accepted: Accepted | None = None
     step: int = 0

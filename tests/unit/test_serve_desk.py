@@ -1,0 +1,163 @@
+"""The front's core with a supervisor that only notes what it is told: who is taken in, answered, or drawn again."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from latentrt.runtime import RequestError
+from latentrt.serve import desk as desk_module
+from latentrt.serve.desk import Desk, DeskConfig
+from latentrt.serve.messages import Cancel, Finished, LoadFailed, ModelNote, Ready, Started, Submit
+from latentrt.serve.refusals import QueueFullError, UnavailableError
+from latentrt.serve.worker import WorkerConfig
+
+NOTE = ModelNote("m", "sdxl", 96, "0" * 64, "fp32", "onnxruntime", "cpu", "euler", 30, 5.0, False, {})
+
+
+class Noting:
+    """A supervisor without a worker."""
+
+    def __init__(self, config, receive, died):
+        self.sent, self.renewed, self.killed = [], 0, 0
+        self.receive, self.died, self.pid = receive, died, 1
+
+    def start(self):
+        pass
+
+    def stop(self):
+        pass
+
+    def send(self, message):
+        self.sent.append(message)
+
+    def renew(self):
+        self.sent.clear()
+        self.renewed += 1
+
+    def kill(self):
+        self.killed += 1
+
+
+@pytest.fixture
+def desk(monkeypatch):
+    monkeypatch.setattr(desk_module, "Supervisor", Noting)
+    made = Desk(WorkerConfig({"m": Path("m")}), DeskConfig(max_queue=3))
+    made._receive(Ready((NOTE,), 1))
+    return made
+
+
+def submit(desk, count=1, **options):
+    return desk.submit(None, ("a cat",), [{"seed": number} for number in range(count)], **options)
+
+
+def sent(desk, kind=Submit):
+    return [message.id for message in desk._supervisor.sent if isinstance(message, kind)]
+
+
+def finish(desk, ticket):
+    desk._receive(Finished(ticket.id, (), None, {"denoise": 0.5}, None))
+
+
+def test_the_queue_is_bounded_and_takes_all_or_none(desk):
+    first = submit(desk, 2)
+    with pytest.raises(QueueFullError, match="2 requests wait already; come again in 1 s"):
+        submit(desk, 2)
+    assert sent(desk) == [ticket.id for ticket in first]
+    desk._receive(Started(first[0].id, 0.1))
+    submit(desk, 2)
+    assert (desk.waiting, desk.running, len(desk.live())) == (3, 1, 4)
+
+
+def test_nothing_is_taken_in_before_the_models_are_there(monkeypatch):
+    monkeypatch.setattr(desk_module, "Supervisor", Noting)
+    with pytest.raises(UnavailableError, match="the models are being loaded"):
+        submit(Desk(WorkerConfig({"m": Path("m")})))
+
+
+def test_unknown_models_and_long_texts_are_refused(desk):
+    with pytest.raises(RequestError, match="model 'x': not served here; this server has m"):
+        desk.submit("x", ("a cat",), [{}])
+    with pytest.raises(RequestError, match="prompt: 10001 characters"):
+        desk.submit(None, ("a" * 10001,), [{}])
+
+
+def test_answers_are_kept_where_that_was_asked(desk):
+    kept, forgotten = submit(desk, kept=True)[0], submit(desk)[0]
+    for ticket in (kept, forgotten):
+        finish(desk, ticket)
+    assert (desk.find(kept.id), desk.find(forgotten.id)) == (kept, None)
+    assert desk.live() == []
+
+
+def test_after_a_death_requests_are_drawn_again_once(desk):
+    (ticket,) = submit(desk)
+    for starts in (1, 2):
+        assert ticket.starts == starts
+        desk._receive(Started(ticket.id, 0.0))
+        desk._died(-9)
+        desk._receive(Ready((NOTE,), 2))
+    assert (ticket.state, ticket.failed.kind) == ("failed", "worker")
+    assert desk._supervisor.renewed == 2
+    assert desk.metrics.deaths._value.get() == 2
+
+
+def test_who_was_cancelled_is_not_drawn_again(desk):
+    leaving, staying = submit(desk, 2)
+    desk.cancel(leaving)
+    assert sent(desk, Cancel) == [leaving.id]
+    desk._died(-9)
+    assert (leaving.state, staying.state) == ("cancelled", "queued")
+    assert sent(desk) == [staying.id]
+
+
+def test_if_no_worker_gets_ready_everybody_is_answered(desk):
+    (ticket,) = submit(desk)
+    desk._died(1)
+    for _ in range(3):
+        desk._died(1)
+    assert ticket.state == "failed"
+    with pytest.raises(UnavailableError, match="the worker cannot be started"):
+        submit(desk)
+    desk._receive(Ready((NOTE,), 3))
+    assert submit(desk)[0].state == "queued"
+
+
+def test_a_drain_waits_for_what_is_there(desk):
+    async def drain():
+        desk._empty.clear()
+        (ticket,) = submit(desk)
+        draining = asyncio.create_task(desk.drain())
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError, match="the server is going down"):
+            submit(desk)
+        assert not draining.done()
+        finish(desk, ticket)
+        await asyncio.wait_for(draining, 5)
+
+    asyncio.run(drain())
+
+
+def test_a_bundle_that_cannot_be_loaded_is_an_error_at_the_start(monkeypatch):
+    monkeypatch.setattr(desk_module, "Supervisor", Noting)
+
+    async def start():
+        made = Desk(WorkerConfig({"m": Path("m")}))
+        made._receive(LoadFailed("BundleError: it is damaged"))
+        made._died(0)
+        await asyncio.wait_for(made.ready(), 5)
+
+    with pytest.raises(Exception, match="BundleError: it is damaged"):
+        asyncio.run(start())
+
+
+def test_a_worker_that_says_nothing_is_replaced(desk, monkeypatch):
+    async def wait():
+        submit(desk)
+        desk._heard -= desk.config.stall_seconds + 1
+        watching = asyncio.create_task(desk._look_after())
+        await asyncio.sleep(1.2)
+        watching.cancel()
+
+    asyncio.run(wait())
+    assert desk._supervisor.killed == 1
