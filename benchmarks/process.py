@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from latentrt.benchmarks.workers import serve
-from latentrt.runtime.errors import BenchmarkError
+from latentrt.runtime.errors import BenchmarkError, told_as
 
 MODULE = serve.__name__
 
@@ -39,18 +39,23 @@ class Worker:
         self.name = name
         self.log = log
         self.timeout = timeout
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self._log: IO[str] = log.open("w", encoding="utf-8")
+        with told_as(BenchmarkError, log, "written"):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            self._log: IO[str] = log.open("w", encoding="utf-8")
         # latentrt is not installed in another environment, so the file is started by its path.
         command = [str(python), str(serve.__file__), kind] if python else [sys.executable, "-m", MODULE, kind]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-            env=worker_environment(threads),
-        )
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                text=True,
+                env=worker_environment(threads),
+            )
+        except OSError as error:
+            self._log.close()
+            raise BenchmarkError(f"{command[0]}: cannot be started ({error.strerror})") from error
         self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 

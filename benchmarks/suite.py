@@ -12,7 +12,7 @@ from latentrt.benchmarks.context import PICTURES, Context, Options
 from latentrt.benchmarks.results import RESULTS, Finished, Record, Results, read
 from latentrt.benchmarks.scenarios import Scenario
 from latentrt.runtime.backends.cuda import describe_device
-from latentrt.runtime.errors import BackendError, BenchmarkError, LatentRTError
+from latentrt.runtime.errors import BackendError, BenchmarkError, LatentRTError, told_as
 
 RUNNERS: Mapping[str, Callable[[Scenario, Context], None]] = {
     "pictures": pictures.run,
@@ -26,17 +26,19 @@ def run_suite(scenarios: Iterable[Scenario], options: Options, command: str, say
     """Run scenarios, write the results to the folder `options.out` in place of earlier ones, and read them back.
 
     Raises:
-        BenchmarkError: a scenario needs a GPU and there is none.
+        BenchmarkError: a scenario needs a GPU and there is none, or the folder cannot be written.
     """
     scenarios = [_with_rounds(scenario, options.rounds) for scenario in scenarios]
     check_gpu(scenarios, options.peers)
-    (options.out / PICTURES).mkdir(parents=True, exist_ok=True)
     file = options.out / RESULTS
-    with file.open("w", encoding="utf-8") as stream:
+    with told_as(BenchmarkError, file, "written"):
+        (options.out / PICTURES).mkdir(parents=True, exist_ok=True)
+        opened = file.open("w", encoding="utf-8", buffering=1)
+    with opened as stream:
 
         def write(record: Record) -> None:
-            stream.write(record.line() + "\n")
-            stream.flush()
+            with told_as(BenchmarkError, file, "written"):
+                stream.write(record.line() + "\n")
 
         write(environment.describe(command, options.threads))
         context = Context(options, write, say)

@@ -134,7 +134,7 @@ class Destination:
         count = len(values)
         path = self._pattern(count)
         pattern = str(path)
-        differs = "n" in _fields(pattern) or len({_expand(pattern, each | {"n": 1}) for each in values}) == count
+        differs = "n" in _fields(pattern) or len({_expand(pattern, each) for each in values}) == count
         if not differs:
             pattern = str(path.with_stem(f"{path.stem}-{{picture}}"))
         number = 0

@@ -123,7 +123,8 @@ class Ensemble:
         """
         _check_settings(settings, starts=False)
         prompts, given = read_prompts(prompt), read_given(settings)
-        strength = given.pop("strength", REFINER_STRENGTH)
+        wanted = given.pop("strength", None)
+        strength = REFINER_STRENGTH if wanted is None else wanted
         base, refiner = _split(given)
         refiner["strength"] = strength
         return self._combine(prompts, given, *self._draw(prompts, base, refiner, progress), strength=strength)

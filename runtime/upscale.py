@@ -69,7 +69,8 @@ def generate_large(
     if misplaced := [name for name in REFUSED if settings.get(name) is not None and settings.get(name) is not False]:
         raise RequestError(f"{', '.join(misplaced)}: the high-resolution fix begins with a prompt; leave it out")
     prompts, given = read_prompts(prompt), read_given(settings)
-    strength = given.pop("strength", UPSCALE_STRENGTH)
+    wanted = given.pop("strength", None)
+    strength = UPSCALE_STRENGTH if wanted is None else wanted
     asked = pipeline.request(prompts, **given)
     small = replace(asked, settings={**asked.settings, "decode": enlarge == "pixels"})
     width, height = (round(length * scale / 8) * 8 for length in (asked.width, asked.height))

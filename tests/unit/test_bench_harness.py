@@ -13,10 +13,13 @@ import pytest
 
 from latentrt.benchmarks import process
 from latentrt.benchmarks.contenders import CONTENDERS, DEFAULT_PEERS, PEERS, check_installed, chosen_peers
+from latentrt.benchmarks.context import Context, Options
 from latentrt.benchmarks.harness import Entrant, Round, picture_task, rotated
 from latentrt.benchmarks.peers import parse_pythons, peer_python
 from latentrt.benchmarks.process import Worker, worker_environment
+from latentrt.benchmarks.report.markdown import BEGIN, END, replace_between_markers
 from latentrt.benchmarks.scenarios import Point, Scenario
+from latentrt.benchmarks.suite import run_suite
 from latentrt.benchmarks.workers import serve
 from latentrt.benchmarks.workers.measure import Clock, HostStamp, peak_memory, reset_peak_memory, step_seconds
 from latentrt.runtime.errors import BenchmarkError
@@ -243,3 +246,49 @@ def test_interpreters_of_peers():
         parse_pythons(["python"])
     with pytest.raises(BenchmarkError, match=r"--peer-python optimum=/no: /no is no file"):
         parse_pythons(["optimum=/no"])
+
+
+# Files that cannot be written, and a run that is stopped
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    options = Options(out=tmp_path / "file" / "out", threads=1, peers=())
+    with pytest.raises(BenchmarkError, match=r"results\.\w+: cannot be written \(Not a directory\)"):
+        run_suite([], options, "", print)
+    with pytest.raises(BenchmarkError, match=r"one\.log: cannot be written \(File exists\)"):
+        Worker("one", "x", tmp_path / "file" / "one.log")
+
+
+def test_a_python_that_is_not_there(tmp_path):
+    with pytest.raises(BenchmarkError, match=r"/no/python: cannot be started \(No such file or directory\)"):
+        Worker("one", "x", tmp_path / "one.log", python=Path("/no/python"))
+
+
+def test_a_run_that_is_stopped_does_not_wait_for_its_workers(tmp_path):
+    """A call may take an hour, and a worker's end is waited for."""
+    context = Context(Options(out=tmp_path, threads=1, peers=()), lambda record: None, print)
+    workers = []
+
+    def stop():
+        with context.worker("one", "workers.torch_pipeline:Diffusers", "scenario") as worker:
+            workers.append(worker)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop()
+    assert workers[0]._process.returncode == -9
+
+
+def test_a_full_disk_leaves_the_readme_as_it_was(tmp_path, monkeypatch):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"a\n{BEGIN}\nold\n{END}\n")
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(BenchmarkError, match=r"--readme .*README\.md: cannot be written \(No space left on device\)"):
+        replace_between_markers(readme, "new")
+    assert "old" in readme.read_text()
+    assert os.listdir(tmp_path) == ["README.md"]
