@@ -97,6 +97,9 @@ class OnnxRuntimeBuilder:
         try:
             session = self.ort.InferenceSession(str(file.absolute()), options, providers=providers, enable_fallback=0)
         except Exception as error:  # onnxruntime's exceptions have no other base class
+            if shutil.disk_usage(folder).free < file.stat().st_size:
+                place = f"{folder / model}: cannot be written, its disk is full"
+                raise BuildError(f"{job.spec.name}: {place}. Make room, or move the bundle") from error
             raise BuildError(f"{job.spec.name}: ONNX Runtime cannot build {file}: {error}") from error
         if session.get_providers()[0] != first:
             raise BuildError(fallback(job.spec.name))

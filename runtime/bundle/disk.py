@@ -11,9 +11,6 @@ from latentrt.runtime.errors import BundleError, LatentRTError
 SUFFIX = ".new-4194304"
 """The longest that is appended to a folder's name while it is written: a process's id."""
 
-MARGIN = 4 << 20
-"""Bytes of room for what is not weights."""
-
 
 def check_target(target: Path) -> Path:
     """Check that a bundle can be written at `target`; returns the place itself where `target` is a link to one.
@@ -62,7 +59,6 @@ def check_space(target: Path, needed: int, what: str, error: type[LatentRTError]
 
     `what` begins the message's second part: "the export".
     """
-    needed += MARGIN
     free = shutil.disk_usage(existing_folder(target.absolute())).free
     if free < needed:
         raise error(
