@@ -127,11 +127,13 @@ def plan_prompt(prompt: str, syntax: str, steps: int, composed: bool) -> PromptP
     for part, weight in _parts(prompt) if composed else [(prompt, 1.0)]:
         first = 0
         for last, text in texts_by_step(part, steps):
-            entries.append((texts.setdefault(text, len(texts)), first, last, weight))
-            first = last
+            end = min(last + 1, steps)  # the interface counts from 0, and draws a text up to its last step
+            if first < end:
+                entries.append((texts.setdefault(text, len(texts)), first, end, weight))
+            first = end
     weights = np.zeros((steps, len(texts)))
-    for column, first, last, weight in entries:
-        weights[first:last, column] += weight
+    for column, first, end, weight in entries:
+        weights[first:end, column] += weight
     return PromptPlan(tuple(texts), weights)
 
 

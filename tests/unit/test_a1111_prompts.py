@@ -179,13 +179,20 @@ def test_and_joins_with_weights(prompt: str, parts: dict[str, float]) -> None:
 
 
 def test_parts_change_each_on_their_own() -> None:
+    """Steps count from 0, and the one that is named still draws the first text (reconstruct_cond_batch)."""
     plan = plan_prompt("[a:b:2] AND c :0.5", "a1111", 4, True)
     assert plan.texts == ("a", "b", " c")
-    np.testing.assert_array_equal(plan.weights, [[1, 0, 0.5]] * 2 + [[0, 1, 0.5]] * 2)
+    np.testing.assert_array_equal(plan.weights, [[1, 0, 0.5]] * 3 + [[0, 1, 0.5]])
+
+
+def test_texts_without_a_turn_are_not_encoded() -> None:
+    assert plan_prompt("[a:b:3]", "a1111", 4, True).texts == ("a",)
+    assert plan_prompt("[a:b:0]", "a1111", 4, True).texts == ("b",)
+    np.testing.assert_array_equal(plan_prompt("[a|b]", "a1111", 5, True).weights[:, 0], [1, 1, 0, 1, 0])
 
 
 def test_a_negative_prompt_changes_but_is_not_composed() -> None:
-    plan = plan_prompt("[a:b:1] AND c", "a1111", 2, False)
+    plan = plan_prompt("[a:b:1] AND c", "a1111", 3, False)
     assert plan.texts == ("a AND c", "b AND c")
 
 
@@ -202,14 +209,14 @@ def test_the_guidance_of_composed_prompts(bundle) -> None:
 
 
 def test_the_guidance_of_a_prompt_that_changes(bundle) -> None:
-    made = request(bundle, "[a:b:1]", negative="[c:d:3]")
+    made = request(bundle, "[a:b:1]", negative="[c:d:2]")
     rows = guidance_rows(made, compile_sampler("heun", EPSILON, 4), plan_request(made), 0)
     before, middle, after = [-4, 0, 5, 0], [-4, 0, 0, 5], [0, -4, 0, 5]
-    np.testing.assert_array_equal(rows, [before] * 2 + [middle] * 4 + [after])  # two evaluations per step
+    np.testing.assert_array_equal(rows, [before] * 4 + [middle] * 2 + [after])  # two evaluations per step
 
 
 def test_a_late_start_goes_on_with_the_steps_of_the_schedule(bundle) -> None:
-    made = request(bundle, "[a:b:3]")
+    made = request(bundle, "[a:b:2]")
     table = compile_sampler("euler", EPSILON, 4, 2)
     np.testing.assert_array_equal(guidance_rows(made, table, plan_request(made), 0), [[-4, 5, 0], [-4, 0, 5]])
 
