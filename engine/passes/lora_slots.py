@@ -75,7 +75,8 @@ class Bypasses:
             for part, lengths in zip((DOWN, UP), self._shapes(node, weights.const_value.shape.numpy()), strict=True)
         )
         kernel = node.op_type == "Conv"
-        layout = "kernel" if kernel else "flat" if x.shape is not None and len(x.shape) == 2 else "rows"
+        is_flat = node.op_type == "Gemm" or (x.shape is not None and len(x.shape) == 2)
+        layout = "kernel" if kernel else "flat" if is_flat else "rows"
         operator = "Conv" if kernel else "MatMul"
         down = ir.Node("", operator, [x, a], node.attributes.values() if kernel else ())
         scaled = ir.node("Mul", [down.outputs[0], self._scale(layout, dtype)])
@@ -87,6 +88,9 @@ class Bypasses:
         total.outputs[0].type, total.outputs[0].shape = before.type, before.shape
         for reader, index in readers:
             reader.replace_input_with(index, total.outputs[0])
+        if before.is_graph_output():
+            total.outputs[0].name, before.name = before.name, f"{before.name}_before"
+            self._graph.outputs[self._graph.outputs.index(before)] = total.outputs[0]
         self._graph.insert_after(last, (down, scaled, up, total))
         return a, b
 

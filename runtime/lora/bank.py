@@ -5,8 +5,9 @@ other, so nothing ever has to move. Loading writes columns that no row uses, and
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,11 +120,20 @@ class LoraBank:
         unknown = sorted(f"{network}.{layer}" for network, layer in lora.parts if network not in self._known)
         if unknown:
             raise CheckpointError(f"{file}: {unknown[0]}: this model has no such network")
+        lora = replace(lora, parts={part: keys for part, keys in lora.parts.items() if not self._never_runs(*part)})
         assert self.slots is not None
         if self.slots.layers == "attention":
             self._check_attention(lora)
         lora.check(self._known, self._model.context_width)
         return lora
+
+    def _never_runs(self, network: str, layer: str) -> bool:
+        """Whether a layer lies behind the hidden state that is read of a text encoder, so that no engine has it."""
+        encoder = next((one for one in self._model.text_encoders if one.component == network), None)
+        match = re.match(r"encoder_layers_(\d+)_", layer)
+        if encoder is None or match is None or layer in self._known.get(network, {}):
+            return False
+        return int(match[1]) < encoder.layers
 
     def _check_attention(self, lora: Lora) -> None:
         """Refuse a LoRA that also changes layers outside the transformer blocks, if it belongs to this model at all."""

@@ -128,7 +128,7 @@ class Settings(TypedDict, total=False):
     loras: Annotated[
         Mapping[str, Any] | Sequence[Mapping[str, Any]] | None,
         Setting(
-            "Loaded LoRAs, in a build with room for them: {name: strength}, or a strength for each network (docs/lora.md).",
+            "Loaded LoRAs by name, each with its strength, or one for each network (docs/lora.md).",
             LORAS,
             Group.PROMPTS,
             per="prompt",

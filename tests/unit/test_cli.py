@@ -12,6 +12,7 @@ import graph_bundles
 import pytest
 from command_line import run_main
 from hollow_bundles import write_hollow_bundle
+from loras import LINEAR, write_lora
 
 from latentrt.cli.ending import run_command
 from latentrt.cli.main import build_engine
@@ -383,11 +384,19 @@ def test_generate_with_a_bad_request(bundle, capsys, monkeypatch):
     )
 
 
-def test_generate_adds_no_loras(bundle, capsys):
-    run = run_main(capsys, "generate", bundle.path, "a cat", "--lora", "a.safetensors:0.7", "--lora", "b.safetensors")
-    command = f"latentrt export CHECKPOINT -o {bundle.path}-lora --lora a.safetensors:0.7 --lora b.safetensors"
-    assert "RequestError: --lora a.safetensors:0.7: LoRAs are added to the weights when" in failed(run)
-    assert run.error.endswith(command)
+def test_generate_with_loras_needs_room(bundle, capsys, tmp_path):
+    file = write_lora(tmp_path / "a.safetensors", "peft", LINEAR, rank=6)
+    run = run_main(capsys, "generate", bundle.path, "a cat", "--lora", f"{file}:0.7")
+    assert "no build for this machine has room for LoRAs of rank 6; it has none. Build one with: " in failed(run)
+    assert run.error.endswith(f"build-engine {bundle.path} --backend onnxruntime --lora-rank 6")
+    run = run_main(capsys, "generate", bundle.path, "a cat", "--lora", file, "--lora", f"{file}:2")
+    assert "RequestError: --lora: two files of the same name among" in failed(run)
+
+
+@pytest.mark.parametrize("rank", ["-1", "1025"])
+def test_room_for_loras_has_bounds(bundle, capsys, rank):
+    run = run_main(capsys, "build-engine", bundle.path, "--backend", "onnxruntime", "--lora-rank", rank)
+    assert f"--lora-rank {rank}: must be from 1 to 1024, or 0 for no room" in failed(run)
 
 
 @pytest.mark.parametrize(

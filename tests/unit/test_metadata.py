@@ -27,6 +27,7 @@ SETTINGS = {
     "negative_2": [None, "two"],
     "prompt_syntax": "a1111",
     "clip_skip": 1,
+    "loras": [{"style": 0.5}, {"style": {"unet": 1.0, "text_encoder": 0.25}, "colour": -1.0}],
     "steps": 12,
     "sampler": "dpmpp_2m",
     "schedule": {"use_karras_sigmas": True, "sigma_min": 0.1, "lambda_min_clipped": float("-inf")},
