@@ -92,13 +92,14 @@ class Job:
         strength = options.pop("refiner_strength", None)
         upscale = {argument: options.pop(name) for argument, name in UPSCALE.items() if name in options}
         settings: Settings = {**options}  # type: ignore[typeddict-item]
+        second = None if refiner is None else Bundle.open(refiner)
         with ExitStack() as stack:
             pipeline = stack.enter_context(load(bundle))
             if upscale:
                 return generate_large(pipeline, self.prompts, progress=progress, **settings, **upscale)
-            if refiner is None:
+            if second is None:
                 return pipeline.generate(self.prompts, progress=progress, **settings)
-            both = Ensemble(pipeline, stack.enter_context(load(Bundle.open(refiner))))
+            both = Ensemble(pipeline, stack.enter_context(load(second)))
             if strength is not None:
                 return both.refine(self.prompts, progress=progress, **settings | {"strength": strength})
             how = {} if start is None else {"handover": start}

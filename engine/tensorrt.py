@@ -82,7 +82,10 @@ class TensorRTBuilder:
         file = cache_folder() / "timing" / f"tensorrt-{self.trt.__version__}-{self.target}.cache"
         load_timing_cache(config, file)
         yield config
-        write_atomically(file, config.get_timing_cache().serialize())
+        try:
+            write_atomically(file, config.get_timing_cache().serialize())
+        except OSError as error:
+            logger.warning("%s: cannot be written, so the next build times its kernels again: %s", file, error)
 
     def _new_config(self, builder: Any) -> Any:
         """A config for the target, without a profile."""
@@ -161,8 +164,13 @@ def set_target(trt: ModuleType, config: Any, target: str) -> None:
 
 def load_timing_cache(config: Any, file: Path) -> None:
     """Give the config the kernel timings of earlier builds; a file that does not match is deleted."""
-    if file.is_file():
-        cache = config.create_timing_cache(file.read_bytes())
+    try:
+        kept = file.read_bytes() if file.is_file() else b""
+    except OSError as error:
+        logger.warning("%s: cannot be read, so kernels are timed anew: %s", file, error)
+        kept = b""
+    if kept:
+        cache = config.create_timing_cache(kept)
         if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
             return
         logger.info("%s: another TensorRT or GPU wrote it, so kernels are timed anew", file)

@@ -115,11 +115,10 @@ def check_output(path: Path, format: str | None = None) -> None:
     with told_as(RequestError, path, "written"):
         with suppress(FileNotFoundError, NotADirectoryError):
             path.stat()  # a name that is too long, a link to itself, a folder that is closed
-        is_folder = path.is_dir()
+        is_folder, place = path.is_dir(), Path(os.path.realpath(path))
     if is_folder:
         raise RequestError(f"{path}: a folder; name a file in it, such as {path / 'out.png'}")
     find_format(path, format)
-    place = Path(os.path.realpath(path))
     with told_as(RequestError, place.parent, "made"):
         place.parent.mkdir(parents=True, exist_ok=True)
     if place.exists() and not place.is_file():

@@ -1,5 +1,6 @@
 """The command line: exit codes, one JSON line on stdout, errors in one sentence, names resolved to bundles."""
 
+import io
 import json
 import os
 import re
@@ -462,3 +463,64 @@ def test_what_is_no_bundle_is_named(tmp_path, capsys):
     file = tmp_path / "out.png"
     file.write_bytes(b"")
     assert f"{file}: a file, not the folder of a bundle" in failed(run_main(capsys, "inspect", file))
+
+
+def test_a_refiner_that_is_not_there_is_said_before_anything_is_loaded(own_home, bundle, capsys):
+    run = run_main(capsys, "generate", bundle.path, "a cat", "--refiner", "demo")
+    assert failed(run) == f"BundleError: {own_home / 'demo'}: the demo has no bundle yet. Make it with: latentrt demo"
+    assert [*Path().iterdir()] == []
+
+
+def test_a_prompt_is_asked_for_on_a_terminal(own_home, bundle, capsys, monkeypatch):
+    """Here the answer is the end of the input."""
+    monkeypatch.setattr("latentrt.cli.generate._on_terminal", lambda: True)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    run = run_main(capsys, "generate", bundle.path)
+    assert (run.exit, run.stdout) == (2, "")
+    assert run.error.startswith("What to draw: ")
+    assert "Missing argument 'PROMPT'" in run.error
+    assert "not a bundle" in failed(run_main(capsys, "generate", "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-o", "{colour}.png"), "{colour} in {colour}.png: it may hold {n}, {seed}"),
+        (("-o", "-", "--images", "2"), "- takes one picture, not 2"),
+        (("--quality", "0"), "'--quality'"),
+    ],
+)
+def test_outputs_that_are_wrong_usage(own_home, capsys, options, message):
+    run = run_main(capsys, "generate", "x", "a cat", *options)
+    assert (run.exit, run.stdout) == (2, "")
+    assert message in re.sub(r"[│\s]+", " ", run.stderr)
+
+
+def test_the_input_is_never_overwritten(own_home, capsys):
+    Path("photo.png").write_bytes(b"mine")
+    for option in ("--image", "--from-png"):
+        run = run_main(capsys, "generate", "x", "a cat", option, "photo.png", "-o", "photo.png", "--force")
+        assert failed(run) == (
+            "RequestError: photo.png: it is read for this picture, and is never overwritten. Name another file"
+        )
+    assert Path("photo.png").read_bytes() == b"mine"
+
+
+def test_prompts_come_from_stdin(own_home, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n\n")))
+    assert failed(run_main(capsys, "generate", "x", "--prompts-file", "-")) == (
+        "RequestError: --prompts-file -: no line holds a prompt"
+    )
+
+
+def test_a_working_folder_that_is_gone(bundle, tmp_path):
+    (tmp_path / "gone").mkdir()
+    code = (
+        "import os, sys; os.rmdir(os.getcwd()); from latentrt.cli.main import main; "
+        f"sys.argv = ['latentrt', 'generate', {str(bundle.path)!r}, 'a cat', '-o', 'a.png']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "gone", capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "RequestError: a.png: cannot be written (No such file or directory)\n"
