@@ -41,7 +41,8 @@ def lengths_at_trials(graph: ir.Graph) -> LengthsAt:
     """Lengths and small integers of a graph at `TRIALS` sizes of its dims; what is not known at each is left out."""
     dims = sorted({axis.dim for value in graph.inputs for axis in input_axes(value) if axis.dim})
     sizes = [{dim: trial_size(number, trial) for number, dim in enumerate(dims)} for trial in range(TRIALS)]
-    walks = [_Walk(graph, each) for each in sizes]
+    protos: dict[ir.Node, onnx.NodeProto] = {}
+    walks = [_Walk(graph, each, protos) for each in sizes]
     return LengthsAt(
         _stack([{name: np.array(shape, np.int64) for name, shape in walk.shapes.items()} for walk in walks]),
         _stack([walk.values for walk in walks]),
@@ -63,13 +64,13 @@ def _stack(found: list[dict[str, NDArray[np.int64]]]) -> dict[str, NDArray[np.in
 
 
 class _Walk:
-    """One pass over the nodes, in order, with numbers in place of dims."""
+    """One pass over the nodes, in order, with numbers in place of dims; `protos` is filled for the next."""
 
-    def __init__(self, graph: ir.Graph, sizes: Sizes):
+    def __init__(self, graph: ir.Graph, sizes: Sizes, protos: dict[ir.Node, onnx.NodeProto]):
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.values: dict[str, NDArray[Any]] = {}
         self._types: dict[str, onnx.TypeProto] = {}
-        self._graph = graph
+        self._graph, self._protos = graph, protos
         self._opsets = [onnx.helper.make_opsetid(*one) for one in graph.opset_imports.items()]
         for value in graph.inputs:
             if value.dtype is not None:
@@ -123,10 +124,12 @@ class _Walk:
         if (left_open := shape_left_open(node, [self.shapes[name] for name in names])) is not None:
             return {str(node.outputs[0].name): (types[names[0]].tensor_type.elem_type, left_open)}
         version = self._graph.opset_imports.get(node.domain, 1)
+        if node not in self._protos:
+            self._protos[node] = ir.to_proto(node)
         try:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
             found = onnx.shape_inference.infer_node_outputs(
-                schema, ir.to_proto(node), types, given, opset_imports=self._opsets
+                schema, self._protos[node], types, given, opset_imports=self._opsets
             )
         except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError):
             return {}
