@@ -6,7 +6,7 @@ from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from latentrt.engine.passes.group_norm import epsilon_of
-from latentrt.engine.passes.rewriting import add_constant, has_constants, put_in_place
+from latentrt.engine.passes.rewriting import add_constant, constant_values, has_constants, put_in_place
 
 
 def use_layer_norm(model: ir.Model) -> PassResult:
@@ -36,10 +36,8 @@ def _is_known(node: ir.Node) -> bool:
 def _layer_norm(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:
     value, scale, bias = (one for one in node.inputs if one is not None)
     assert value.shape is not None
-    assert scale.const_value is not None
-    assert bias.const_value is not None
     name, groups = str(node.outputs[0].name), node.attributes["num_groups"].as_int()
-    factors, terms = scale.const_value.numpy(), bias.const_value.numpy()
+    factors, terms = constant_values(scale), constant_values(bias)
     channel = (len(factors),) + (1,) * (len(value.shape) - 2)
 
     def operator(kind: str, what: str, *inputs: ir.Value, **attributes: float) -> ir.Node:

@@ -5,7 +5,7 @@ import onnx_ir as ir
 from onnx_ir.passes import PassResult
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from latentrt.engine.passes.rewriting import add_constant, attribute, has_constants, take_over
+from latentrt.engine.passes.rewriting import add_constant, attribute, constant_values, has_constants, take_over
 
 MOST_PARTS = 32
 """Parts whose addresses ONNX Runtime hands to its kernel as an argument."""
@@ -50,7 +50,7 @@ def _merge(graph: ir.Graph, nodes: list[ir.Node]) -> None:
     name = f"{first.outputs[0].name}_to_{nodes[-1].outputs[0].name}"
     joined = []
     for place, what in ((1, "weights"), (2, "biases")):
-        tensors = [node.inputs[place].const_value.numpy() for node in nodes]  # type: ignore[union-attr]
+        tensors = [constant_values(node.inputs[place]) for node in nodes]  # type: ignore[arg-type]
         joined.append(add_constant(graph, f"{name}_{what}", np.concatenate(tensors)))
     product = ir.node("Gemm", [first.inputs[0], *joined], {"transB": 1})
     parts = {"axis": 1, "num_outputs": len(nodes)}

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.convenience import replace_all_uses_with
@@ -20,6 +21,20 @@ def add_constant(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(values.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def constant_values(value: ir.Value) -> NDArray[Any]:
+    """The elements of an initializer, also where its data file has several links, as those of a split U-Net have.
+
+    onnx_ir refuses to read such a file, since a link may lead anywhere; ours are made by `engine.graph.link_data`.
+    """
+    tensor = value.const_value
+    if tensor is None:
+        raise ValueError(f"{value.name} is not a constant")
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    shape, dtype = tensor.shape.numpy(), tensor.dtype.numpy()
+    return np.fromfile(tensor.path, dtype, tensor.size, offset=tensor.offset or 0).reshape(shape)
 
 
 def attribute(node: ir.Node, name: str, default: int) -> int:

@@ -58,9 +58,10 @@ def run(file: str, sizes: Mapping[str, int], own: Mapping[str, str]) -> list[tup
 
 def zeros(value: Any, sizes: Mapping[str, int]) -> np.ndarray[Any, Any]:
     """An input of zeros, with the lengths that are given for its named axes."""
-    return np.zeros(
-        [Axis.parse(axis).size(sizes) if isinstance(axis, str) else axis for axis in value.shape], TYPES[value.type]
-    )
+    axes = [Axis.parse(str(axis)) for axis in value.shape]
+    if missing := {axis.dim for axis in axes if axis.dim} - sizes.keys():
+        raise SystemExit(f"{value.name} {value.shape}: give a length for each name, as {missing.pop()}=2")
+    return np.zeros([axis.size(sizes) for axis in axes], TYPES[value.type])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Graph passes for ONNX Runtime's CUDA provider: what becomes of the operators, and that the numbers stay."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from graphs import INPUTS, SIZES, inputs_of, names, operators, parse, run, shaped
@@ -299,6 +302,33 @@ def test_bias_residual_and_norm(name: str) -> None:
     made = [node for node in fused.graph if node.domain == MICROSOFT]
     if made:
         assert bool(made[0].outputs[3].name) == ("sum)" in body.partition("gate")[2])
+
+
+def test_weights_in_a_linked_file(tmp_path: Path) -> None:
+    """The data file of a split U-Net is a hard link to the bundle's."""
+    weights = "<float[1,8] ROW, float[4,8] A, float[4,8] B, float[4] A1, float[4] B1, float[4] SCALE, float[4] BIAS>"
+    text = f"""unet ({INPUTS}) => (float[rows,4,h,w] out) {weights}
+        {{ column = Constant<value_ints=[-1,1]>()
+           t = Reshape(timestep, column)
+           wide = MatMul(t, ROW)
+           a = Gemm<transB=1>(wide, A, A1)
+           b = Gemm<transB=1>(wide, B, B1)
+           sum = Mul(a, b)
+           image = Constant<value_ints=[0,0,1,1]>()
+           s4 = Reshape(sum, image)
+           n = GroupNormalization<num_groups=2>(sample, SCALE, BIAS)
+           out = Add(n, s4) }}"""
+    ir.save(shaped(text), tmp_path / "unet.onnx", external_data="unet.onnx.data", size_threshold_bytes=0)
+    os.link(tmp_path / "unet.onnx.data", tmp_path / "another link")
+    linked = ir.load(tmp_path / "unet.onnx")
+    assert isinstance(linked.graph.initializers["A"].const_value, ir.ExternalTensor)
+    merge_gemms(linked)
+    use_layer_norm(linked)
+    (tmp_path / "another link").unlink()
+    feeds = inputs_of(linked, SIZES)
+    ir.save(linked, tmp_path / "changed.onnx")
+    model, changed = parse(text), ir.from_proto(onnx.load(tmp_path / "changed.onnx"))
+    np.testing.assert_allclose(run(changed, feeds)["out"], run(model, feeds)["out"], atol=2e-6)
 
 
 class BiasAdd(OpRun):
