@@ -214,7 +214,7 @@ def conclude(results: "Results", folder: Path, readme: Path | None) -> None:
         scenarios=[finished.scenario for finished in results.of(Finished)],
         failed=sorted({failure.scenario for failure in failures}),
         median_seconds=median_seconds(results),
-        **({"issue": (folder / BLOCK).resolve()} if block else {}),
+        issue=(folder / BLOCK).resolve() if block else None,
     )
     if failures:
         raise typer.Exit(FAILED)

@@ -77,7 +77,7 @@ def test_a_kept_gpu_run_ends_with_a_block_for_an_issue(capsys, tmp_path):
         assert line in run.stderr
     write_run(tmp_path / "cpu")
     other = run_main(capsys, "bench", "--report", tmp_path / "cpu")
-    assert "issue" not in other.result
+    assert other.result["issue"] is None
     assert not (tmp_path / "cpu" / "issue.md").exists()
 
 
