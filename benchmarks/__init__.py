@@ -20,11 +20,14 @@
 models without weights.
 """
 
+import os
 from pathlib import Path
 
-import latentrt.runtime as _runtime  # noqa: F401 - before ONNX Runtime, whose telemetry it switches off
-
 __all__ = ["CONFIGS"]
+
+# Before anything here imports ONNX Runtime; `latentrt.runtime`, which says the same, cannot be imported by the workers
+# of peers that have an environment of their own.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 CONFIGS = Path(__file__).parent / "configs"
 """Models without weights: folders in diffusers format."""
