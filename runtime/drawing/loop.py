@@ -16,7 +16,7 @@ from latentrt.runtime.drawing.batch import lay_out
 from latentrt.runtime.drawing.captured_step import CapturedStep
 from latentrt.runtime.drawing.picture import Picture, hold
 from latentrt.runtime.drawing.turns import Turns
-from latentrt.runtime.errors import NumericsError, RequestError, shown
+from latentrt.runtime.errors import BackendError, NumericsError, RequestError, shown
 from latentrt.runtime.lora.bank import LoraBank
 from latentrt.runtime.recent import Recent
 from latentrt.runtime.request.kinds import is_whole
@@ -83,12 +83,27 @@ class Loop:
             hold(pictures, self)
             self._held_from = [picture.step for picture in pictures]
             sizes, arrays = lay_out(pictures)
-            self._captured = self._kept.get(
-                tuple(sizes.items()), lambda: CapturedStep(self._backend, self._engines, sizes, self._loras)
-            )
+            self._captured = None  # it may have to make room
+            self._captured = self._step_for(sizes)
             self._captured.upload(arrays)
             self._steady_steps = min(picture.steady_steps for picture in pictures)
         return self._captured
+
+    def _step_for(self, sizes: dict[str, int]) -> CapturedStep:
+        """The captured step for these sizes. If the device has no room for it, all others are given up."""
+
+        def make() -> CapturedStep:
+            return CapturedStep(self._backend, self._engines, sizes, self._loras)
+
+        key = tuple(sizes.items())
+        try:
+            return self._kept.get(key, make)
+        except BackendError:
+            if not len(self._kept):
+                raise
+        # Not before here: the error holds what had been made.
+        self._kept.clear()
+        return self._kept.get(key, make)
 
     def _holds(self, pictures: Sequence[Picture]) -> bool:
         return tuple(pictures) == self._held and all(picture.holder is self for picture in pictures)

@@ -11,6 +11,7 @@ from graph_bundles import GRAPHS, LIMITS, write_graph_bundle
 from latentrt.engine.build import build_engines
 from latentrt.runtime.backends import identity
 from latentrt.runtime.backends.cuda import Stream, device_count
+from latentrt.runtime.backends.cuda_graph import WARM_UPS
 from latentrt.runtime.backends.cuda_memory import DeviceBuffer
 from latentrt.runtime.backends.registry import runnable_targets
 from latentrt.runtime.build_selection import select
@@ -55,7 +56,7 @@ def test_engines_compute_what_onnxruntime_computes(tmp_path: Path, name: str, se
             for port, values in feeds.items():
                 binding.buffers[port].write(values)
             step = backend.record(binding.run)
-            for _ in range(3):  # as it is, captured, replayed
+            for _ in range(WARM_UPS + 1):  # as it is, captured, replayed
                 step()
             for port, wanted in zip(spec.outputs, session.run(None, feeds), strict=True):
                 found = binding.buffers[port.name].numpy().astype("float32")
