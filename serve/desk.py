@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from latentrt.runtime import LatentRTError, RequestError
+from latentrt.runtime import LatentRTError, RequestError, errors
 from latentrt.serve.limits import ServerLimits
 from latentrt.serve.messages import (
     Cancel,
@@ -63,7 +63,7 @@ class Desk:
         self.models: dict[str, ModelNote] = {}
         self.is_ready = False
         self.is_draining = False
-        self.load_error: str | None = None
+        self.load_error: LatentRTError | None = None
         self._supervisor = Supervisor(worker, self._from_thread(self._receive), self._from_thread(self._died))
         self._tickets: dict[str, Ticket] = {}
         self._kept = KeptTickets(self.config.keep_seconds, self.config.keep_answers)
@@ -99,7 +99,7 @@ class Desk:
         """
         await self._ready.wait()
         if self.load_error is not None:
-            raise LatentRTError(self.load_error)
+            raise self.load_error
 
     async def drain(self) -> None:
         """Refuse new requests, and wait until those that are here have their answers."""
@@ -210,7 +210,7 @@ class Desk:
                 self._ready.set()
                 log.info("ready", extra={"models": list(self.models), "worker": message.pid})
             case LoadFailed():
-                self.load_error = message.message
+                self.load_error = getattr(errors, message.kind)(message.message)
             case Memory():
                 self.metrics.memory.set(message.resident)
             case Stepped():
@@ -258,7 +258,8 @@ class Desk:
         self._heard = time.monotonic()
         log.error("the worker has died", extra={"exit_code": exit_code, "requests": len(self._tickets)})
         if self._failed_starts >= FAILED_STARTS:
-            self.load_error = self.load_error or f"the worker process ended with exit code {exit_code} while it loaded"
+            died = LatentRTError(f"the worker process ended with exit code {exit_code} while it loaded")
+            self.load_error = self.load_error or died
         if self.load_error is not None:
             self._ready.set()
         for ticket in list(self._tickets.values()):

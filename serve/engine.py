@@ -149,9 +149,13 @@ class BatchEngine:
         if not all([self._begun(work, now) for work in works]):
             return  # who is left decides the next turn
         self._advance(turn, works)
-        for work in works:
+        here = [work for work in works if work.job.id in self._works]
+        for work in here:  # before one is finished, since that takes the batch off the device
+            self._preview(work)
+        for work in here:
             work.shared |= len(works) > 1
-            self._after_step(work)
+            if work.drawing is not None and not work.drawing.steps_left:
+                self._finish(work, work.drawing)
 
     def _begun(self, work: Work, now: float) -> bool:
         """Begin a drawing that has not; False if that fails."""
@@ -211,17 +215,16 @@ class BatchEngine:
         if before is not None:
             before.wait()
 
-    def _after_step(self, work: Work) -> None:
-        """Send a preview or, at the end, the pictures."""
-        id, drawing = work.job.id, work.drawing
-        if id not in self._works or drawing is None:
+    def _preview(self, work: Work) -> None:
+        """Send a preview, if one is due."""
+        id, model, drawing = work.job.id, work.job.lane.model, work.drawing
+        if drawing is None or work.steps_done not in work.previews_at or model not in self._previews:
             return
-        model = work.job.lane.model
-        if not drawing.steps_left:
-            self._finish(work, drawing)
-        elif work.steps_done in work.previews_at and model in self._previews:
+        try:
             latents = self._pipelines[model].peek(drawing)
-            self._send(Preview(id, work.steps_done, tuple(self._previews[model].pictures(latents))))
+        except RequestError:  # the batch was drawn one by one, and another one was last
+            return
+        self._send(Preview(id, work.steps_done, tuple(self._previews[model].pictures(latents))))
 
     def _finish(self, work: Work, drawing: Drawing) -> None:
         id = work.job.id

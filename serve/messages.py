@@ -76,8 +76,9 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """A bundle cannot be loaded; the process ends."""
+    """A bundle cannot be loaded; the process ends. `kind`: the error's class, one of `latentrt.runtime.errors`."""
 
+    kind: str
     message: str
 
 

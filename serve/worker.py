@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from latentrt.runtime import BackendError, Bundle, LatentRTError, Pipeline
+from latentrt.runtime import Bundle, LatentRTError, Pipeline
 from latentrt.serve.engine import BatchEngine
 from latentrt.serve.limits import ServerLimits
 from latentrt.serve.logs import configure_server_logging
@@ -53,12 +53,10 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
             connection.send(Ready(notes, os.getpid()))
             serving = True
             serve(connection, engine)
-    except BackendError as error:
+    except LatentRTError as error:
         if serving:
             raise  # the device has failed; the front replaces this process
-        connection.send(LoadFailed(f"BackendError: {error}"))
-    except LatentRTError as error:
-        connection.send(LoadFailed(f"{type(error).__name__}: {error}"))
+        connection.send(LoadFailed(type(error).__name__, str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the front is gone
 

@@ -18,8 +18,11 @@ from latentrt.serve.logs import http_request
 
 log = logging.getLogger("latentrt.serve.access")
 
-OPEN = re.compile(r"/healthz|/readyz|/v1/requests/[0-9a-f]{24}/pictures/\d+")
-"""Paths that need no key: probes, and pictures, whose address is a secret by itself."""
+OPEN = re.compile(
+    r"/healthz|/readyz|/v1/requests/[0-9a-f]{24}/pictures/\d+"
+    r"|/(?!v1/|sdapi/)(?:[\w./-]+\.(?:html|js|css|svg|png|ico|webmanifest|woff2))?"
+)
+"""Paths that need no key: probes, pictures, whose address is a secret by itself, and the files of a page."""
 
 
 class RequestIds:

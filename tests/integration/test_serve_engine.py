@@ -305,6 +305,15 @@ def test_previews_come_when_they_should_and_resemble_the_picture(pipe, fitted):
     assert errors[-1] < 0.6 * np.abs(small - 127).mean()
 
 
+def test_a_preview_is_sent_though_another_picture_is_done_with_the_same_step(pipe, fitted):
+    desk = Desk(pipe, previews={"demo": fitted})
+    desk.submit("done", steps=3)
+    desk.submit("seen", seed=4, steps=6, previews=1)
+    desk.draw()
+    assert [(preview.id, preview.step) for preview in desk.of(Preview)] == [("seen", 3)]
+    assert difference(desk.picture("seen"), alone(pipe, seed=4)) <= 1
+
+
 def test_looking_at_a_drawing_does_not_change_it(pipe, fitted):
     desk = Desk(pipe, previews={"demo": fitted})
     desk.submit("a", previews=5)

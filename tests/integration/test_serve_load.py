@@ -84,7 +84,10 @@ async def one_client(http, number, ends):
     kind = draw.choices(["wait", "drop", "cancel", "stream"], [6, 2, 1, 1])[0]
     try:
         if kind == "wait":
-            ends[(await http.post("/v1/requests", json=body | {"wait": True})).status_code] += 1
+            status = (await http.post("/v1/requests", json=body | {"wait": True})).status_code
+            ends[status] += 1
+            if status == 429:
+                await asyncio.sleep(0.3)
         elif kind == "drop":
             await http.post("/v1/requests", json=body | {"wait": True}, timeout=draw.uniform(0.01, 0.3))
             ends["drop in vain"] += 1

@@ -3,10 +3,13 @@
 import asyncio
 from pathlib import Path
 
+import httpx
 import pytest
 
-from latentrt.runtime import RequestError
+from latentrt.runtime import BundleError, RequestError
+from latentrt.serve import app as app_module
 from latentrt.serve import desk as desk_module
+from latentrt.serve.app import create_app
 from latentrt.serve.desk import Desk, DeskConfig
 from latentrt.serve.messages import Cancel, Finished, LoadFailed, ModelNote, Ready, Started, Submit
 from latentrt.serve.refusals import QueueFullError, UnavailableError
@@ -143,11 +146,11 @@ def test_a_bundle_that_cannot_be_loaded_is_an_error_at_the_start(monkeypatch):
 
     async def start():
         made = Desk(WorkerConfig({"m": Path("m")}))
-        made._receive(LoadFailed("BundleError: it is damaged"))
+        made._receive(LoadFailed("BundleError", "it is damaged"))
         made._died(0)
         await asyncio.wait_for(made.ready(), 5)
 
-    with pytest.raises(Exception, match="BundleError: it is damaged"):
+    with pytest.raises(BundleError, match="it is damaged"):
         asyncio.run(start())
 
 
@@ -161,3 +164,40 @@ def test_a_worker_that_says_nothing_is_replaced(desk, monkeypatch):
 
     asyncio.run(wait())
     assert desk._supervisor.killed == 1
+
+
+def ask(app, *paths, **headers):
+    """The status and text of each path of an app, without a server."""
+
+    async def fetch():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here", headers=headers) as client:
+            return [await client.get(path) for path in paths]
+
+    return asyncio.run(fetch())
+
+
+def test_a_page_is_served_and_needs_no_key(desk, tmp_path, monkeypatch):
+    (tmp_path / "index.html").write_text("<title>the page</title>")
+    (tmp_path / "page.js").write_text("let it = 1")
+    (tmp_path / "secret.txt").write_text("x")
+    monkeypatch.setattr(app_module, "PAGE", tmp_path)
+    page, script, api, other = ask(create_app(desk, "key"), "/", "/page.js", "/v1/models", "/secret.txt")
+    assert ("the page" in page.text, script.text) == (True, "let it = 1")
+    assert (api.status_code, other.status_code) == (401, 401)
+    (models,) = ask(create_app(desk, "key"), "/v1/models", Authorization="Bearer key")
+    assert models.json()["data"][0]["id"] == "m"
+
+
+def test_without_a_page_there_is_none(desk, tmp_path, monkeypatch):
+    monkeypatch.setattr(app_module, "PAGE", tmp_path / "none")
+    (page,) = ask(create_app(desk), "/")
+    assert page.json()["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/x.js/../models", "/v1/models/x.png", "/metrics", "/openapi.json", "/v1/requests/x/pictures/1", "/sdapi"],
+)
+def test_paths_that_need_the_key(desk, path):
+    assert ask(create_app(desk, "key"), path)[0].status_code == 401
