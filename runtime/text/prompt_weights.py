@@ -2,8 +2,8 @@ r"""Weights inside a prompt: `a (red:1.3) circle` makes red count more, `(red:0.
 
 Only parentheses that end in a colon and a number from 0 to 10 are weights, and they may be nested; whatever else stands
 in a prompt is text: `(style: anime)`, `(happy :)`. A number has digits after its point, if it has one: `(word:1.)` is
-text. So are two whole numbers around the colon, as in `(12:30)` and `(16:9)`. `\(` and `\)` are parentheses that never
-begin or end a weight.
+text. So are two whole numbers around the colon, as in `(12:30)` and `(16:9)`, and a weight of nothing: `(:3)`. `\(` and
+`\)` are parentheses that never begin or end a weight.
 """
 
 import logging
@@ -66,7 +66,8 @@ def _weight(before: str, symbol: str) -> float | None:
     if not symbol.startswith(":") or not NUMBER.fullmatch(text) or float(text) > LARGEST_WEIGHT:
         return None
     is_ratio = before[-1:].isdigit() and text.isdigit()
-    return None if is_ratio else float(text)
+    is_empty = before.rstrip().endswith("(")
+    return None if is_ratio or is_empty else float(text)
 
 
 @lru_cache(maxsize=1024)

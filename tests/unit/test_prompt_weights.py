@@ -54,6 +54,8 @@ def test_parse_weights(prompt: str, fragments: list[tuple[str, float]]) -> None:
         *("a girl (style: anime)", "a clock (12:30)", "a clock (10:05)", "(16:9)", "(at 7:10)", "(happy :) face)"),
         *(
             "(:) and (:",
+            "a cat (:3)",
+            "( :2)",
             "(a:1.)",
             "(red:)",
             "(red: much)",
