@@ -34,6 +34,7 @@ from latentrt.runtime.recent import Recent
 from latentrt.runtime.record.metadata import BundleNote, describe, describe_bundle
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
+from latentrt.runtime.request.kinds import FLAG, PATH, TEXT, whole
 from latentrt.runtime.request.reading import Prompt, make_request, read_given, read_prompt, read_prompts
 from latentrt.runtime.request.request import Demand, Request
 from latentrt.runtime.request.settings import Settings
@@ -110,6 +111,7 @@ class Pipeline:
             BackendError: the backend is not installed, or the device does not exist.
         """
         bundle = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
+        lora_rank, kept_steps = whole(0).read("lora_rank", lora_rank), whole(1).read("kept_steps", kept_steps)
         selection = select(bundle, backend, device, build, lora_rank)
         opened = selection.open()
         engines: dict[str, Engine] = {}
@@ -301,6 +303,7 @@ class Pipeline:
         Raises:
             RequestError: it is not in that batch.
         """
+        read_drawings([drawing])
         return self._turns.take(self._peek, drawing)
 
     def _peek(self, drawing: Drawing) -> Float32s:
@@ -362,7 +365,9 @@ class Pipeline:
             RequestError: the build has no room, or not enough, or the name is taken.
             CheckpointError: not a LoRA, for another family, or for layers that have no room in this build.
         """
-        return self._turns.take(self._load_lora, Path(path), name, evict).name
+        path = PATH.read("path", path)
+        name = None if name is None else TEXT.read("name", name)
+        return self._turns.take(self._load_lora, Path(path), name, FLAG.read("evict", evict)).name
 
     def _load_lora(self, path: Path, name: str | None, evict: bool) -> LoadedLora:
         self.backend.activate()
@@ -374,7 +379,7 @@ class Pipeline:
         Raises:
             RequestError: no LoRA of this name is loaded.
         """
-        self._turns.take(self._loras.unload, name)
+        self._turns.take(self._loras.unload, TEXT.read("name", name))
 
     @property
     def loras(self) -> Mapping[str, LoadedLora]:

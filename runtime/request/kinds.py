@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -194,6 +195,7 @@ def _text(value: str | None) -> str | None:
 
 TEXT = Kind("text", lambda value: isinstance(value, str), str, metavar="TEXT")
 OPTIONAL_TEXT = Kind("text", lambda value: value is None or isinstance(value, str), _text, metavar="TEXT")
+PATH = Kind("a path, as text or as a Path", lambda value: isinstance(value, str | os.PathLike) and bool(str(value)))
 FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool_), bool, bool)
 INTERVAL = Kind(
     "two shares of the steps, from and to, such as (0.2, 0.8)",

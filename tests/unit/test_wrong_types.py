@@ -175,8 +175,16 @@ def test_a_wrong_value_at_the_second_passes(pipeline: Pipeline, wrong: Any) -> N
 def test_a_wrong_value_where_a_bundle_is_loaded(pipeline: Pipeline, wrong: Any) -> None:
     assert only_our_errors(Pipeline.load, wrong)
     assert only_our_errors(Bundle.open, wrong)
-    for name in ("backend", "device", "build"):
+    for name in ("backend", "device", "build", "lora_rank", "kept_steps"):
         assert only_our_errors(Pipeline.load, pipeline.bundle, **{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
+def test_a_wrong_value_where_a_lora_is_loaded(pipeline: Pipeline, wrong: Any) -> None:
+    for call in (pipeline.load_lora, pipeline.unload_lora, pipeline.peek):
+        assert only_our_errors(call, wrong)
+    for name in ("name", "evict"):
+        assert only_our_errors(pipeline.load_lora, "nothing.safetensors", **{name: wrong})
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
