@@ -5,6 +5,7 @@ import os
 import re
 import string
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,9 @@ class Destination:
         """Write pictures, and return their files.
 
         A name that was taken meanwhile gets a number, so that no picture is lost.
+
+        Raises:
+            RequestError: a file cannot be written; the message says where the pictures are instead.
         """
         if self.is_stdout:
             with writing(sys.stdout):
@@ -125,7 +129,11 @@ class Destination:
                 file, more = wanted.with_stem(f"{wanted.stem}-{more}"), more + 1
             if file != wanted:
                 logger.warning("%s: exists; the picture is written to %s", wanted, file)
-            write_picture(picture, file, metadata, number, quality=self.quality)
+            try:
+                write_picture(picture, file, metadata, number, quality=self.quality)
+            except RequestError as error:
+                saved = _save_elsewhere(pictures[number - 1 :], file, metadata, number)
+                raise RequestError(f"{error}. What was drawn is in {saved}" if saved else str(error)) from error
             files.append(file)
         return files
 
@@ -142,6 +150,22 @@ class Destination:
             folder = Path(_expand(str(path.parent), each))
             number = max(number, _last_number(folder, path.name)) + 1 if "n" in _fields(path.name) else 0
             yield Path(_expand(pattern, {**each, "n": number, "picture": picture}))
+
+
+def _save_elsewhere(
+    pictures: Sequence[Image.Image], wanted: Path, metadata: Metadata | None, first: int
+) -> Path | None:
+    """Save pictures that their place does not take in a new temporary folder, and return it; None if that fails, too.
+
+    `first`: the number of the first one in its batch.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="latentrt-"))
+        for number, picture in enumerate(pictures, first):
+            write_picture(picture, folder / f"{wanted.stem}-{number}.png", metadata, number)
+    except (OSError, RequestError):
+        return None
+    return folder
 
 
 def field_values(request: Request) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +175,21 @@ def test_a_device_is_written_to() -> None:
     assert Path("/dev/null").is_char_device()
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         write_atomically(Path("/dev/full"), b"x" * 100_000)
+
+
+def test_what_was_drawn_is_not_lost(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place is there when it is checked, and cannot be written any more when the pictures are drawn."""
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    destination = Destination("out/a.jpg")
+    destination.check(2)
+    Path("out").rmdir()
+    Path("out").touch()
+    with pytest.raises(RequestError, match=r"out/a-1\.jpg: cannot be written .*\. What was drawn is in ") as caught:
+        destination.write([PICTURE, PICTURE], [{"seed": 1}, {"seed": 1}])
+    folder = Path(str(caught.value).rpartition(" is in ")[2])
+    assert sorted(os.listdir(folder)) == ["a-1-1.png", "a-1-2.png"]
+    with Image.open(folder / "a-1-2.png") as image:
+        assert image.tobytes() == PICTURE.tobytes()
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/null")
+    with pytest.raises(RequestError, match=r"^out/a-1\.jpg: cannot be written \([^.]*\)$"):
+        destination.write([PICTURE, PICTURE], [{"seed": 1}, {"seed": 1}])
