@@ -27,6 +27,7 @@ class cudaMemcpyKind(IntEnum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
     cudaMemcpyDeviceToDevice = 3
+    cudaMemcpyDefault = 4
 
 
 class cudaStreamCaptureMode(IntEnum):
@@ -39,6 +40,11 @@ class cudaGraphNodeType(IntEnum):
     cudaGraphNodeTypeHost = 3
 
 
+class cudaMemoryType(IntEnum):
+    cudaMemoryTypeUnregistered = 0
+    cudaMemoryTypeDevice = 2
+
+
 class StandInCuda:
     """One GPU. `memory` holds what is allocated, page-locked too; `calls` every function with its arguments.
 
@@ -47,6 +53,7 @@ class StandInCuda:
 
     cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking = cudaError_t, cudaMemcpyKind, 1
     cudaStreamCaptureMode, cudaGraphNodeType = cudaStreamCaptureMode, cudaGraphNodeType
+    cudaMemoryType = cudaMemoryType
 
     def __init__(self, capability: tuple[int, int] = (8, 9), limit: int = 1 << 30):
         self.capability, self.limit = capability, limit
@@ -100,7 +107,13 @@ class StandInCuda:
         return (kinds.cudaGraphNodeTypeMemcpy if node[0] == "cudaMemcpyAsync" else kinds.cudaGraphNodeTypeKernel,)
 
     def _cudaGraphMemcpyNodeGetParams(self, node: tuple[Any, ...]) -> tuple[Any]:
-        return (SimpleNamespace(kind=node[4]),)
+        _, target, source, _, kind, *_ = node
+        return (SimpleNamespace(kind=kind, srcPtr=SimpleNamespace(ptr=source), dstPtr=SimpleNamespace(ptr=target)),)
+
+    def _cudaPointerGetAttributes(self, pointer: int) -> tuple[Any]:
+        kinds = cudaMemoryType
+        known = pointer in self.memory
+        return (SimpleNamespace(type=kinds.cudaMemoryTypeDevice if known else kinds.cudaMemoryTypeUnregistered),)
 
     def _cudaGraphLaunch(self, graph: int, _stream: int) -> tuple[()]:
         for name, *arguments in self.graphs[graph]:

@@ -175,17 +175,25 @@ def _capture(stream: cuda.Stream, work: Callable[[], None]) -> Any:
 
 def _refuse_host_work(graph: Any) -> None:
     """Raise `BackendError` for a graph that copies from or to the host's memory, or calls a function of the host."""
-    types, kinds = cuda.bindings().cudaGraphNodeType, cuda.bindings().cudaMemcpyKind
+    types = cuda.bindings().cudaGraphNodeType
     _, count = cuda.call("cudaGraphGetNodes", graph, 0)
     nodes, _ = cuda.call("cudaGraphGetNodes", graph, count)
     copies = calls = 0
     for node in nodes:
         kind = cuda.call("cudaGraphNodeGetType", node)
         calls += kind == types.cudaGraphNodeTypeHost
-        if kind == types.cudaGraphNodeTypeMemcpy:
-            copies += cuda.call("cudaGraphMemcpyNodeGetParams", node).kind != kinds.cudaMemcpyDeviceToDevice
+        copies += kind == types.cudaGraphNodeTypeMemcpy and not _stays_on_device(node)
     if copies or calls:
         raise BackendError(f"it makes {copies} copies between host and device, and {calls} calls of the host")
+
+
+def _stays_on_device(node: Any) -> bool:
+    """Whether a captured copy is from device to device, by its kind or, where that is left open, by its addresses."""
+    found, places = cuda.call("cudaGraphMemcpyNodeGetParams", node), cuda.bindings().cudaMemoryType
+    if found.kind == cuda.bindings().cudaMemcpyKind.cudaMemcpyDeviceToDevice:
+        return True
+    ends = [cuda.call("cudaPointerGetAttributes", end.ptr).type for end in (found.srcPtr, found.dstPtr)]
+    return all(end == places.cudaMemoryTypeDevice for end in ends)
 
 
 def _free_bytes() -> int:

@@ -59,8 +59,10 @@ RESULT_LAST: dict[str, tuple[type, tuple[type, ...]]] = {
     "cudaStreamEndCapture": (POINTER, (POINTER,)),
     "cudaGraphNodeGetType": (INT, (POINTER,)),
 }
-COPY_PARAMETERS, KIND_OFFSET = 160, 152
-"""Bytes of `cudaMemcpy3DParms`, and where its `kind` stands."""
+COPY_PARAMETERS, SOURCE_OFFSET, TARGET_OFFSET, KIND_OFFSET = 160, 32, 96, 152
+"""Bytes of `cudaMemcpy3DParms`, and where its `srcPtr`, `dstPtr` and `kind` stand."""
+POINTER_ATTRIBUTES = 96
+"""Bytes of `cudaPointerAttributes`, which begins with the type, at least."""
 
 
 def load() -> ctypes.CDLL:
@@ -91,6 +93,7 @@ def stand_in() -> types.ModuleType:
     setattr(module, "cudaGetDeviceProperties", lambda index: _properties(module, library, index))  # noqa: B010
     setattr(module, "cudaGraphGetNodes", lambda graph, count: _nodes(library, graph, count))  # noqa: B010
     setattr(module, "cudaGraphMemcpyNodeGetParams", lambda node: _copy_parameters(library, node))  # noqa: B010
+    setattr(module, "cudaPointerGetAttributes", lambda pointer: _pointer_attributes(library, pointer))  # noqa: B010
     setattr(module, "cudaGetErrorString", lambda error: (real.cudaError_t.cudaSuccess, error.name.encode()))  # noqa: B010
     return module
 
@@ -129,8 +132,19 @@ def _nodes(library: ctypes.CDLL, graph: int, count: int) -> tuple[Any, list[int]
 def _copy_parameters(library: ctypes.CDLL, node: int) -> tuple[Any, Any]:
     parameters = ctypes.create_string_buffer(COPY_PARAMETERS)
     error = library.cudaGraphMemcpyNodeGetParams(POINTER(node), parameters)
+    source, target = (
+        types.SimpleNamespace(ptr=POINTER.from_buffer(parameters, offset).value or 0)
+        for offset in (SOURCE_OFFSET, TARGET_OFFSET)
+    )
     kind = real.cudaMemcpyKind(INT.from_buffer(parameters, KIND_OFFSET).value)
-    return real.cudaError_t(error), types.SimpleNamespace(kind=kind)
+    return real.cudaError_t(error), types.SimpleNamespace(kind=kind, srcPtr=source, dstPtr=target)
+
+
+def _pointer_attributes(library: ctypes.CDLL, pointer: int) -> tuple[Any, Any]:
+    attributes = ctypes.create_string_buffer(POINTER_ATTRIBUTES)
+    error = library.cudaPointerGetAttributes(attributes, POINTER(pointer))
+    kind = real.cudaMemoryType(INT.from_buffer(attributes).value)
+    return real.cudaError_t(error), types.SimpleNamespace(type=kind)
 
 
 def _properties(module: types.ModuleType, library: ctypes.CDLL, index: int) -> tuple[Any, Any]:

@@ -222,18 +222,21 @@ def test_memory_that_moved_is_captured_anew(gpu: StandInCuda) -> None:
     assert (work.calls, count(gpu, "cudaGraphLaunch"), len(gpu.graphs)) == (4, 1, 1)
 
 
-def test_a_graph_holds_no_copies_of_the_hosts_memory(gpu: StandInCuda) -> None:
+@pytest.mark.parametrize("kind", ["cudaMemcpyHostToDevice", "cudaMemcpyDefault"])
+def test_a_graph_holds_no_copies_of_the_hosts_memory(gpu: StandInCuda, kind: str) -> None:
     """It would read the same address at every launch, whoever has that memory by then."""
     stream, host = cuda.Stream(0), np.arange(2)
-    buffer = cuda_memory.DeviceBuffer((2,), "int64", stream)
+    buffer, other = (cuda_memory.DeviceBuffer((2,), "int64", stream) for _ in range(2))
 
     def work() -> None:
-        cuda_memory.copy(stream, buffer.pointer, host.ctypes.data, host.nbytes, "cudaMemcpyHostToDevice")
+        cuda_memory.copy(stream, buffer.pointer, host.ctypes.data, host.nbytes, kind)
 
     with pytest.raises(BackendError, match=r"^it makes 1 copies between host and device, and 0 calls of the host$"):
         Graph(stream, work)
     Graph(stream, work, allows_host_copies=True).launch()
     assert buffer.numpy().tolist() == [0, 1]
+    Graph(stream, lambda: cuda_memory.copy(stream, other.pointer, buffer.pointer, host.nbytes, kind)).launch()
+    assert other.numpy().tolist() == [0, 1]
 
 
 def test_no_garbage_is_collected_during_a_capture(gpu: StandInCuda) -> None:

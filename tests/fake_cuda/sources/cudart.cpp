@@ -55,9 +55,14 @@ int minor() { return atoi(strchr(shape().capability, '.') + 1); }
 
 // --------------------------------------------------------------------------------------------------------------- state
 
+struct Copy {
+    cudaMemcpyKind kind = cudaMemcpyDefault;
+    void *target = nullptr, *source = nullptr;
+};
+
 struct Node {
     cudaGraphNodeType type;
-    cudaMemcpyKind kind;  // of a copy
+    Copy copy;
 };
 
 struct Capture {
@@ -94,7 +99,7 @@ State& state() {
 
 using Lock = std::lock_guard<std::recursive_mutex>;
 thread_local cudaError_t last_error = cudaSuccess;
-thread_local cudaMemcpyKind copy_kind = cudaMemcpyDefault;  // of the copy that this thread enqueues
+thread_local Copy last_copy;  // that this thread enqueues
 
 cudaError_t fail(cudaError_t error) { return last_error = error; }
 
@@ -133,7 +138,7 @@ void add_node(Capture* capture, const char* call) {
                              : begins("cudaMalloc")         ? cudaGraphNodeTypeMemAlloc
                              : begins("cudaFree")           ? cudaGraphNodeTypeMemFree
                                                             : cudaGraphNodeTypeKernel;
-    capture->nodes.push_back(new Node{type, copy_kind});
+    capture->nodes.push_back(new Node{type, last_copy});
 }
 
 }  // namespace
@@ -331,7 +336,7 @@ API cudaError_t cudaMemcpy(void* target, const void* source, size_t bytes, cudaM
 API cudaError_t cudaMemcpyAsync(void* target, const void* source, size_t bytes, cudaMemcpyKind kind,
                                 cudaStream_t stream) {
     memcpy(target, source, bytes);
-    copy_kind = kind;
+    last_copy = {kind, target, const_cast<void*>(source)};
     fake_enqueue(stream, "cudaMemcpyAsync", "bytes=%zu from=%s to=%s", bytes, place(source), place(target));
     return cudaSuccess;
 }
@@ -341,7 +346,7 @@ API cudaError_t cudaMemcpy2DAsync(void* target, size_t target_pitch, const void*
     for (size_t row = 0; row < height; ++row)
         memcpy(static_cast<char*>(target) + row * target_pitch, static_cast<const char*>(source) + row * source_pitch,
                width);
-    copy_kind = kind;
+    last_copy = {kind, target, const_cast<void*>(source)};
     fake_enqueue(stream, "cudaMemcpy2DAsync", "bytes=%zu from=%s to=%s", width * height, place(source), place(target));
     return cudaSuccess;
 }
@@ -526,7 +531,10 @@ API cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType* ty
 
 API cudaError_t cudaGraphMemcpyNodeGetParams(cudaGraphNode_t node, cudaMemcpy3DParms* parameters) {
     *parameters = {};
-    parameters->kind = reinterpret_cast<Node*>(node)->kind;
+    const Copy& copy = reinterpret_cast<Node*>(node)->copy;
+    parameters->kind = copy.kind;
+    parameters->srcPtr.ptr = copy.source;
+    parameters->dstPtr.ptr = copy.target;
     return cudaSuccess;
 }
 

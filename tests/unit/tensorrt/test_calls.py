@@ -34,8 +34,9 @@ def test_every_cuda_call_exists(gpu: StandInCuda) -> None:
     buffer.copy_from(buffer)
     buffer.numpy()
     buffer.fetch()()
-    graph = Graph(stream, lambda: buffer.copy_from(buffer))
-    graph.launch()
+    for kind in ("cudaMemcpyDeviceToDevice", "cudaMemcpyDefault"):
+        graph = Graph(stream, lambda kind=kind: cuda_memory.copy(stream, buffer.pointer, buffer.pointer, 24, kind))
+        graph.launch()
     del graph
     event.record()
     event.wait()
@@ -46,8 +47,11 @@ def test_every_cuda_call_exists(gpu: StandInCuda) -> None:
     for name, *arguments in gpu.calls:
         line = (getattr(real, name).__doc__ or "").split("\n")[0]
         assert len(arguments) == len([part for part in line[line.index("(") + 1 : -1].split(",") if part]), line
-    for enumeration in ("cudaMemcpyKind", "cudaStreamCaptureMode"):
+    for enumeration in ("cudaMemcpyKind", "cudaStreamCaptureMode", "cudaMemoryType", "cudaGraphNodeType"):
         for kind in getattr(gpu, enumeration):
             assert hasattr(getattr(real, enumeration), kind.name)
     assert real.cudaError_t.cudaSuccess == 0
     assert {"name", "major", "minor"} <= set(dir(real.cudaDeviceProp))
+    assert {"kind", "srcPtr", "dstPtr"} <= set(dir(real.cudaMemcpy3DParms))
+    assert "ptr" in dir(real.cudaPitchedPtr)
+    assert "type" in dir(real.cudaPointerAttributes)
