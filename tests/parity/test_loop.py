@@ -83,13 +83,13 @@ def test_what_cannot_be_advanced_says_why(pipe: Pipeline) -> None:
         pipe.advance([one, other])
     with pytest.raises(RequestError, match="advance by 4 steps: the picture that is furthest has 3 left"):
         pipe.advance([one], 4)
-    with pytest.raises(RequestError, match="each only once"):
+    with pytest.raises(RequestError, match="drawings: one of them is there twice; give each only once"):
         pipe.advance([one, one])
     with pytest.raises(RequestError, match="images 9: this build serves 1 to 8"):
         pipe.advance([begin(images=8), one])
     with pytest.raises(RequestError, match="this drawing has 3 steps left; advance it before it is finished"):
         pipe.finish(one)
-    with pytest.raises(RequestError, match=r"^a batch needs at least one picture, and each only once$"):
+    with pytest.raises(RequestError, match=r"^drawings: an empty list; give at least one drawing"):
         pipe.advance([])
     for steps in (0, -1, 1.5):
         with pytest.raises(RequestError, match=rf"^steps {steps}: must be a whole number of at least 1$"):
