@@ -6,6 +6,7 @@ from PIL import Image
 from latentrt.runtime.errors import RequestError
 from latentrt.runtime.record.metadata import BundleNote, describe
 from latentrt.runtime.request.reading import make_request
+from latentrt.runtime.request.settings import SETTINGS
 from latentrt.runtime.samplers import SAMPLERS, over, sampler_named, schedule_named
 from latentrt.runtime.samplers.names import WEBUI_SAMPLERS, WEBUI_SCHEDULES
 
@@ -156,3 +157,12 @@ def test_image_to_image_counts_ones_own_steps(bundle):
         bundle, timesteps=[900, 600, 300, 50], image=Image.new("RGB", (1024, 1024)), strength=0.5, seed=1
     )
     assert (request.steps, request.source.strength) == (4, 0.5)
+
+
+def test_the_command_lines_forms():
+    assert SETTINGS["schedule"].kind.parse(["karras", "eta=0.5"]) == KARRAS | {"eta": 0.5}
+    for text in ("999,500.5", "[999, 500.5]", " 999 , 500.5 "):
+        assert SETTINGS["timesteps"].kind.parse(text) == [999, 500.5]
+    for text in ("", "[]", "999;500", "[true]", "9,,8"):
+        with pytest.raises(ValueError, match="is not a list of numbers, such as 999,749,499,249"):
+            SETTINGS["sigmas"].kind.parse(text)
