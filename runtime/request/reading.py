@@ -179,11 +179,11 @@ def _read_steps(values: Mapping[str, Any], default: int) -> int:
     """The number of steps: given, that of the request's own schedule, or the bundle's."""
     for name in OWN_SCHEDULE:
         if values[name] is not None:
-            own = sum(value > 0 or name == "timesteps" for value in values[name])
+            own = sum(1 for value in values[name] if value > 0 or name == "timesteps")
             if values["steps"] not in (None, own):
                 raise RequestError(f"steps {values['steps']}, {name}: these are {own} steps; leave steps out")
             return own
-    return _or_default(values["steps"], default)
+    return default if values["steps"] is None else int(values["steps"])
 
 
 def _takes_negative_rows(guidance: Sequence[float], interval: tuple[float, float], model: Model) -> bool:

@@ -79,8 +79,8 @@ class Request:
     @property
     def schedule_fields(self) -> dict[str, object]:
         """Fields of the scheduler config that the request sets, with timesteps or sigmas of its own."""
-        own = {name: self.settings[name] for name in OWN_SCHEDULE if self.settings[name] is not None}
-        return dict(self.schedule) | own
+        own = {"timesteps": self.settings["timesteps"], "sigmas": self.settings["sigmas"]}
+        return dict(self.schedule) | {name: values for name, values in own.items() if values is not None}
 
     @property
     def unread_fields(self) -> list[str]:
