@@ -34,7 +34,7 @@ class CapturedStep:
         self.buffers: dict[str, Buffer] = dict(self._inputs.buffers)
         self._prologue: Callable[[], None] | None = None
         if PROLOGUE in engines:
-            prologue, unet = bind_parts(*parts, sizes, shared)
+            prologue, unet = bind_parts(parts[0], parts[1], sizes, shared)
             self.buffers |= prologue.buffers
             self._prologue = backend.record(prologue.run)
         else:

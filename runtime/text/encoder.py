@@ -85,9 +85,11 @@ class PromptEncoder:
 
         Calling what this returns waits for them and gives the U-Net's conditioning.
         """
-        embeddings = request.embeddings
-        begun = None if embeddings is not None else self._begin(request, tokens)
-        return lambda: condition(request, embeddings if begun is None else begun(), self.model)
+        if request.embeddings is None:
+            begun = self._begin(request, tokens)
+            return lambda: condition(request, begun(), self.model)
+        given = request.embeddings
+        return lambda: condition(request, given, self.model)
 
     def embed(self, request: Request, tokens: int) -> Embeddings:
         """Embeddings of a request's prompts and, with guidance, of its negative prompts.
