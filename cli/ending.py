@@ -1,6 +1,7 @@
 """How every command ends: its exit code, and what is said of an error. Imports nothing that takes time."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,7 @@ def run_command(command: Callable[[], Any]) -> None:
             _say(*sentence)
             sys.exit(FAILED)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end this sentence in a traceback
         sys.stderr.write("stopped; nothing was left half done\n")
         sys.exit(STOPPED)
 

@@ -18,7 +18,7 @@ from latentrt.runtime.lora.mix import read_loras
 MOST = 2**64 - 1
 """The largest whole number that any setting takes."""
 
-MOST_VALUES = 4096
+MOST_VALUES = 1_000_000
 """How many values a setting takes at most, one per prompt or picture; an iterator may never end."""
 
 ONE_VALUE = (str, bytes, bytearray, Mapping, Set)

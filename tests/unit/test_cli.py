@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -148,8 +149,13 @@ def test_an_interrupted_run(capsys):
     def stop():
         raise KeyboardInterrupt
 
-    with pytest.raises(SystemExit) as caught:
-        run_command(stop)
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run_command(stop)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN, "a second one would end in a traceback"
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.value.code == 130
     assert capsys.readouterr() == ("", "stopped; nothing was left half done\n")
 

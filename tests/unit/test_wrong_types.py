@@ -252,5 +252,5 @@ def test_iterators_are_read_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyP
     assert result.metadata is not None
     assert result.metadata.prompt == texts
     assert result.metadata.settings["negative"] == ["dull", "grey"]
-    with pytest.raises(RequestError, match="more than 4096 values"):
+    with pytest.raises(RequestError, match="more than 1000000 values"):
         pipeline.request("a cat", seed=itertools.count())  # type: ignore[arg-type]
