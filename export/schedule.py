@@ -46,7 +46,7 @@ def read_schedule(source: Source, index: Mapping[str, Any], conventions: Convent
             ", ".join(f"{name} becomes {value}" for name, value in repairs.items()),
             index.get("_class_name"),
         )
-    return Config(config.file, config | changes | conventions.schedule)
+    return Config(config.file, {**config, **changes, **conventions.schedule})
 
 
 def check_schedule(file: Path, scheduler: Mapping[str, Any], defaults: Defaults) -> None:
