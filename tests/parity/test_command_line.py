@@ -47,7 +47,8 @@ def test_demo_ends_with_a_picture_and_says_where(tmp_path: Path, capsys: pytest.
     assert first.exit == 0, first.stderr
     assert str(picture) in "".join(first.stderr.split())
     assert size_of(picture)[0] > 300
-    again = run_main(capsys, "demo", "a red circle", "-o", str(picture), "--steps", "4")
+    assert "exists. Add --force" in run_main(capsys, "demo", "-o", str(picture)).error
+    again = run_main(capsys, "demo", "a red circle", "-o", str(picture), "--force", "--steps", "4")
     assert again.exit == 0, again.stderr
     assert again.result["seconds"]["export"] < first.result["seconds"]["export"] / 5, "the bundle is made once"
     one = run_main(capsys, "generate", "demo", "a red circle", "-o", str(tmp_path / "one.png"), "--steps", "2")
