@@ -111,7 +111,7 @@ def write(bundle: Bundle, settings: dict[str, Any], name: str = "out.png", **not
 
 
 def test_every_setting_has_values_here() -> None:
-    assert VALUES.keys() | NOT_WRITTEN | {"image", "mask"} | OWN_SCHEDULES.keys() == SETTINGS.keys()
+    assert VALUES.keys() | NOT_WRITTEN | {"image", "mask", "loras"} | OWN_SCHEDULES.keys() == SETTINGS.keys()
 
 
 @pytest.mark.parametrize("name", OWN_SCHEDULES)
