@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, PlainSerializer
 
@@ -117,7 +117,7 @@ class Limits(Record):
         self,
         *,
         profiles: Sequence[str | SizeProfile] | None = None,
-        guidance: Guidance | None = None,
+        guidance: str | None = None,
         **ranges: str | Dim | None,
     ) -> "Limits":
         """These limits with some changed; None keeps what is there.
@@ -125,8 +125,10 @@ class Limits(Record):
         New profiles take the place of width and height, and a new width or height that of profiles.
 
         Raises:
-            RequestError: an unknown range, or profiles together with a width or height.
+            RequestError: an unknown range or kind of guidance, or profiles together with a width or height.
         """
+        if guidance not in (None, *get_args(Guidance)):
+            raise RequestError(f"guidance {guidance}: must be one of {', '.join(get_args(Guidance))}")
         if unknown := ranges.keys() - self.STEP.keys():
             raise RequestError(f"{', '.join(sorted(unknown))}: no such range; the ranges are {', '.join(self.STEP)}")
         given: dict[str, Any] = {name: value for name, value in ranges.items() if value is not None}

@@ -68,6 +68,11 @@ def test_profiles_beside_a_width_are_refused():
         LIMITS.replace(profiles=PORTRAIT, width="512", height="512")
 
 
+def test_an_unknown_kind_of_guidance_is_refused():
+    with pytest.raises(RequestError, match=r"^guidance maybe: must be one of any, on, off$"):
+        LIMITS.replace(guidance="maybe")
+
+
 def test_ranges_that_are_not_those_around_the_profiles_are_refused():
     changed = LIMITS.replace(profiles=PORTRAIT).model_dump() | {"width": "512:512:512"}
     with pytest.raises(RequestError, match="are not the ranges around the profiles"):
