@@ -48,7 +48,8 @@ class Prepare:
         """Build a bundle's engines for this machine's device; `force` builds all of them anew."""
         opened = Bundle.open(Path(bundle))
         started = time.perf_counter()
-        record = build_engines(opened, backend, Limits.model_validate(limits), target=build_target(backend, device), force=force)
+        served, target = Limits.model_validate(limits), build_target(backend, device)
+        record = build_engines(opened, backend, served, target=target, force=force)
         seconds = time.perf_counter() - started
         components = {
             name: (engine.seconds, sum(file.size for file in engine.files.values()))
