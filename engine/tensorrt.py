@@ -82,10 +82,7 @@ class TensorRTBuilder:
         file = cache_folder() / "timing" / f"tensorrt-{self.trt.__version__}-{self.target}.cache"
         load_timing_cache(config, file)
         yield config
-        try:
-            write_atomically(file, config.get_timing_cache().serialize())
-        except OSError as error:
-            logger.warning("%s: cannot be written, so the next build times its kernels again: %s", file, error)
+        save_timing_cache(config, file)
 
     def _new_config(self, builder: Any) -> Any:
         """A config for the target, without a profile."""
@@ -160,6 +157,14 @@ def set_target(trt: ModuleType, config: Any, target: str) -> None:
     for number, name in enumerate(listed):
         if not config.set_compute_capability(known[name], number):
             raise BuildError(f"target {target}: TensorRT-RTX {trt.__version__} refuses {name} in it")
+
+
+def save_timing_cache(config: Any, file: Path) -> None:
+    """Keep the kernel timings of a build; a system that refuses the file costs no engine."""
+    try:
+        write_atomically(file, config.get_timing_cache().serialize())
+    except OSError as error:
+        logger.warning("%s: cannot be written, so the next build times its kernels again: %s", file, error)
 
 
 def load_timing_cache(config: Any, file: Path) -> None:
