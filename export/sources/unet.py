@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from latentrt.export.sources.config_fields import checked_config
+from latentrt.export.sources.config_fields import checked_config, one_for_all
 from latentrt.export.sources.folder import Folder
 from latentrt.export.sources.places import Place, unet_place
 from latentrt.export.sources.source import Classes, Config, Overlay, Source, read_config
@@ -142,6 +142,19 @@ class OtherUnet(Overlay):
         if kind != UNET_CLASS:
             what = f"a {kind}" if kind else f"{self.config('unet').file} is no U-Net's config, it names no class"
             raise CheckpointError(f"--unet {path}: {what}; latentrt serves {UNET_CLASS}")
+        self._check_fits()
+
+    def _check_fits(self) -> None:
+        try:
+            own = self.base.config("unet")
+        except CheckpointError:  # a base without a U-Net of its own; its text encoders are compared later
+            return
+        width, needed = (one_for_all(config, "cross_attention_dim") for config in (self.config("unet"), own))
+        if width != needed:
+            raise CheckpointError(
+                f"--unet {self.given}: takes text {width} wide, this checkpoint's own takes {needed}. "
+                "Take a U-Net made for this family"
+            )
 
     def config(self, folder: str, name: str = "config.json") -> Config:
         """Read the new U-Net's config, or the base's; the pipeline's names the U-Net's class."""

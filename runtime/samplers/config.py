@@ -39,6 +39,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 """Allowed values of the text fields. Solver types are checked by the samplers that read them."""
 
+MOST_TIMESTEPS = 1_000_000
+"""A thousand times as many as models are trained with; more is a slip, and would fill the memory."""
+
 SIGMA_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 
@@ -112,6 +115,10 @@ class ScheduleConfig:
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 raise CheckpointError(f"scheduler config: {name} {value!r}: latentrt knows {', '.join(allowed)}")
+        if self.num_train_timesteps > MOST_TIMESTEPS:
+            raise CheckpointError(
+                f"scheduler config: num_train_timesteps {self.num_train_timesteps}: at most {MOST_TIMESTEPS}"
+            )
         if self.num_train_timesteps < 2:
             raise CheckpointError(
                 f"scheduler config: num_train_timesteps {self.num_train_timesteps}: at least 2 are needed"

@@ -235,3 +235,8 @@ def test_values_of_any_kind_are_read_or_refused(name: str, value: Any) -> None:
     except RequestError as error:
         message = str(error)
     assert not message or message.startswith(f"schedule: scheduler config: {name} ")
+
+
+def test_more_timesteps_than_memory_holds() -> None:
+    with pytest.raises(CheckpointError, match="num_train_timesteps 1000000000000: at most 1000000"):
+        ScheduleConfig(num_train_timesteps=10**12)
