@@ -16,6 +16,7 @@ from PIL import Image
 
 from latentrt.cli.output import writing
 from latentrt.runtime.errors import RequestError
+from latentrt.runtime.record.formats import find_format
 from latentrt.runtime.record.metadata import Metadata
 from latentrt.runtime.record.picture_files import check_output, numbered, save_images, write_picture
 from latentrt.runtime.request.request import Request
@@ -51,6 +52,8 @@ class Destination:
     quality: int | None = None
 
     def __post_init__(self) -> None:
+        if self.text == "":
+            raise _wrong("an empty name; leave -o out for out.png")
         pattern = self._pattern(1)
         for part, known in ((str(pattern.parent), FIELDS[1:]), (pattern.name, FIELDS)):
             if unknown := [field for field in _fields(part) if field not in known]:
@@ -70,7 +73,7 @@ class Destination:
             free = self.force or (count == 1 and not os.path.lexists(default))
             return default if free else default.with_stem(f"{default.stem}-{{n}}")
         is_folder = self.text.endswith(("/", os.sep)) or os.path.isdir(self.text)
-        return Path(self.text) / IN_FOLDER if is_folder and self.text else Path(self.text)
+        return Path(self.text) / IN_FOLDER if is_folder else Path(self.text)
 
     def check(self, count: int = 1, inputs: Sequence[Path] = ()) -> None:
         """Check, before anything is drawn, that `count` pictures can be written there.
@@ -86,6 +89,7 @@ class Destination:
                 raise _wrong("stdout is a terminal; lead the picture into a file or a program")
             return
         pattern = self._pattern(count)
+        find_format(pattern)
         folder = pattern.parent
         while _fields(str(folder)):
             folder = folder.parent

@@ -107,11 +107,19 @@ def test_what_is_read_is_never_overwritten(force: bool, name: str) -> None:
         ("{seed.png", "{seed.png: expected '}' before end of string"),
         ("{seed!x}.png", "{seed!x}.png: not a name with fields"),
         ("{seed:%Y}.png", "{seed:%Y}.png: not a name with fields"),
+        ("", "an empty name; leave -o out for out.png"),
     ],
 )
 def test_names_with_fields_that_there_are_not(output: str, message: str) -> None:
     with pytest.raises(typer.BadParameter, match=re.escape(message)):
         Destination(output).check()
+
+
+@pytest.mark.parametrize("output", ["{n}", "{seed}.{sampler}", "a.png.{n}", "a", ".png"])
+def test_names_without_a_format(output: str) -> None:
+    with pytest.raises(RequestError, match=rf"^{re.escape(output)}: the suffix says how a picture is written"):
+        Destination(output).check(2)
+    assert os.listdir() == []
 
 
 def test_stdout_takes_one_picture(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
