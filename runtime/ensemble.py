@@ -151,7 +151,7 @@ class Ensemble:
     ) -> Result:
         """The refiner's result with the timings and the metadata of both. `how`: fields of `RefinerNote`."""
         timings = {f"base {stage}": seconds for stage, seconds in first.timings.items()}
-        metadata = describe(self.base.note, prompt, settings, first.request)
+        metadata = describe(self.base.note, prompt, settings, first.request, self.base.loras.values())
         note = RefinerNote(bundle=self.refiner.note, **how)
         return replace(
             second,

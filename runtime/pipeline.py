@@ -136,7 +136,7 @@ class Pipeline:
         """
         prompt, given = read_prompt(prompt), read_given(settings)
         request = self.request(prompt, **given)
-        metadata = describe(self.note, prompt, given, request)
+        metadata = describe(self.note, prompt, given, request, self.loras.values())
         return replace(self.run(request, progress), metadata=metadata)
 
     @takes_settings()

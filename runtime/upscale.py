@@ -81,7 +81,7 @@ def generate_large(
     source = _enlarged(pipeline, first, strength, (width, height), resample)
     second = pipeline.run(replace(large, source=source), progress)
     earlier = {f"small {stage}": seconds for stage, seconds in first.timings.items()}
-    metadata = describe(pipeline.note, prompts, given, small)
+    metadata = describe(pipeline.note, prompts, given, small, pipeline.loras.values())
     note = UpscaleNote(scale=scale, resample=resample, enlarge=enlarge, strength=strength)
     return replace(
         second, timings=earlier | dict(second.timings), metadata=metadata.model_copy(update={"upscale": note})

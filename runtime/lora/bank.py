@@ -31,11 +31,16 @@ from latentrt.runtime.lora.mix import Mix, Strengths
 
 @dataclass(frozen=True, slots=True)
 class LoadedLora:
-    """A loaded LoRA: its file's name, a digest of all that it is, its rank, and the networks that it changes."""
+    """A loaded LoRA: its file's name, hashes, its rank, and the networks that it changes.
+
+    `digest`: of all that it is, options beside the file included. `short_hash`: of the tensors alone, twelve digits, by
+    which AUTOMATIC1111 and model sites know it.
+    """
 
     name: str
     file: str
     digest: str
+    short_hash: str
     rank: int
     networks: tuple[str, ...]
     columns: tuple[int, ...]
@@ -109,7 +114,7 @@ class LoraBank:
         rank = max(len(one.down) for _, one in matrices)
         columns = self._columns(path, rank, evict)
         networks = tuple(dict.fromkeys(network for network, _ in matrices))
-        loaded = LoadedLora(name, path.name, digest, rank, networks, columns)
+        loaded = LoadedLora(name, path.name, digest, _short_hash(files[0]), rank, networks, columns)
         self._write({f"{network}/{one.layer}": one for network, one in matrices}, columns)
         self._loaded[name] = loaded
         return loaded
@@ -287,6 +292,13 @@ def fill_columns(values: NDArray[Any], port: Port, columns: tuple[int, ...], one
     filled = values.copy()
     (filled if first else np.moveaxis(filled, 1, 0))[list(columns)] = cast
     return filled
+
+
+def _short_hash(file: Path) -> str:
+    """SHA-256 of a safetensors file behind its header, shortened as AUTOMATIC1111 does."""
+    with file.open("rb") as stream:
+        stream.seek(8 + int.from_bytes(stream.read(8), "little"))
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:12]
 
 
 def _digest(loras: Sequence[Lora]) -> str:

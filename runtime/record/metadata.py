@@ -16,6 +16,7 @@ from PIL import Image
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.base import Record
 from latentrt.runtime.errors import RequestError, shown
+from latentrt.runtime.lora.bank import LoadedLora
 from latentrt.runtime.request.embeddings import Embeddings
 from latentrt.runtime.request.images import as_grey, as_rgb
 from latentrt.runtime.request.kinds import MASK, PICTURE, one_or_more
@@ -81,6 +82,15 @@ class UpscaleNote(Record):
     strength: float
 
 
+class LoraNote(Record):
+    """A LoRA that was loaded for the request. `short_hash`: see `LoadedLora`."""
+
+    name: str
+    file: str
+    digest: str
+    short_hash: str
+
+
 class Metadata(Record):
     """A request that was drawn, and which of its pictures this one is.
 
@@ -96,6 +106,7 @@ class Metadata(Record):
     settings: dict[str, Any]
     refiner: RefinerNote | None = None
     upscale: UpscaleNote | None = None
+    loras: tuple[LoraNote, ...] = ()
     picture: int = 1
     """Number of the picture in the batch, from 1."""
     pictures: int
@@ -139,8 +150,12 @@ class Metadata(Record):
         return cast(Settings, given)
 
 
-def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Request) -> Metadata:
+def describe(
+    bundle: BundleNote, prompt: Prompt, settings: Settings, request: Request, loras: Iterable[LoadedLora] = ()
+) -> Metadata:
     """Metadata of a request: what the user asked for, and what was decided where nothing was asked.
+
+    `loras`: what is loaded; those that the request uses are noted.
 
     `settings` are checked (`reading.read_given`). What the request does not act on is left out, and a warning says so.
     """
@@ -161,6 +176,7 @@ def describe(bundle: BundleNote, prompt: Prompt, settings: Settings, request: Re
         bundle=bundle,
         prompt=() if isinstance(prompt, Embeddings) else request.prompts,
         settings=values,
+        loras=_notes(loras, request),
         pictures=request.count,
     )
 
@@ -179,6 +195,15 @@ def _json_setting(name: str, value: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise RequestError(f"{name} {shown(value)}: cannot be written into the picture's metadata ({error})") from error
     return written
+
+
+def _notes(loras: Iterable[LoadedLora], request: Request) -> tuple[LoraNote, ...]:
+    used = {use.name for mix in request.loras for use in mix}
+    return tuple(
+        LoraNote(name=lora.name, file=lora.file, digest=lora.digest, short_hash=lora.short_hash)
+        for lora in loras
+        if lora.name in used
+    )
 
 
 def _acting(values: Mapping[str, Any], request: Request) -> dict[str, Any]:

@@ -98,6 +98,8 @@ def _fields(metadata: Metadata) -> dict[str, object]:
         fields["Refiner"] = f"{metadata.refiner.bundle.name} [{metadata.refiner.bundle.weights_sha256[:10]}]"
         if metadata.refiner.start is not None:
             fields["Refiner switch at"] = metadata.refiner.start
+    if metadata.loras:
+        fields["Lora hashes"] = ", ".join(f"{lora.name}: {lora.short_hash}" for lora in metadata.loras)
     return fields | {"Version": f"latentrt {metadata.latentrt}"}
 
 

@@ -1,6 +1,7 @@
 """LoRAs as data: rows of one batch with different LoRAs draw what diffusers draws with these in its weights."""
 
 import copy
+import hashlib
 import pickle
 import shutil
 
@@ -17,6 +18,7 @@ from latentrt.runtime import Pipeline
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.lora_slots import LoraSlots
 from latentrt.runtime.errors import BundleError, CheckpointError, RequestError
+from latentrt.runtime.record import webui
 
 ROOM = LoraSlots(rank=16, layers="all")
 SETTINGS = {"steps": 3, "width": 64, "height": 64, "seed": 5, "guidance": 4.0, "sampler": "euler"}
@@ -82,6 +84,20 @@ def test_rows_of_one_batch_have_different_loras(pipe, sdxl_checkpoint, files):
         assert difference(picture, image) <= 2
     for number, picture in enumerate(pictures[1:], 1):
         assert difference(picture, pictures[0]) > 20, MIXES[number]
+
+
+def test_the_metadata_name_what_was_used(pipe, files):
+    result = pipe.generate(PROMPT, loras={"wide": 0.5, "text": {"unet": 0.0, "text_encoder": 1}}, **SETTINGS)
+    assert result.metadata is not None
+    stored = result.metadata
+    assert stored.settings["loras"] == {"wide": 0.5, "text": {"unet": 0.0, "text_encoder": 1.0}}
+    data = files["wide"].read_bytes()
+    header = int.from_bytes(data[:8], "little")
+    hashes = {note.name: note.short_hash for note in stored.loras}
+    assert hashes["wide"] == hashlib.sha256(data[8 + header :]).hexdigest()[:12]
+    assert hashes.keys() == {"wide", "text"}
+    assert f'Lora hashes: "wide: {hashes["wide"]}, text: {hashes["text"]}"' in webui.write(stored)
+    assert pipe.generate(PROMPT, **stored.given_settings()).images[0].tobytes() == result.images[0].tobytes()
 
 
 def test_switching_leaves_no_trace(pipe):
