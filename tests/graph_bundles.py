@@ -9,6 +9,7 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.atomic_files import MANIFEST, describe_file, write_record
 from latentrt.runtime.bundle.components import component_specs
 from latentrt.runtime.bundle.limits import Limits
+from latentrt.runtime.bundle.lora_slots import LAYER_KEY
 from latentrt.runtime.bundle.manifest import ComponentRecord, Defaults, Manifest, Provenance, port_table
 from latentrt.runtime.bundle.model import Model, TextEncoder
 from latentrt.runtime.bundle.specs import Precision
@@ -95,6 +96,15 @@ ENGINES = ["text_encoder", "unet_prologue", "unet_body", "vae_decoder", "vae_enc
 ONNX_NAMES = {"fp16": "float16", "fp32": "float", "bf16": "bfloat16"}
 
 
+LAYERS = {
+    "product": "encoder.layers.0.self_attn.q_proj",
+    "key": "down_blocks.0.attentions.0.attn2.to_k",
+    "c": "conv_in",
+    "noise_pred": "conv_out",
+}
+"""Output of a node -> the name of its layer, which an export records; the decoder's convolution gets one, too."""
+
+
 def write_onnx(file: Path, text: str, precision: Precision) -> None:
     """Write a graph of `GRAPHS`, its weights drawn from a seed."""
     dtype = ONNX_NAMES[precision]
@@ -108,6 +118,9 @@ def write_onnx(file: Path, text: str, precision: Precision) -> None:
         values = (draw(shape) / 4).astype("f4").ravel()
         model.graph.initializer.append(onnx.helper.make_tensor(value.name, kind.elem_type, shape, values))
         model.graph.value_info.remove(value)
+    for node in model.graph.node:
+        if node.output[0] in LAYERS:
+            node.metadata_props.add(key=LAYER_KEY, value=LAYERS[node.output[0]])
     onnx.checker.check_model(model, full_check=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, file)

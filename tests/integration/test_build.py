@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from graph_bundles import ENGINES, FLOAT32_ENCODER, GRAPHS, LIMITS, write_graph_bundle
 
@@ -24,6 +25,7 @@ from latentrt.runtime.backends import identity
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.build_options import BuildOptions
 from latentrt.runtime.bundle.build_record import BuildRecord
+from latentrt.runtime.bundle.lora_slots import LoraLayers, LoraSlots, slot_ports
 from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.cache import locked
 from latentrt.runtime.errors import BackendError, BuildError, PrecisionError, RequestError
@@ -95,6 +97,39 @@ def test_building_again_does_nothing(built: tuple[Bundle, BuildRecord], caplog: 
     assert build(bundle) == (first, [])
     assert before == {path: path.stat().st_mtime_ns for path in (bundle.path / FOLDER).iterdir()}
     assert "up to date" in caplog.text
+
+
+@pytest.mark.parametrize(("layers", "inputs"), [("attention", 2), ("all", 6)])
+def test_room_for_loras_lies_beside_the_plain_build(
+    built: tuple[Bundle, BuildRecord], layers: LoraLayers, inputs: int
+) -> None:
+    """TensorRT-RTX takes the matrices as inputs, for products and for convolutions."""
+    bundle, plain = built
+    room = LoraSlots(rank=8, layers=layers)
+    record, made = build(bundle, lora=room)
+    assert made == list(record.engines) == ENGINES
+    assert record.name == f"{plain.name}-lora8{'' if layers == 'attention' else '-all'}"
+    assert bundle.builds() == {plain.name: plain, record.name: record}
+    check(bundle, record)
+    specs = bundle.engine_specs(record)
+    assert sum(len(slot_ports(specs[part])) for part in ("unet_prologue", "unet_body")) == inputs
+    assert len(slot_ports(specs["text_encoder"])) == 2
+    assert not slot_ports(specs["vae_decoder"])
+    assert record.engines["unet_prologue"].key.lora == f"LoRA rank 8, {layers} layers"
+    assert build(bundle, lora=room) == (record, [])
+    other, made = build(bundle, lora=LoraSlots(rank=4, layers=layers))
+    assert made == ENGINES
+    assert other.name != record.name
+
+
+def test_layers_without_names_get_no_room(bundle: Bundle) -> None:
+    file = bundle.onnx("text_encoder")
+    model = onnx.load(file)
+    for node in model.graph.node:
+        node.ClearField("metadata_props")
+    onnx.save(model, file)
+    with pytest.raises(BuildError, match=r"does not say which layers its nodes are; .*Export the checkpoint again"):
+        build(bundle, lora=LoraSlots(rank=8))
 
 
 def test_other_bounds_rebuild_only_what_they_concern(built: tuple[Bundle, BuildRecord]) -> None:
