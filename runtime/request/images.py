@@ -165,7 +165,9 @@ def _converted(name: str, image: Image.Image, mode: str) -> Image.Image:
     except LatentRTError:
         raise
     except Exception as error:  # Pillow's readers of damaged files raise many kinds
-        raise RequestError(f"{name}: mode {image.mode}, not readable ({error}). Give the whole picture, as RGB or grey") from error
+        raise RequestError(
+            f"{name}: mode {image.mode}, not readable ({error}). Give the whole picture, as RGB or grey"
+        ) from error
 
 
 def _wide_bytes(name: str, image: Image.Image) -> NDArray[np.uint8]:
