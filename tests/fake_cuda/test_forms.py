@@ -41,5 +41,7 @@ def test_the_forms_of_the_demo(
         # The inputs and outputs of the session, which here lie in the host's memory, and nothing between them.
         graph = onnx.load(file, load_external_data=False).graph
         assert warm.executed.host_copies == len(graph.input) + len(graph.output), f"{form}: {warm.summary()}"
+        kernels = by_kernel(warm.executed)
+        assert sum(int(line.split()[0]) for line in kernels) == warm.executed.operations
         if "channels last" not in form:
-            assert warm.executed.operations <= MOST_OPERATIONS[engine], "\n".join(by_kernel(warm.executed))
+            assert warm.executed.operations <= MOST_OPERATIONS[engine], "\n".join(kernels)
