@@ -80,7 +80,7 @@ class Lora:
         `known`: folder of each network -> its layers by flattened name. `text_width`: width of the text that the U-Net
         takes.
         """
-        self._check_family(text_width)
+        self.check_family(text_width)
         unmatched = sorted(f"{folder}.{layer}" for folder, layer in self.parts if layer not in known.get(folder, {}))
         if unmatched:
             raise CheckpointError(
@@ -98,7 +98,8 @@ class Lora:
             if "alpha" not in keys:
                 self.scale.scale(folder, known[folder][layer].name, down[0], None)
 
-    def _check_family(self, text_width: int) -> None:
+    def check_family(self, text_width: int) -> None:
+        """Raise `CheckpointError` if a layer was trained on text of another width than the U-Net takes."""
         for (folder, layer), keys in self.parts.items():
             width = self.file.shapes[keys["down"]][1]
             if folder == "unet" and layer.endswith(("attn2_to_k", "attn2_to_v")) and width != text_width:
