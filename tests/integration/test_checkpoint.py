@@ -99,13 +99,17 @@ def test_not_a_checkpoint(tmp_path, kind):
         ("PixArtAlphaPipeline", ", which has a transformer in place of the U-Net"),
         ("FluxPipeline", ", which has a transformer in place of the U-Net"),
         ("MarigoldDepthPipeline", ""),
-        (None, ""),
     ],
 )
 def test_a_pipeline_of_another_class(folder, name, reason):
     edit_json(folder / "model_index.json", lambda index: index.update(_class_name=name))
     served = ", ".join(PIPELINES)
     assert refused(folder) == f"{folder}: a {name}{reason}. latentrt serves checkpoints of {served}"
+
+
+def test_an_index_without_a_class(folder):
+    edit_json(folder / "model_index.json", lambda index: index.pop("_class_name"))
+    assert refused(folder) == f"{folder}: its model_index.json names no pipeline class. Download the checkpoint again"
 
 
 @pytest.mark.parametrize(
