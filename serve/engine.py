@@ -246,6 +246,7 @@ def _draw_again_alone(work: Work) -> None:
     job.lane = replace(job.lane, alone=job.id)
     job.steps_left = job.steps
     work.drawing, work.shared, job.begun = None, False, False
+    work.previews_at = frozenset()  # they were sent
 
 
 def _finished(id: str, result: Result, metadata: Metadata) -> Finished:

@@ -106,7 +106,8 @@ class Started:
 class Stepped:
     """One step was done: of which lane, with how many pictures, how long it took, and how far each request is.
 
-    `joins`, `leaves`: seconds that changing the batch took before the step, and how many requests came in and went.
+    `lanes`, `waiting`: lanes with requests, and requests not begun. `joined`, `left`: requests that came into the batch
+    since the last step, and went.
     """
 
     lane: str
