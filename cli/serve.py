@@ -56,6 +56,15 @@ def serve(
         OptionalPath, typer.Option("--tls-certificate", help="PEM file, for HTTPS.", metavar="FILE")
     ] = None,
     private_key: Annotated[OptionalPath, typer.Option("--tls-key", help="PEM file of its key.", metavar="FILE")] = None,
+    lora: Annotated[
+        Optional[list[Path]],  # noqa: UP045 - typer reads it
+        typer.Option(
+            "--lora",
+            metavar="FILE",
+            help="LoRA that requests may use by its file's name (`loras`); every bundle needs a build with room "
+            "(build-engine --lora-rank). Repeatable.",
+        ),
+    ] = None,
     backend: BackendOption = None,
     device: Annotated[OptionalText, typer.Option("--device", help="cpu or cuda:<index>.")] = None,
     build: BuildOption = None,
@@ -79,6 +88,7 @@ def serve(
         keep_steps,
         limits,
         log_format == "json",
+        tuple(lora or ()),
     )
     desk = Desk(worker, DeskConfig(max_queue=max_queue, keep_seconds=keep))
     tls = (_text(certificate), _text(private_key))

@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from latentrt.runtime import Bundle, LatentRTError, Pipeline
+from latentrt.runtime.lora.adapter import Lora
 from latentrt.serve.engine import BatchEngine
 from latentrt.serve.limits import ServerLimits
 from latentrt.serve.logs import configure_server_logging
@@ -27,6 +28,8 @@ MEMORY_SECONDS = 5.0
 class WorkerConfig:
     """What a worker process serves. `bundles`: folder by model's name; the rest as in `Pipeline.load`.
 
+    `loras`: files that are loaded into every bundle.
+
     Batches of a lane come in many sizes, each with buffers and a captured step of its own: `kept_steps` of them stay.
     """
 
@@ -38,6 +41,7 @@ class WorkerConfig:
     kept_steps: int = 24
     limits: ServerLimits = field(default_factory=ServerLimits)
     json_logs: bool = True
+    loras: tuple[Path, ...] = ()
 
 
 def run_worker(connection: Connection, config: WorkerConfig) -> None:
@@ -64,14 +68,35 @@ def run_worker(connection: Connection, config: WorkerConfig) -> None:
 @contextmanager
 def _pipelines(config: WorkerConfig) -> Iterator[tuple[dict[str, Pipeline], dict[str, PreviewMap]]]:
     with ExitStack() as stack:
-        pipelines = {}
-        for name, folder in config.bundles.items():
-            pipeline = Pipeline.load(
-                Bundle.open(folder), config.backend, config.device, build=config.build, kept_steps=config.kept_steps
-            )
-            pipelines[name] = stack.enter_context(pipeline)
+        pipelines = {
+            name: stack.enter_context(load_pipeline(folder, config)) for name, folder in config.bundles.items()
+        }
         maps = {name: preview_map(pipeline) for name, pipeline in pipelines.items()}
         yield pipelines, {name: found for name, found in maps.items() if found is not None}
+
+
+def load_pipeline(folder: Path, config: WorkerConfig) -> Pipeline:
+    """A bundle's pipeline, with the LoRAs loaded, each under its file's name.
+
+    Raises:
+        LatentRTError: it cannot be loaded, or has no room for them.
+    """
+    rank = sum(Lora.open(file).rank for file in config.loras)
+    pipeline = Pipeline.load(
+        Bundle.open(folder),
+        config.backend,
+        config.device,
+        build=config.build,
+        lora_rank=rank,
+        kept_steps=config.kept_steps,
+    )
+    try:
+        for file in config.loras:
+            pipeline.load_lora(file, file.stem)
+    except BaseException:
+        pipeline.close()
+        raise
+    return pipeline
 
 
 def serve(connection: Connection, engine: BatchEngine) -> None:

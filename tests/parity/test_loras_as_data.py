@@ -19,6 +19,7 @@ from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.lora_slots import LoraSlots
 from latentrt.runtime.errors import BundleError, CheckpointError, RequestError
 from latentrt.runtime.record import webui
+from latentrt.serve.worker import WorkerConfig, load_pipeline
 
 ROOM = LoraSlots(rank=16, layers="all")
 SETTINGS = {"steps": 3, "width": 64, "height": 64, "seed": 5, "guidance": 4.0, "sampler": "euler"}
@@ -216,3 +217,13 @@ def test_files_that_do_not_go_in(pipe, bundle, files, tmp_path):
 
 def _attention_build(bundle):
     return next(name for name in Bundle.open(bundle).builds() if name.endswith("-lora4"))
+
+
+def test_a_servers_pipelines_have_them(bundle, files, pipe):
+    loras = tuple(files.values())
+    with load_pipeline(bundle, WorkerConfig({}, "onnxruntime", "cpu", loras=loras)) as served:
+        assert set(served.loras) == set(files)
+        drawn = served.generate(PROMPT, decode=False, loras={"wide": 0.5}, **SETTINGS).latents
+    assert np.array_equal(drawn, pipe.generate(PROMPT, decode=False, loras={"wide": 0.5}, **SETTINGS).latents)
+    with pytest.raises(CheckpointError):
+        load_pipeline(bundle, WorkerConfig({}, "onnxruntime", "cpu", loras=(loras[0].with_name("none.safetensors"),)))
