@@ -32,7 +32,7 @@ class Form:
         model = ir.load(file)
         changed = apply(self.passes, model, file.stem)
         convolves = any(node.op_type == "Conv" for node in model.graph)
-        if (self.passes and not changed) or (self.options and not convolves):
+        if not convolves if self.options else not changed:
             return None
         folder.mkdir(parents=True, exist_ok=True)
         ir.save(model, folder / file.name)
@@ -52,6 +52,7 @@ FORMS: Mapping[str, Sequence[Form]] = {
 
 
 def forms_of(device: str, file: Path, folder: Path) -> list[tuple[Form, Path]]:
-    """The forms of a graph for this device, each with its file; the exported file alone if no form differs from it."""
+    """The forms of a graph for this device, each with its file; the exported file if the first form does not differ."""
     written = [(form, form.write(file, folder / str(number))) for number, form in enumerate(FORMS[device])]
-    return [(form, made) for form, made in written if made is not None] or [(AS_EXPORTED, file)]
+    found = [(form, made) for form, made in written if made is not None]
+    return found if written[0][1] is not None else [(AS_EXPORTED, file), *found]

@@ -158,6 +158,14 @@ def test_graphs_without_a_form_are_not_tried(tmp_path: Path, monkeypatch: pytest
     assert only == (AS_EXPORTED, bundle.onnx("text_encoder"))
 
 
+def test_a_graph_that_no_pass_changes_is_tried_with_channels_last(tmp_path: Path) -> None:
+    """The encoder in small, like TAESD, has convolutions and nothing to fuse."""
+    bundle = write_graph_bundle(tmp_path, precision="fp32")
+    first, second = forms.forms_of("cuda", bundle.onnx("vae_encoder"), tmp_path / "forms")
+    assert first == (AS_EXPORTED, bundle.onnx("vae_encoder"))
+    assert second[0].options == CHANNELS_LAST
+
+
 def test_options_alone_are_a_form_of_what_convolves(tmp_path: Path) -> None:
     bundle = write_graph_bundle(tmp_path, precision="fp32")
     form = Form("channels last", (), CHANNELS_LAST)
