@@ -1,6 +1,7 @@
 """The trace of a torch module: a checked ONNX file with exactly the ports of a spec."""
 
 import ast
+import gc
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ import onnx_ir as ir
 import torch
 
 from latentrt.export.sample_inputs import sample_inputs
+from latentrt.export.simplify import simplify
 from latentrt.runtime.bundle.lora_slots import LAYER_KEY
 from latentrt.runtime.bundle.specs import ONNX_NAMES, TOKENS_PER_CHUNK, ComponentSpec, DType, Port
 from latentrt.runtime.errors import CheckpointError
@@ -58,7 +60,7 @@ def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.M
         port.name: {index: torch.export.Dim.DYNAMIC for index, axis in enumerate(port.axes) if axis.dim}
         for port in spec.inputs
     }
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _uncollected():
         exported = torch.export.export(module, (), example, dynamic_shapes=dynamic, strict=False)
         program = torch.onnx.export(
             exported,
@@ -67,10 +69,24 @@ def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.M
             output_names=[port.name for port in spec.outputs],
             opset_version=OPSET,
             verbose=False,
+            optimize=False,
         )
-    if program is None:
-        raise CheckpointError(f"{spec.name}: torch.onnx.export returned nothing")
+        if program is None:
+            raise CheckpointError(f"{spec.name}: torch.onnx.export returned nothing")
+        simplify(program.model)
     return program.model
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Pause Python's garbage collector, which would walk the growing graph again and again and find nothing to free."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -2,9 +2,8 @@
 
 import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -31,10 +30,9 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sdxl_checkpoint(shared_folder: Path) -> Path:
     """A tiny SDXL checkpoint; read only."""
-    from checkpoints import write_sdxl
-    from exports import made_once
+    from exports import shared_checkpoint
 
-    return made_once(shared_folder / "sdxl" / "checkpoint", write_sdxl)
+    return shared_checkpoint(shared_folder, "sdxl")
 
 
 @pytest.fixture(scope="session")
@@ -46,26 +44,29 @@ def sdxl_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sdxl_bundle(sdxl_checkpoint: Path, shared_folder: Path) -> Path:
+def sdxl_bundle(shared_folder: Path) -> Path:
     """The tiny checkpoint exported in fp32, compared with torch at every case; read only."""
-    return _export(sdxl_checkpoint, shared_folder / "sdxl" / "fp32", precision="fp32")
+    from exports import shared_bundle
+
+    return shared_bundle(shared_folder, "sdxl")
 
 
 @pytest.fixture(scope="session")
-def sdxl_bundle_fp16(sdxl_checkpoint: Path, shared_folder: Path) -> Path:
+def sdxl_bundle_fp16(shared_folder: Path) -> Path:
     """The tiny checkpoint exported in fp16, compared with torch at every case; read only."""
-    return _export(sdxl_checkpoint, shared_folder / "sdxl" / "fp16", precision="fp16")
+    from exports import shared_bundle
+
+    return shared_bundle(shared_folder, "sdxl", "fp16")
 
 
 @pytest.fixture(scope="session")
 def family(shared_folder: Path) -> Callable[[str], tuple[Path, Path]]:
     """Family -> a tiny checkpoint of it and its fp32 bundle, made when first asked for; read only."""
 
-    @cache
     def made(name: str) -> tuple[Path, Path]:
-        from exports import export_family
+        from exports import shared_bundle, shared_checkpoint
 
-        return export_family(shared_folder / name, name)
+        return shared_checkpoint(shared_folder, name), shared_bundle(shared_folder, name)
 
     return made
 
@@ -73,9 +74,9 @@ def family(shared_folder: Path) -> Callable[[str], tuple[Path, Path]]:
 @pytest.fixture(scope="session")
 def demo_bundle(shared_folder: Path) -> Path:
     """The checkpoint that ships, exported in fp32; read only."""
-    from latentrt.demo import CHECKPOINT
+    from exports import shared_bundle
 
-    return _export(CHECKPOINT, shared_folder / "demo" / "fp32", precision="fp32", depth="quick")
+    return shared_bundle(shared_folder, "demo")
 
 
 @pytest.fixture
@@ -88,12 +89,3 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> "StandInCuda":
     stand_in = StandInCuda()
     monkeypatch.setattr(cuda, "bindings", lambda: stand_in)
     return stand_in
-
-
-def _export(checkpoint: Path, target: Path, **options: Any) -> Path:
-    from exports import made_once
-
-    from latentrt.export.checkpoint import Checkpoint
-    from latentrt.export.exporter import export_bundle
-
-    return made_once(target, lambda folder: export_bundle(Checkpoint.open(checkpoint), folder, **options))

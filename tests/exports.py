@@ -1,12 +1,14 @@
 """Bundles that really were exported, which takes seconds; where processes share a run, one of them makes each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from checkpoints import write_checkpoint
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from latentrt.demo import CHECKPOINT
 from latentrt.export.checkpoint import Checkpoint
+from latentrt.export.choices import ParityDepth
 from latentrt.export.component import ComponentExporter
 from latentrt.export.exporter import component_precisions, export_bundle
 from latentrt.runtime.bundle import Bundle
@@ -17,29 +19,51 @@ from latentrt.runtime.bundle.manifest import Defaults, Manifest, Provenance
 from latentrt.runtime.bundle.specs import Precision
 
 
-def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
+def made_once(folder: Path, make: Callable[[Path], object], wait: bool = True) -> Path:
     """Give the folder, made by the first process that asks for it; the others wait until it is whole.
 
-    `make` may leave half a folder when it fails: the next process that asks begins anew, in another one.
+    `make` may leave half a folder when it fails: the next process that asks begins anew, in another one. Without
+    `wait`, a folder that another process is making is left to it, and is not whole yet.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f"{folder.name}.lock")):
+    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        return folder
+    try:
         if not folder.exists():
             attempts = len(list(folder.parent.glob(f"{folder.name}.attempt-*")))
             attempt = folder.with_name(f"{folder.name}.attempt-{attempts}")
             make(attempt)
             attempt.rename(folder)
+    finally:
+        lock.release()
     return folder
 
 
-def export_family(folder: Path, family: str) -> tuple[Path, Path]:
-    """The tiny checkpoint of a family and its fp32 bundle, side by side; made where the folder lacks them."""
-    checkpoint = made_once(folder / "checkpoint", lambda target: write_checkpoint(target, family))
-    bundle = made_once(
-        folder / "bundle",
-        lambda target: export_bundle(Checkpoint.open(checkpoint), target, precision="fp32", depth="quick"),
+def shared_checkpoint(shared: Path, family: str) -> Path:
+    """The tiny checkpoint of a family, or with `demo` the one that ships."""
+    if family == "demo":
+        return CHECKPOINT
+    return made_once(shared / family / "checkpoint", lambda target: write_checkpoint(target, family))
+
+
+def shared_bundle(shared: Path, family: str, precision: Precision = "fp32", wait: bool = True) -> Path:
+    """The bundle of such a checkpoint; SDXL's is compared with torch at every case."""
+    checkpoint = shared_checkpoint(shared, family)
+    depth: ParityDepth = "full" if family == "sdxl" else "quick"
+    return made_once(
+        shared / family / precision,
+        lambda target: export_bundle(Checkpoint.open(checkpoint), target, precision=precision, depth=depth),
+        wait,
     )
-    return checkpoint, bundle
+
+
+def export_in_turns(shared: Path, wanted: Iterable[tuple[str, Precision]]) -> None:
+    """Make these shared bundles, leaving out those that other processes make at the same time."""
+    for family, precision in wanted:
+        shared_bundle(shared, family, precision, wait=False)
 
 
 def export_components(

@@ -1,6 +1,8 @@
 """How a run is spread over the cores: one process per core, each with that core to itself."""
 
+import gc
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,9 @@ MOST_WORKERS = 8
 
 HEAVY_FIRST = ("packaging", "parity", "integration", "unit", "gpu")
 """Whatever is left at the end is small, so no process waits long for the last one."""
+
+BUNDLES = {"sdxl_bundle_fp16": ("sdxl", "fp16"), "demo_bundle": ("demo", "fp32"), "sdxl_bundle": ("sdxl", "fp32")}
+"""Fixture -> family and precision of the shared bundle that it gives; the one that takes longest comes first."""
 
 
 def _cores() -> list[int]:
@@ -52,3 +57,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Order folders as in `HEAVY_FIRST`."""
     folders = [*HEAVY_FIRST]
     items.sort(key=lambda item: folders.index(name) if (name := item.path.parent.name) in folders else len(folders))
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the modules and tests that live to the end: it need not walk them again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exports_first(request: pytest.FixtureRequest, shared_folder: Path) -> None:
+    """Where processes share a run, each exports other bundles first, so that few tests wait for one."""
+    if "PYTEST_XDIST_WORKER" in os.environ and (wanted := wanted_bundles(request.session.items)):
+        from exports import export_in_turns
+
+        export_in_turns(shared_folder, wanted)
+
+
+def wanted_bundles(items: Iterable[pytest.Item]) -> list[tuple[str, str]]:
+    """Family and precision of the shared bundles that tests need, the one that takes longest first.
+
+    Which families the fixture `family` will be asked for is seen in the parameters: their names, or what has one.
+    """
+    wanted = [(item, set(getattr(item, "fixturenames", ()))) for item in items]
+    fixtures = {name for _, names in wanted for name in names}
+    bundles = {bundle: None for fixture, bundle in BUNDLES.items() if fixture in fixtures}
+    if "family" in fixtures:
+        from families import FAMILIES
+
+        for item, names in wanted:
+            values = item.callspec.params.values() if "family" in names and hasattr(item, "callspec") else ()
+            asked = [getattr(value, "family", value) for value in values]
+            bundles |= {(name, "fp32"): None for name in asked if name in FAMILIES}
+    return list(bundles)

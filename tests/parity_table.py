@@ -2,11 +2,10 @@
 
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from exports import export_family
+from exports import shared_bundle, shared_checkpoint
 from task_cases import DIFFERENT, ROWS, TASKS, Case, Models, cases, difference
 
 PAGE = Path(__file__).parents[1] / "docs" / "parity.md"
@@ -34,7 +33,7 @@ def between_markers(page: str) -> str:
 
 
 def main(folder: Path) -> None:
-    models = Models(cache(lambda family: export_family(folder / family, family)))
+    models = Models(lambda family: (shared_checkpoint(folder, family), shared_bundle(folder, family)))
 
     def measured(alike: list[Case]) -> str:
         """The largest difference over the cell's cases, and how many they are."""

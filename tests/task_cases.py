@@ -78,6 +78,11 @@ class Case:
     sampler: str
     strength: float | None = None
 
+    @property
+    def family(self) -> str:
+        """Family of the checkpoint that is drawn with; a refiner may follow."""
+        return ROWS[self.row].family
+
     def __str__(self) -> str:
         return f"{self.row}, {self.task}, {self.sampler}" + (f", {self.strength}" if self.strength else "")
 

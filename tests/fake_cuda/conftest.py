@@ -21,13 +21,6 @@ def fake_device(request: pytest.FixtureRequest) -> FakeDevice:
 @pytest.fixture(scope="session")
 def demo_bundle_fp16(shared_folder: Path) -> Path:
     """The checkpoint that ships, exported in fp16; read only."""
-    from exports import made_once
+    from exports import shared_bundle
 
-    from latentrt.demo import CHECKPOINT
-    from latentrt.export.checkpoint import Checkpoint
-    from latentrt.export.exporter import export_bundle
-
-    def export(folder: Path) -> None:
-        export_bundle(Checkpoint.open(CHECKPOINT), folder, precision="fp16", depth="quick")
-
-    return made_once(shared_folder / "demo" / "fp16", export)
+    return shared_bundle(shared_folder, "demo", "fp16")

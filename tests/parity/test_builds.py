@@ -76,6 +76,7 @@ def test_static_engines_and_engines_of_several_sizes(sdxl_copy_fp16: Path, monke
     bundle.check_build(build, **identity("tensorrt-rtx", build.target))
 
 
+@pytest.mark.slow
 def test_fp32_builds_too(sdxl_copy: Path) -> None:
     build = build_engines(Bundle.open(sdxl_copy), "tensorrt-rtx")
     assert set(build.engines) == ENGINES

@@ -117,7 +117,7 @@ def test_verify_takes_what_export_took(
     assert run_main(capsys, *reference, *options[:-1]).exit == 1  # one LoRA is missing
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_taesd_in_onnx_equals_diffusers(sdxl_checkpoint: Path, files: Path, tmp_path: Path, precision: Any) -> None:
     checkpoint = Checkpoint.open(sdxl_checkpoint, vae=files / "taesd")
     specs = component_specs(checkpoint.model, Limits.around(128), dict.fromkeys(MODULES, precision))

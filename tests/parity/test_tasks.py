@@ -37,13 +37,8 @@ CASES = [case if in_default_run(case) else pytest.param(case, marks=pytest.mark.
 
 
 @pytest.fixture(scope="module")
-def models(
-    family: Callable[[str], tuple[Path, Path]], sdxl_checkpoint: Path, request: pytest.FixtureRequest
-) -> Iterator[Models]:
-    def made(name: str) -> tuple[Path, Path]:
-        return (sdxl_checkpoint, request.getfixturevalue("sdxl_bundle")) if name == "sdxl" else family(name)
-
-    models = Models(made)
+def models(family: Callable[[str], tuple[Path, Path]]) -> Iterator[Models]:
+    models = Models(family)
     yield models
     models.close()
 

@@ -217,6 +217,7 @@ def test_onnx_files_agree_with_torch_and_say_how(blown_bundle):
     assert shown["scales"] == scales
 
 
+@pytest.mark.slow  # test_islands.py builds islands of the U-Net and the encoders in the default run
 def test_an_island_is_in_the_graph_and_declared_to_the_builder(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     bundle = vae_bundle(tmp_path, spike(tiny_vae(), "vae_decoder"), ("vae_decoder",))
