@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class ComponentExporter:
     """Exports the components of one checkpoint into the folder of one bundle.
 
     `precision` is the bundle's, and names the folder of the ONNX files; a component's own may differ. `samples`: a
-    folder of further images over which the VAE is measured.
+    folder of further images over which the VAE is measured. `phase` is told, in words, what begins.
     """
 
     checkpoint: Checkpoint
@@ -53,6 +54,7 @@ class ComponentExporter:
     precision: Precision
     depth: ParityDepth
     samples: Path | None = None
+    phase: Callable[[str], None] = lambda words: None
 
     def export(
         self, spec: ComponentSpec, precision: Precision, fallback: ComponentSpec | None = None
@@ -79,13 +81,16 @@ class ComponentExporter:
         file = self.folder / "onnx" / self.precision / f"{spec.name}.onnx"
         vocabulary = component_vocabulary(self.checkpoint, spec.name)
         prepared = None if spec.name == "sampler" else self._prepare(spec, precision)
+        self.phase("tracing")
         graph = sampler_graph(spec) if prepared is None else trace(prepared.module, spec, vocabulary)
+        self.phase("writing and checking")
         files = save(graph, spec, file)
         parameters, nodes = count_parameters(graph), _count_nodes(graph)
         del graph
         if prepared is not None:
             release(prepared.module)
         cases = prepared.cases if prepared else []
+        self.phase("comparing with torch")
         figures = parity.compare(file, spec, cases, vocabulary, precision)
         seconds = time.perf_counter() - started
         logger.info("%s: %d nodes, %.1f M parameters, %.1f s", spec.name, nodes, parameters / 1e6, seconds)
@@ -108,13 +113,16 @@ class ComponentExporter:
         folder, _ = MODULES[spec.name]
         dtype = TORCH_DTYPES[DTYPES[precision]]
         measured = precision == "fp16"
+        self.phase("loading weights")
         # Made before the U-Net's weights are in memory: its samples need the text encoders.
         samples = [self._sample(spec)] if measured and spec.name not in VAE else []
         network = self._network(folder, dtype, spec.name in VAE or self.depth != "off")
         module = wrap(spec.name, network, self.checkpoint.model)
+        self.phase("computing with torch")
         cases = parity.reference_cases(module, spec, component_vocabulary(self.checkpoint, spec.name), self.depth)
         if not measured:
             return Prepared(module.to(dtype), cases, None)
+        self.phase("measuring for fp16")
         with widened(network):
             numerics, islands = self._fit(spec, module, network, samples)
         to_fp16(module)

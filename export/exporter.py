@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -32,7 +33,7 @@ SMALLEST = 8
 """Pixels at which the user's samples are read once, to see whether they can be."""
 
 Progress = Callable[[str, int, int], None]
-"""Called with the name of the part that begins, the number of parts that are done, and their total number."""
+"""Called with what begins (`unet: tracing`), the number of parts that are done, and their total number."""
 
 
 def export_bundle(
@@ -66,10 +67,10 @@ def export_bundle(
     folder_images(samples, SMALLEST)
     check_space(bundle_target(target), least_bytes(checkpoint, precisions), "the export")
     with disk_errors(target, BundleError), replacing_folder(target) as folder:
-        exporter = ComponentExporter(checkpoint, folder, precision, depth, samples)
         records: dict[str, ComponentRecord] = {}
         for done, (name, spec) in enumerate(specs.items()):
-            progress(name, done, len(specs))
+            phase = partial(_tell, progress, name, done, len(specs))
+            exporter = ComponentExporter(checkpoint, folder, precision, depth, samples, phase)
             component_precision = precisions.get(name, precision)
             falls_back = name in VAE and component_precision == "fp16" and vae_precision == "auto"
             records[name] = exporter.export(spec, component_precision, fallbacks[name] if falls_back else None)
@@ -77,6 +78,10 @@ def export_bundle(
         _write_tokenizers(checkpoint, folder)
         write_record(folder / MANIFEST, _manifest(checkpoint, folder, precision, limits, records))
     return Bundle.open(target)
+
+
+def _tell(progress: Progress, name: str, done: int, total: int, phase: str) -> None:
+    progress(f"{name}: {phase}", done, total)
 
 
 def least_bytes(checkpoint: Checkpoint, precisions: Mapping[str, Precision]) -> int:

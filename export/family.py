@@ -18,7 +18,7 @@ from latentrt.export.sources.places import unet_layers
 from latentrt.export.sources.source import TOKENIZERS, Config, Source
 from latentrt.export.sources.vae import VAE_CLASSES, latent_scale
 from latentrt.runtime.bundle.manifest import Defaults
-from latentrt.runtime.bundle.model import Model, TextEncoder, TimeId
+from latentrt.runtime.bundle.model import Model, TextEncoder, TimeId, inpainting_channels
 from latentrt.runtime.bundle.specs import TOKENS_PER_CHUNK
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.samplers import sampler_for
@@ -213,7 +213,7 @@ def _sample_size(unet: Config, conventions: Conventions) -> int:
 def _check_widths(path: Path, model: Model, unet: Config) -> None:
     latents = model.latent_channels
     # Each width that fits -> the words before it in the message.
-    inputs = {latents: "", 2 * latents + 1: " or, for inpainting, "}
+    inputs = {latents: "", inpainting_channels(latents): " or, for inpainting, "}
     for name, width, allowed in (
         (
             "cross_attention_dim",

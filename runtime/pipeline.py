@@ -231,7 +231,7 @@ class Pipeline:
         try:
             schedule = ScheduleConfig.from_diffusers(self.bundle.manifest.model.scheduler | request.schedule_fields)
         except CheckpointError as error:  # the checkpoint's own config was read at load
-            raise RequestError(f"schedule: {error}") from error
+            raise RequestError(f"schedule: {str(error).removeprefix('scheduler config: ')}") from error
         strength = request.source.strength if request.source else 1.0
         start, end = request.settings["denoising_start"], request.settings["denoising_end"]
         table = self._tables.get(

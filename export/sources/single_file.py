@@ -25,6 +25,7 @@ from latentrt.export.sources.weight_file import (
     filled_network,
     sha256,
 )
+from latentrt.runtime.bundle.model import inpainting_channels
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.lora.tensor_file import list_keys
 
@@ -52,7 +53,7 @@ INPAINT = {
     "StableDiffusionPipeline": "StableDiffusionInpaintPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLInpaintPipeline",
 }
-INPAINT_CHANNELS = 9
+INPAINT_CHANNELS = inpainting_channels(latents=4)
 PREDICTIONS = {
     "epsilon": ("epsilon", "eps", "noise"),
     "v_prediction": ("v_prediction", "v-prediction", "v prediction", "vpred", "v_pred", "v", "velocity"),

@@ -34,13 +34,18 @@ class TextEncoder(Record):
         return self.layers - self.skipped
 
 
+def inpainting_channels(latents: int) -> int:
+    """Inputs of an inpainting U-Net: latents, mask, latents of the masked image (Rombach et al. 2022, section 4.5)."""
+    return 2 * latents + 1
+
+
 class Model(Record):
     """Facts of one checkpoint. Sizes in pixels; widths in channels."""
 
     family: str
     text_encoders: tuple[TextEncoder, ...]
     unet_channels: int
-    """`latent_channels`, or for inpainting 2 * latent_channels + 1: latents, mask, latents of the masked image."""
+    """`latent_channels`, or for inpainting `inpainting_channels(latent_channels)`."""
     unet_layers: tuple[int, ...] = ()
     """Residual blocks of each resolution on the U-Net's way down; by them LoRAs number its layers."""
     latent_channels: int
@@ -71,8 +76,8 @@ class Model(Record):
 
     @property
     def is_inpainting(self) -> bool:
-        """The U-Net also takes a mask and the masked image's latents (Rombach et al. 2022, section 4.5)."""
-        return self.unet_channels == 2 * self.latent_channels + 1
+        """The U-Net also takes a mask and the masked image's latents."""
+        return self.unet_channels == inpainting_channels(self.latent_channels)
 
     @property
     def max_clip_skip(self) -> int:

@@ -23,7 +23,7 @@ def _checked_fields(value: str | Mapping[Any, Any]) -> dict[str, Any]:
     try:
         return {name: None if given is None else read_field(name, given) for name, given in value.items()}
     except CheckpointError as error:
-        raise RequestError(f"schedule: {error}") from error
+        raise RequestError(f"schedule: {str(error).removeprefix('scheduler config: ')}") from error
 
 
 def _parse_fields(entries: Iterable[str]) -> dict[str, Any]:

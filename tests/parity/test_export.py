@@ -156,8 +156,17 @@ def test_replacing_a_bundle_and_failing_keeps_the_old_one(
         raise ParityError("text_encoder: planted")
 
     monkeypatch.setattr("latentrt.export.checks.parity.compare", fail)
+    told: list[tuple[str, int, int]] = []
     with pytest.raises(ParityError, match="planted"):
-        export_bundle(Checkpoint.open(sdxl_checkpoint), target, precision="fp32", depth="quick")
+        export_bundle(
+            Checkpoint.open(sdxl_checkpoint),
+            target,
+            precision="fp32",
+            depth="quick",
+            progress=lambda *event: told.append(event),
+        )
+    phases = ["loading weights", "computing with torch", "tracing", "writing and checking", "comparing with torch"]
+    assert told == [(f"text_encoder: {phase}", 0, 6) for phase in phases]
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
     assert (target / "manifest.json").read_text() == "the old one"
 

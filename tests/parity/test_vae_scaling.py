@@ -238,12 +238,14 @@ def test_a_vae_that_fp16_cannot_hold_falls_back_aloud_or_fails(tmp_path, caplog)
         vae.decoder.up_blocks[3].resnets[0].conv2.bias[0] = 2.0**40
     checkpoint = write_checkpoint(tmp_path / "checkpoint", vae)
     spec, fallback = (vae_specs(checkpoint, precision)["vae_decoder"] for precision in ("fp16", "fp32"))
-    exporter = ComponentExporter(checkpoint, tmp_path, "fp16", "quick")
+    phases: list[str] = []
+    exporter = ComponentExporter(checkpoint, tmp_path, "fp16", "quick", phase=phases.append)
     message = (
         r"^vae_decoder: fp16 differs from float32 by .* over 4 samples, allowed 3e-02\. Export with --vae-precision fp"
     )
     with pytest.raises(ParityError, match=message):
         exporter.export(spec, "fp16")
+    assert phases == ["loading weights", "computing with torch", "measuring for fp16"]
     record = exporter.export(spec, "fp16", fallback)
     assert (record.precision, record.numerics) == ("fp32", None)
     assert record.inputs["latent"].startswith("float32")

@@ -234,7 +234,7 @@ def test_values_of_any_kind_are_read_or_refused(name: str, value: Any) -> None:
         hash(tuple(FIELDS.to_python({name: value}).items()))
     except RequestError as error:
         message = str(error)
-    assert not message or message.startswith(f"schedule: scheduler config: {name} ")
+    assert not message or message.startswith(f"schedule: {name} ")
 
 
 def test_more_timesteps_than_memory_holds() -> None:
