@@ -13,11 +13,14 @@ import onnx
 import onnx_ir as ir
 import torch
 
+from latentrt.export.lowering import lower
 from latentrt.export.sample_inputs import sample_inputs
 from latentrt.export.simplify import simplify
 from latentrt.runtime.bundle.lora_slots import LAYER_KEY
 from latentrt.runtime.bundle.specs import ONNX_NAMES, TOKENS_PER_CHUNK, ComponentSpec, DType, Port
 from latentrt.runtime.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 OPSET = 23
 """The first opset with Attention; GroupNormalization has been there since 21."""
@@ -54,27 +57,46 @@ def trace(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> ir.M
     Raises:
         CheckpointError: the exporter returned no program.
     """
+    with torch.no_grad(), _quiet(), _uncollected():
+        program = _translate(module, spec, vocabulary)
+        if program is None:
+            raise CheckpointError(f"{spec.name}: torch.onnx.export returned nothing")
+        simplify(program.model)
+    return program.model
+
+
+def _translate(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> torch.onnx.ONNXProgram | None:
+    """Translate a module operator by operator; if one is left that ONNX has not, let torch decompose it."""
+    exported = _export(module, spec, vocabulary)
+    if lower(exported):
+        try:
+            return _onnx_program(exported, spec)
+        except torch.onnx.OnnxExporterError as error:
+            logger.debug("%s: decomposed after all: %s", spec.name, error)
+            exported = _export(module, spec, vocabulary)
+    return _onnx_program(exported, spec)
+
+
+def _export(module: torch.nn.Module, spec: ComponentSpec, vocabulary: int) -> torch.export.ExportedProgram:
     inputs = sample_inputs(spec, EXAMPLE_SIZES, vocabulary)
     example = {port.name: inputs[port.name].to(TORCH_DTYPES[port.dtype]) for port in spec.inputs}
     dynamic = {
         port.name: {index: torch.export.Dim.DYNAMIC for index, axis in enumerate(port.axes) if axis.dim}
         for port in spec.inputs
     }
-    with torch.no_grad(), _quiet(), _uncollected():
-        exported = torch.export.export(module, (), example, dynamic_shapes=dynamic, strict=False)
-        program = torch.onnx.export(
-            exported,
-            dynamo=True,
-            input_names=[port.name for port in spec.inputs],
-            output_names=[port.name for port in spec.outputs],
-            opset_version=OPSET,
-            verbose=False,
-            optimize=False,
-        )
-        if program is None:
-            raise CheckpointError(f"{spec.name}: torch.onnx.export returned nothing")
-        simplify(program.model)
-    return program.model
+    return torch.export.export(module, (), example, dynamic_shapes=dynamic, strict=False)
+
+
+def _onnx_program(exported: torch.export.ExportedProgram, spec: ComponentSpec) -> torch.onnx.ONNXProgram | None:
+    return torch.onnx.export(
+        exported,
+        dynamo=True,
+        input_names=[port.name for port in spec.inputs],
+        output_names=[port.name for port in spec.outputs],
+        opset_version=OPSET,
+        verbose=False,
+        optimize=False,
+    )
 
 
 @contextmanager
