@@ -1,4 +1,4 @@
-"""Times the trace of a network with and without what makes it quick: a paused collector, a clean-up in linear time.
+"""Times the trace of a network with and without what makes it quick, in turns.
 
     python benchmarks/trace_time.py CHECKPOINT [--component unet] [--rounds 3]
 
@@ -9,9 +9,10 @@ medians as ratios to the first way, which is torch's and onnxscript's own. Fails
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
 from statistics import median
+from typing import Any
 from unittest.mock import patch
 
 import onnx_ir as ir
@@ -25,7 +26,24 @@ from latentrt.export.modules import MODULES, component_vocabulary, wrap
 from latentrt.runtime.bundle.components import component_specs
 from latentrt.runtime.bundle.limits import Limits
 
-WAYS = ("neither", "collector paused", "own clean-up", "both")
+
+def whole_optimiser(model: ir.Model) -> None:
+    """What `torch.onnx.export(optimize=True)` runs."""
+    onnxscript.optimizer.optimize_ir(model)
+    onnx_fusions.fuse(model)
+
+
+TORCH: Mapping[str, Any] = {"_uncollected": nullcontext, "simplify": whole_optimiser, "lower": lambda exported: False}
+"""Function of the trace -> what torch does in its place."""
+
+WAYS: Mapping[str, tuple[str, ...]] = {
+    "torch's own": tuple(TORCH),
+    "collector paused": ("simplify", "lower"),
+    "own clean-up": ("_uncollected", "lower"),
+    "traced once": ("_uncollected", "simplify"),
+    "all three": (),
+}
+"""Way -> what is left to torch."""
 
 
 def main() -> None:
@@ -36,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     run = tracer(Checkpoint.open(arguments.checkpoint, random_seed=0), arguments.component)
-    run("both")  # imports, registries
+    run("all three")  # imports, registries
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     graphs = set()
     for _ in range(arguments.rounds):
@@ -44,37 +62,28 @@ def main() -> None:
             started = time.process_time()
             model = run(way)
             seconds[way].append(time.process_time() - started)
-            graphs.add(tuple(f"{node.op_type} {node.inputs} {node.outputs}" for node in model.graph))
+            graphs.add(tuple(f"{node.op_type} {[value.shape for value in node.outputs]}" for node in model.graph))
             print(f"{way}: {seconds[way][-1]:.2f} s, {len(model.graph)} nodes", flush=True)
     if len(graphs) != 1:
         raise SystemExit("the graphs differ")
-    first = median(seconds["neither"])
+    first = median(seconds["torch's own"])
     print(json.dumps({way: round(median(values) / first, 3) for way, values in seconds.items()}))
 
 
 def tracer(checkpoint: Checkpoint, component: str) -> Callable[[str], ir.Model]:
-    """A function that traces a component in one of `WAYS`."""
-    spec = component_specs(
-        checkpoint.model, Limits.around(checkpoint.model.native_size), dict.fromkeys(MODULES, "fp32")
-    )
-    network = checkpoint.network(MODULES[component][0], torch.float32)
-    module, vocabulary = wrap(component, network, checkpoint.model), component_vocabulary(checkpoint, component)
+    """Make a function that traces a component in one of `WAYS`."""
+    limits = Limits.around(checkpoint.model.native_size)
+    spec = component_specs(checkpoint.model, limits, dict.fromkeys(MODULES, "fp32"))[component]
+    module = wrap(component, checkpoint.network(MODULES[component][0], torch.float32), checkpoint.model)
+    vocabulary = component_vocabulary(checkpoint, component)
 
     def run(way: str) -> ir.Model:
         with ExitStack() as stack:
-            if way in ("neither", "own clean-up"):
-                stack.enter_context(patch.object(tracing, "_uncollected", nullcontext))
-            if way in ("neither", "collector paused"):
-                stack.enter_context(patch.object(tracing, "simplify", whole_optimiser))
-            return tracing.trace(module, spec[component], vocabulary)
+            for name in WAYS[way]:
+                stack.enter_context(patch.object(tracing, name, TORCH[name]))
+            return tracing.trace(module, spec, vocabulary)
 
     return run
-
-
-def whole_optimiser(model: ir.Model) -> None:
-    """What `torch.onnx.export(optimize=True)` runs."""
-    onnxscript.optimizer.optimize_ir(model)
-    onnx_fusions.fuse(model)
 
 
 if __name__ == "__main__":
