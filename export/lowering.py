@@ -28,7 +28,7 @@ def lower(exported: ExportedProgram) -> bool:
         if node.target in REPLACEMENTS:
             REPLACEMENTS[node.target](node)
     exported.graph_module.recompile()
-    exported.run_decompositions = lambda *_: exported  # type: ignore[method-assign]
+    exported.run_decompositions = lambda *_: exported
     return True
 
 
