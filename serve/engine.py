@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import cast
 
 from latentrt.runtime import (
     BackendError,
@@ -15,9 +15,11 @@ from latentrt.runtime import (
     Request,
     RequestError,
     Result,
+    Settings,
 )
 from latentrt.runtime.backends import Mark
 from latentrt.runtime.record.metadata import Metadata, describe
+from latentrt.runtime.request.reading import read_given
 from latentrt.serve.limits import ServerLimits
 from latentrt.serve.messages import (
     Accepted,
@@ -104,8 +106,8 @@ class BatchEngine:
             known = ", ".join(self._pipelines)
             raise RequestError(f"model {message.model!r}: not served here; this server has {known}")
         pipeline = self._pipelines[message.model]
-        settings: Any = dict(message.settings)
-        self._limits.check_sizes(settings)
+        self._limits.check_sizes(message.settings)
+        settings = read_given(cast(Settings, message.settings))
         request = pipeline.request(message.prompt, **settings)
         demand = pipeline.check(request)
         self._limits.check(request, demand.evaluations)
@@ -115,7 +117,7 @@ class BatchEngine:
         lane = Lane(message.model, request.width, request.height, demand.tokens)
         deadline = None if message.seconds is None else now + message.seconds
         job = Job(message.id, lane, request.count, demand.evaluations, now, deadline, places)
-        metadata = describe(pipeline.note, message.prompt, settings, request)
+        metadata = describe(pipeline.note, message.prompt, settings, request, pipeline.loras.values())
         return Work(job, request, metadata, _spread(message.previews, demand.evaluations))
 
     def cancel(self, id: str) -> None:
