@@ -110,6 +110,10 @@ def test_the_gpu_suite_in_small_on_the_cpu(capsys, monkeypatch, tmp_path):
     relative = [found.difference.mean for found in results.of(Row, "sdxl-refiner-unet")]
     assert max(relative) < 1e-4
     assert {found.contender for found in results.of(BuildRow)} >= {"latentrt", "latentrt-tensorrt-rtx"}
+    block = (tmp_path / "out" / "issue.md").read_text()
+    assert "- A rehearsal: small versions of the scenarios, on the CPU" in block
+    assert "- sdxl-base-build, latentrt, TensorRT-RTX:" in block
+    assert all(f"\n| {name} |" in block for name in ("latentrt", "diffusers"))
     ours, theirs = (sorted(found.per_step)[0] for found in results.of(HostRow))
     assert ours < 100e-6
     assert ours < theirs
