@@ -1,36 +1,22 @@
 """The runtime's front door: load a bundle, generate pictures."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Self, Unpack, cast
-
-import numpy as np
-from PIL import Image
+from typing import Self, Unpack
 
 from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.backends import Backend, Engine
 from latentrt.runtime.build_selection import Selection, select
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.limits import Limits
-from latentrt.runtime.bundle.lora_slots import LoraSlots
-from latentrt.runtime.bundle.specs import Precision
-from latentrt.runtime.bundle.unet_parts import WHOLE
-from latentrt.runtime.drawing.batch import check_table
-from latentrt.runtime.drawing.clean_latents import clean_latents
-from latentrt.runtime.drawing.inpainting import paste_back
-from latentrt.runtime.drawing.loop import KEPT_STEPS, Loop, StepProgress, check_finite, check_progress, check_steps
-from latentrt.runtime.drawing.lora_rows import fit_loras
-from latentrt.runtime.drawing.picture import Drawing, call_back, check_free, read_drawings
-from latentrt.runtime.drawing.start import start_pictures
-from latentrt.runtime.drawing.timing import Timeline, stage
+from latentrt.runtime.drawing.loop import KEPT_STEPS, StepProgress, check_progress
+from latentrt.runtime.drawing.picture import Drawing, call_back, read_drawings
 from latentrt.runtime.drawing.turns import Turns
-from latentrt.runtime.drawing.vae import Vae
-from latentrt.runtime.errors import CheckpointError, RequestError
-from latentrt.runtime.lora.bank import LoadedLora, LoraBank
-from latentrt.runtime.lora.mix import UNET
-from latentrt.runtime.recent import Recent
+from latentrt.runtime.errors import RequestError
+from latentrt.runtime.lora.bank import LoadedLora
+from latentrt.runtime.pipeline_work import PipelineWork, close_engines
 from latentrt.runtime.record.metadata import BundleNote, describe, describe_bundle
 from latentrt.runtime.record.result import Result
 from latentrt.runtime.request.embeddings import Embeddings
@@ -39,17 +25,7 @@ from latentrt.runtime.request.reading import Prompt, make_request, read_given, r
 from latentrt.runtime.request.request import Demand, Request
 from latentrt.runtime.request.settings import Settings
 from latentrt.runtime.request.signature import takes_settings
-from latentrt.runtime.request.size_checks import TOKENS, check_images, check_rows, check_size, check_tokens
-from latentrt.runtime.samplers import SamplerTable, ScheduleConfig, compile_part
-from latentrt.runtime.samplers.config import PredictionType
-from latentrt.runtime.text.encoder import PromptEncoder
-from latentrt.runtime.text.prompt_plan import check_plan, plan_request
-from latentrt.runtime.text.tokenizer import Tokenizer
-
-KEPT_TABLES = 32
-
-SUGGESTED_RANK = 64
-"""Room for LoRAs that messages suggest: that of one or two usual ones."""
+from latentrt.runtime.request.size_checks import check_size
 
 LOADED_WHEN_NEEDED = frozenset({"vae_encoder"})
 """Components that are loaded when a request first needs them."""
@@ -74,18 +50,8 @@ class Pipeline:
         self.backend = backend
         self.limits = selection.limits
         self.selection = selection
-        self._engines = dict(engines)
-        model = bundle.manifest.model
-        tokenizers = {
-            encoder.tokenizer: Tokenizer.load(bundle.path / encoder.tokenizer) for encoder in model.text_encoders
-        }
-        self._loras = LoraBank(backend, selection.specs, selection.lora, model, self._command_with_room())
-        self._prompts = PromptEncoder(backend, model, tokenizers, self._engines, self._loras)
         self._turns = Turns()
-        self._loop = Loop(backend, self._engines, self._turns, self._loras, kept_steps)
-        self._vae = Vae(backend, model, self._engine, self._precision)
-        self._tables: Recent[Hashable, SamplerTable] = Recent(KEPT_TABLES)
-        ScheduleConfig.from_diffusers(model.scheduler)  # a schedule that cannot be followed is an error now
+        self._work = PipelineWork(bundle, selection, backend, engines, self._turns, kept_steps)
 
     @classmethod
     def load(
@@ -120,7 +86,7 @@ class Pipeline:
                 engines[name] = selection.load(opened, name)
             return cls(bundle, selection, opened, engines, kept_steps)
         except BaseException:
-            _close(engines, opened)
+            close_engines(engines, opened)
             raise
 
     @takes_settings()
@@ -156,21 +122,12 @@ class Pipeline:
         Raises:
             RequestError: names the value, what is served, and what to do.
         """
-        return self._turns.take(self._check, request, tokens)
-
-    def _check(self, request: Request, tokens: int) -> Demand:
-        needed, table = self._prepare(request, tokens)
-        return Demand(needed, table.step_count, check_plan(request, self.limits, self.rebuild_command))
+        return self._turns.take(self._work.check, request, tokens)
 
     def run(self, request: Request, progress: StepProgress | None = None) -> Result:
         """Serve a request; see `generate`."""
         check_progress(progress)
-        return self._turns.take(self._run, request, progress)
-
-    def _run(self, request: Request, progress: StepProgress | None) -> Result:
-        drawing = self._begin(request)
-        self._advance([drawing], drawing.steps_left, progress)
-        return self._finish(drawing)
+        return self._turns.take(self._work.run, request, progress)
 
     def begin(self, request: Request, tokens: int = 0) -> Drawing:
         """Do everything that comes before the first step: checks, text encoders, noise.
@@ -181,72 +138,7 @@ class Pipeline:
         Raises:
             RequestError: a value that this build does not serve.
         """
-        return self._turns.take(self._begin, request, tokens)
-
-    def _begin(self, request: Request, tokens: int = 0) -> Drawing:
-        self.backend.activate()
-        tokens, table = self._prepare(request, tokens)
-        timeline = Timeline()
-        with stage(self.backend, "text", [timeline]):
-            conditioning = self._prompts.encode(request, tokens)
-        has_pixels = request.source is not None and request.source.pixels is not None
-        with stage(self.backend, "encode" if has_pixels else "denoise", [timeline]):
-            pictures = start_pictures(request, conditioning, table, self.bundle.manifest.model, self._vae.encode)
-        for number, picture in enumerate(pictures):
-            picture.loras = self._loras.strengths(request.loras[number // request.images], UNET)
-        fit_loras(pictures, self._loras)
-        return Drawing(request, self.bundle.manifest.model, pictures, timeline)
-
-    def _prepare(self, request: Request, tokens: int) -> tuple[int, SamplerTable]:
-        """A checked request's tokens and its sampler's table."""
-        tokens = TOKENS.read("tokens", tokens)
-        if not isinstance(request, Request):
-            raise RequestError(f"request: a {type(request).__name__}; make one with this pipeline's `request`")
-        request.check(self.limits, self.rebuild_command)
-        request.check_model(self.bundle.manifest.model)
-        check_plan(request, self.limits, self.rebuild_command)
-        self._loras.use(request.loras)
-        return self._tokens(request, tokens), self._table(request)
-
-    def _tokens(self, request: Request, least: int = 0) -> int:
-        """The number of tokens in which a request's prompts are encoded: what the longest needs, checked."""
-        longest, own = self._prompts.longest(request)
-        check_tokens(max(own, least), self.limits, self.rebuild_command, longest)
-        needed = int(max(own, least, self.limits.tokens.min))
-        if request.embeddings is not None and own < needed:
-            raise RequestError(f"embeddings: {own} tokens, {needed} are needed. Make them with this pipeline's `embed`")
-        return needed
-
-    def _engine(self, component: str) -> Engine:
-        """A component's engine, loaded if it is not yet."""
-        if component not in self._engines:
-            self._engines[component] = self.selection.load(self.backend, component)
-        return self._engines[component]
-
-    def _precision(self, component: str) -> Precision:
-        return self.bundle.manifest.components[component].precision
-
-    def _table(self, request: Request) -> SamplerTable:
-        """The sampler's table for the steps that the request runs."""
-        try:
-            schedule = ScheduleConfig.from_diffusers(self.bundle.manifest.model.scheduler | request.schedule_fields)
-        except CheckpointError as error:  # the checkpoint's own config was read at load
-            raise RequestError(f"schedule: {str(error).removeprefix('scheduler config: ')}") from error
-        strength = request.source.strength if request.source else 1.0
-        start, end = request.settings["denoising_start"], request.settings["denoising_end"]
-        table = self._tables.get(
-            (request.sampler, schedule, request.steps, strength, start, end),
-            lambda: compile_part(
-                request.sampler,
-                schedule,
-                request.steps,
-                strength=strength,
-                denoising_start=start,
-                denoising_end=end,
-            ),
-        )
-        check_table(table)
-        return table
+        return self._turns.take(self._work.begin, request, tokens)
 
     @takes_settings()
     def embed(self, prompt: str | Sequence[str], **settings: Unpack[Settings]) -> Embeddings:
@@ -257,16 +149,7 @@ class Pipeline:
         Raises:
             RequestError: a value that this build does not serve.
         """
-        return self._turns.take(self._embed, replace(self.request(read_prompts(prompt), **settings), guided=True))
-
-    def _embed(self, request: Request) -> Embeddings:
-        self.backend.activate()
-        if not plan_request(request).is_plain:
-            raise RequestError(
-                "prompt: AND, a weight at the end, [from:to:when] and [a|b] are several texts, or change with the "
-                "step; embeddings hold one text per prompt"
-            )
-        return self._prompts.embed(request, self._tokens(request))
+        return self._turns.take(self._work.embed, replace(self.request(read_prompts(prompt), **settings), guided=True))
 
     def advance(self, drawings: Sequence[Drawing], steps: int = 1, progress: StepProgress | None = None) -> None:
         """Advance several drawings by `steps` steps as one batch, whatever step each is at.
@@ -282,18 +165,7 @@ class Pipeline:
         check_progress(progress)
         drawings = read_drawings(drawings)
         self._take_over(drawings)
-        self._turns.take(self._advance, drawings, steps, progress)
-
-    def _advance(self, drawings: Sequence[Drawing], steps: int, progress: StepProgress | None) -> None:
-        self.backend.activate()
-        pictures = [picture for drawing in drawings for picture in drawing.pictures]
-        check_steps(pictures, steps)
-        check_images(len(pictures), self.limits, self.rebuild_command)
-        check_rows(sum(picture.most_rows for picture in pictures), self.limits, self.rebuild_command)
-        if fit_loras(pictures, self._loras):
-            self._loop.read_back()
-        with stage(self.backend, "denoise", [drawing.timeline for drawing in drawings]):
-            self._loop.advance(pictures, steps, progress)
+        self._turns.take(self._work.advance, drawings, steps, progress)
 
     def peek(self, drawing: Drawing) -> Float32s:
         """The clean latents (images, 4, h, w) that a drawing's last step predicts, for previews; nothing is decoded.
@@ -304,13 +176,7 @@ class Pipeline:
             RequestError: it is not in that batch.
         """
         read_drawings([drawing])
-        return self._turns.take(self._peek, drawing)
-
-    def _peek(self, drawing: Drawing) -> Float32s:
-        self.backend.activate()
-        scheduler = self.bundle.manifest.model.scheduler | drawing.request.schedule_fields
-        prediction = cast(PredictionType, ScheduleConfig.from_diffusers(scheduler).prediction_type)
-        return clean_latents(drawing.pictures, *self._loop.peek(drawing.pictures), prediction)
+        return self._turns.take(self._work.peek, drawing)
 
     def finish(self, drawing: Drawing) -> Result:
         """Decode a drawing that has no steps left, whichever pipeline of this model advanced it.
@@ -320,7 +186,7 @@ class Pipeline:
             NumericsError: a component gave NaN or infinity.
         """
         self._take_over(read_drawings([drawing]))
-        return self._turns.take(self._finish, drawing)
+        return self._turns.take(self._work.finish, drawing)
 
     def _take_over(self, drawings: Sequence[Drawing]) -> None:
         """Let other pipelines give these drawings back: before this one's turn, so that no turn waits for another."""
@@ -331,22 +197,7 @@ class Pipeline:
                     f"this drawing is of another model than {self.bundle.path}. Go on with a pipeline of the model "
                     "that began it"
                 )
-            call_back(drawing.pictures, besides=self._loop)
-
-    def _finish(self, drawing: Drawing) -> Result:
-        if drawing.steps_left:
-            raise RequestError(f"this drawing has {drawing.steps_left} steps left; advance it before it is finished")
-        self.backend.activate()
-        with stage(self.backend, "denoise", [drawing.timeline]):
-            self._loop.read_back()
-        check_free(drawing.pictures)
-        check_finite(drawing.pictures, self._precision(WHOLE))
-        latents = np.stack([picture.state[0] for picture in drawing.pictures])
-        images: list[Image.Image] = []
-        if drawing.request.settings["decode"]:
-            with stage(self.backend, "decode", [drawing.timeline]):
-                images = paste_back(self._vae.decode(latents), drawing.request.source)
-        return Result(images, latents, drawing.timeline.seconds(), drawing.request)
+            call_back(drawing.pictures, besides=self._work.loop)
 
     @property
     def note(self) -> BundleNote:
@@ -367,11 +218,7 @@ class Pipeline:
         """
         path = PATH.read("path", path)
         name = None if name is None else TEXT.read("name", name)
-        return self._turns.take(self._load_lora, Path(path), name, FLAG.read("evict", evict)).name
-
-    def _load_lora(self, path: Path, name: str | None, evict: bool) -> LoadedLora:
-        self.backend.activate()
-        return self._loras.load(path, name, evict)
+        return self._turns.take(self._work.load_lora, Path(path), name, FLAG.read("evict", evict)).name
 
     def unload_lora(self, name: str) -> None:
         """Free the room of a LoRA. A drawing under way that uses it can go on only once it is loaded again.
@@ -379,33 +226,25 @@ class Pipeline:
         Raises:
             RequestError: no LoRA of this name is loaded.
         """
-        self._turns.take(self._loras.unload, TEXT.read("name", name))
+        self._turns.take(self._work.loras.unload, TEXT.read("name", name))
 
     @property
     def loras(self) -> Mapping[str, LoadedLora]:
         """The loaded LoRAs by name, the one not used for longest first."""
-        return self._loras.loaded
+        return self._work.loras.loaded
 
     @property
     def is_captured(self) -> bool | None:
         """Whether the loop's steps are replayed as a CUDA graph; None before the first one, and where there is none."""
-        return self._loop.is_captured
+        return self._work.loop.is_captured
 
     def forget_prompts(self) -> None:
         """Drop the encoded prompts that are kept: for measurements, and to release memory."""
-        self._turns.take(self._prompts.forget)
-
-    def _command_with_room(self) -> str:
-        room = LoraSlots(rank=SUGGESTED_RANK)
-        if build := self.selection.record:
-            return self.bundle.rebuild_command(build.model_copy(update={"lora": room}))
-        return self.bundle.build_command(self.backend.name, self.limits, lora=room)
+        self._turns.take(self._work.prompts.forget)
 
     def rebuild_command(self, limits: Limits) -> str:
         """The command that would build engines for other limits."""
-        if build := self.selection.record:
-            return self.bundle.rebuild_command(build, limits)
-        return self.bundle.build_command(self.backend.name, limits)
+        return self._work.rebuild_command(limits)
 
     def close(self) -> None:
         """Release every engine, every buffer and the stream. Closing twice is allowed.
@@ -413,17 +252,7 @@ class Pipeline:
         Waits for the turns of other threads. Drawings on their way keep their state: another pipeline of the model can
         go on with them.
         """
-        self._turns.take_last(self._release)
-
-    def _release(self) -> None:
-        try:
-            self._loop.close()
-        finally:
-            self._loras.close()
-            self._prompts.close()
-            self._vae.close()
-            _close(self._engines, self.backend)
-            self._engines.clear()
+        self._turns.take_last(self._work.release)
 
     def __enter__(self) -> Self:
         self._turns.check()
@@ -431,9 +260,3 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _close(engines: Mapping[str, Engine], backend: Backend) -> None:
-    for engine in engines.values():
-        engine.close()
-    backend.close()

@@ -34,7 +34,7 @@ def draw(pipeline: object, number: int, prompt: str) -> None:
         bindings.mark(f"{number} step {step}")
         pipeline.advance([drawing])
     bindings.mark(f"{number} read back")
-    pipeline._loop.read_back()
+    pipeline._work.loop.read_back()
     for picture in drawing.pictures:
         picture.failed = -1  # the sampler writes this, and it did nothing
     bindings.mark(f"{number} finish")

@@ -188,7 +188,7 @@ def test_values_that_overflow_do_not_take_others_along(pipe):
     desk.submit("good", seed=4)
     for _ in range(3):
         desk.engine.work()
-    pipe._loop._give_back()
+    pipe._work.loop._give_back()
     desk.engine._works["bad"].drawing.pictures[0].state[:] = np.nan
     desk.draw()
     assert {message.lane for message in desk.of(Stepped)} == {"demo 64x64 77"}

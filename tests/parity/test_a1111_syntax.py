@@ -82,7 +82,7 @@ def test_emphasis_multiplies_what_the_encoders_give(demo_pipeline: Pipeline) -> 
     found = demo_pipeline.embed(prompt, prompt_syntax="a1111")
     with torch.no_grad():
         hidden, _, pooled, _ = peer.encode_prompt(plain, do_classifier_free_guidance=False)
-    rows = [token_rows(tokenizer, prompt, "a1111") for tokenizer in demo_pipeline._prompts.tokenizers.values()]
+    rows = [token_rows(tokenizer, prompt, "a1111") for tokenizer in demo_pipeline._work.prompts.tokenizers.values()]
     widths = [encoder.width for encoder in demo_pipeline.bundle.manifest.model.text_encoders]
     parts = np.split(hidden.numpy(), np.cumsum(widths)[:-1], axis=-1)
     expected = []

@@ -97,7 +97,7 @@ def second_shapes(count: int) -> Iterator[tuple[Scene, Scene]]:
 
 def encoded(pipeline: Pipeline, pixels: np.ndarray, seed: int) -> np.ndarray:
     """A picture's latents, with the first draw of this seed, as a request's are."""
-    mean, deviation = pipeline._vae.encode(read_pictures(pixels, None, None, lambda width, height: None))
+    mean, deviation = pipeline._work.vae.encode(read_pictures(pixels, None, None, lambda width, height: None))
     return pipeline.bundle.manifest.model.from_vae(mean + deviation * TorchGenerator(seed).randn(mean.shape))
 
 
@@ -118,7 +118,7 @@ def inpainted(pipeline: Pipeline, count: int = 8) -> dict[str, float]:
         kept, new = ((item.colour, item.shape, item.place) in items for item in wanted.items)
         right.append((kept, new))
         both = np.where(MASK[..., None] > 0, found, pixels).astype(np.uint8)
-        own = np.asarray(pipeline._vae.decode(encoded(pipeline, both, number))[0]) - pixels.astype(float)
+        own = np.asarray(pipeline._work.vae.decode(encoded(pipeline, both, number))[0]) - pixels.astype(float)
         change = np.abs(found - pixels)
         latents = np.abs(drawn.latents - encoded(pipeline, pixels, number))[..., :6].max()
         changes.append((change[far].mean(), np.abs(own)[far].mean(), change[MASK > 0].mean(), latents))

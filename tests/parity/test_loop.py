@@ -134,23 +134,23 @@ def test_requests_of_one_size_share_one_recorded_step(bundle: Path) -> None:
         for steps, sampler in ((2, "euler"), (5, "dpmpp_2m"), (9, "lcm")):
             pipe.generate("a red circle", steps=steps, sampler=sampler, guidance=3, width=SIZE, height=SIZE)
         lengths = {"noises": 1, "steps": 32, "history": 2}
-        kept = [dict(sizes) for sizes in pipe._loop._kept._values]
+        kept = [dict(sizes) for sizes in pipe._work.loop._kept._values]
         assert [{name: sizes[name] for name in lengths} for sizes in kept] == [lengths, lengths | {"noises": 32}]
         for width in range(SIZE, SIZE + 8 * (KEPT_STEPS + 2), 8):
             pipe.generate("a red circle", steps=1, width=width, height=SIZE)
-        assert len(pipe._loop._kept) == KEPT_STEPS
+        assert len(pipe._work.loop._kept) == KEPT_STEPS
 
 
 def test_a_prompt_is_encoded_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Pipeline.load(bundle, "onnxruntime", "cpu") as pipe:
         encoded: list[tuple[str, list[str]]] = []
-        run = pipe._prompts._run
+        run = pipe._work.prompts._run
 
         def watched(encoder: Any, texts: Any, chunks: int) -> Any:
             encoded.append((encoder.component, [text.text for text in texts]))
             return run(encoder, texts, chunks)
 
-        monkeypatch.setattr(pipe._prompts, "_run", watched)
+        monkeypatch.setattr(pipe._work.prompts, "_run", watched)
         request = {"steps": 1, "guidance": 3, "seed": 1, "width": SIZE, "height": SIZE}
         first = pipe.generate(["a red circle", "a star"], negative="blurry", **request)
         again = pipe.generate(["a red circle", "a star"], negative="blurry", **request)
@@ -160,7 +160,7 @@ def test_a_prompt_is_encoded_once(bundle: Path, monkeypatch: pytest.MonkeyPatch)
         assert encoded == [(name, texts) for texts in calls for name in ("text_encoder", "text_encoder_2")]
         for number in range(KEPT_TEXTS):
             pipe.begin(pipe.request(f"number {number}", **(request | {"guidance": 1})))
-        assert len(pipe._prompts._encoded) == KEPT_TEXTS
+        assert len(pipe._work.prompts._encoded) == KEPT_TEXTS
 
 
 def test_captured_steps_draw_the_same_pictures(

@@ -162,7 +162,7 @@ def test_a_prompt_of_two_chunks_equals_its_embeddings_in_diffusers(
     tokens = {"tokenizer": sdxl_peer.text_encoder, "tokenizer_2": sdxl_peer.text_encoder_2}
     hidden, pooled = [], None
     for name, encoder in tokens.items():
-        rows = torch.from_numpy(sdxl_pipeline._prompts.tokenizers[name].chunks(long))
+        rows = torch.from_numpy(sdxl_pipeline._work.prompts.tokenizers[name].chunks(long))
         assert rows.shape == (2, 77)
         with torch.no_grad():
             output = encoder(rows, output_hidden_states=True)

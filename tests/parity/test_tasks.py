@@ -187,9 +187,9 @@ def rows_of_steps(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, **settings: A
 
     with monkeypatch.context() as patch:
         patch.setattr(CapturedStep, "__init__", counting)
-        pipe._loop.close()
+        pipe._work.loop.close()
         drawn = pipe.generate(PROMPT, seed=1, sampler="dpmpp_2m", **SIZE, **settings)
-    pipe._loop.close()
+    pipe._work.loop.close()
     return rows, drawn.latents
 
 
