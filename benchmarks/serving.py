@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from latentrt.runtime import Drawing, Pipeline
@@ -86,9 +87,8 @@ def seconds_alone(pipeline: Pipeline, steps: Sequence[int], sizes: Sequence[int]
         for size in sizes:
             settings: Any = {"steps": chosen, "width": size, "height": size, "seed": 0, "guidance": 5.0}
             pipeline.generate(PROMPTS[0], **settings)
-            times.append(
-                statistics.median(timed(lambda s=settings: pipeline.generate(PROMPTS[0], **s)) for _ in range(5))
-            )
+            draw = partial(pipeline.generate, PROMPTS[0], **settings)
+            times.append(statistics.median(timed(draw) for _ in range(5)))
     return statistics.mean(times)
 
 
