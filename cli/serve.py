@@ -28,7 +28,7 @@ KEY_VARIABLE = "LATENTRT_API_KEY"
 def serve(
     bundles: Annotated[
         Optional[list[Path]],  # noqa: UP045 - typer reads it
-        typer.Argument(help="Folders of the bundles to serve; the demo if none is named.", metavar="BUNDLE ..."),
+        typer.Argument(help="Folders of the bundles to serve; the demo if none is named.", metavar="BUNDLE"),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8000,
