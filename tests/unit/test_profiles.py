@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hollow_bundles import LIMITS, PRECISIONS, SDXL, without_engines, write_hollow_build
+from hollow_bundles import LIMITS, PRECISIONS, SDXL, write_hollow_build
 
 from latentrt.export.checks.parity import case_sizes
 from latentrt.runtime.backends.targets import cpu_target
@@ -214,11 +214,10 @@ def test_parity_compares_sizes_that_are_served():
 
 
 def served(bundle, **limits):
-    """A pipeline without engines of a build with these limits, and the command for another."""
+    """A pipeline, without engines, of a build with these limits."""
     write_hollow_build(bundle, "onnxruntime", cpu_target(), LIMITS.replace(**limits))
-    pipe = without_engines(bundle)
-    pipe.limits = select(bundle).limits
-    return pipe
+    selection = select(bundle)
+    return Pipeline(bundle, selection, selection.open(), {})
 
 
 def test_a_size_without_a_profile_lists_those_that_there_are(bundle):
