@@ -152,7 +152,7 @@ class Desk:
             UnavailableError: the server is going down, or is not ready.
         """
         wanted = list(settings)
-        name = self._model(model)
+        name = self.model(model).name
         for one in wanted:
             self.limits.check_texts(prompt, one)
         self._check_room(len(wanted))
@@ -166,15 +166,20 @@ class Desk:
         self._count()
         return tickets
 
-    def _model(self, name: str | None) -> str:
-        """The model that a request names; the first one if it names none."""
+    def model(self, name: str | None) -> ModelNote:
+        """The model that a request names; the first one if it names none.
+
+        Raises:
+            RequestError: it is not served here.
+            UnavailableError: the models are not loaded yet.
+        """
         if not self.models:
             raise UnavailableError("the models are being loaded", 5)
         if name is None:
-            return next(iter(self.models))
+            return next(iter(self.models.values()))
         if name not in self.models:
             raise RequestError(f"model {name!r}: not served here; this server has {', '.join(self.models)}")
-        return name
+        return self.models[name]
 
     def _check_room(self, wanted: int) -> None:
         if self.is_draining:

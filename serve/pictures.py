@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from latentrt.runtime import RequestError
 from latentrt.runtime.arrays import Float32s
@@ -64,6 +64,8 @@ def read_picture(name: str, data: bytes, limits: ServerLimits) -> Image.Image:
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RequestError(f"{name}: too many pixels; this server takes up to {limits.pixels}") from error
+    except UnidentifiedImageError as error:  # its text names an object of Python's
+        raise RequestError(f"{name}: not readable as a picture; give a PNG, JPEG or WebP") from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise RequestError(f"{name}: not readable as a picture ({error}); give a PNG, JPEG or WebP") from error
     return image

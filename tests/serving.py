@@ -1,4 +1,4 @@
-"""A server for tests: `latentrt serve` as a process of its own, and what its log says."""
+"""A server for tests: `latentrt serve` as a process of its own, and what its log says; or its front alone."""
 
 import json
 import os
@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from latentrt.serve import desk as desk_module
+from latentrt.serve.desk import Desk, DeskConfig
+from latentrt.serve.messages import ModelNote, Ready
+from latentrt.serve.worker import WorkerConfig
 
 START_SECONDS = 120
 
@@ -90,3 +96,39 @@ def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
         assert time.monotonic() < end, "it does not happen"
         time.sleep(0.02)
     return found
+
+
+NOTE = ModelNote("m", "sdxl", 96, "0" * 64, "fp32", "onnxruntime", "cpu", "euler", 30, 5.0, False, {})
+
+
+class Noting:
+    """A supervisor without a worker: it notes what it is told."""
+
+    def __init__(self, config: WorkerConfig, receive: Any, died: Any):
+        self.sent: list[Any] = []
+        self.renewed, self.killed = 0, 0
+        self.receive, self.died, self.pid = receive, died, 1
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def renew(self) -> None:
+        self.sent.clear()
+        self.renewed += 1
+
+    def kill(self) -> None:
+        self.killed += 1
+
+
+def noting_desk(patch: pytest.MonkeyPatch, note: ModelNote = NOTE, **config: Any) -> Desk:
+    """A desk that is ready to serve one model, on a supervisor without a worker."""
+    patch.setattr(desk_module, "Supervisor", Noting)
+    made = Desk(WorkerConfig({note.name: Path(note.name)}), DeskConfig(**config))
+    made._receive(Ready((note,), 1))
+    return made

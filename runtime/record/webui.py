@@ -145,7 +145,10 @@ def read(text: str, sampler: bool = True) -> Parameters:
         settings["width"], settings["height"] = _size(fields.pop("Size"))
     if sampler and "Sampler" in fields:
         schedule = fields.pop("Schedule type", None)
-        settings |= sampler_settings(fields.pop("Sampler"), schedule)
+        try:
+            settings |= sampler_settings(fields.pop("Sampler"), schedule)
+        except RequestError as error:
+            raise RequestError(f"parameters: {error}") from error
         if schedule is not None and schedule not in USUAL and "schedule" not in settings:
             fields["Schedule type"] = schedule
         given = {own: name for name, own in SCHEDULE_NUMBERS.items() if name in fields}
@@ -207,13 +210,10 @@ def sampler_settings(name: str, schedule: str | None) -> dict[str, Any]:
     Raises:
         RequestError: one of them is not known.
     """
-    try:
-        named = sampler_named(name)
-        if schedule == "Automatic":
-            schedule = AUTOMATIC.get(named.sampler)
-        fields = over(named.fields, {} if schedule is None else schedule_named(schedule))
-    except RequestError as error:
-        raise RequestError(f"parameters: {error}") from error
+    named = sampler_named(name)
+    if schedule == "Automatic":
+        schedule = AUTOMATIC.get(named.sampler)
+    fields = over(named.fields, {} if schedule is None else schedule_named(schedule))
     if "sigma_spacing" not in fields_read(SAMPLERS[named.sampler]):
         fields.pop("sigma_spacing", None)  # the interface, too, has one schedule for these
     return {"sampler": named.sampler} | ({"schedule": fields} if fields else {})

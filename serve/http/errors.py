@@ -1,6 +1,8 @@
 """Errors as answers: the status of each, and the shape that the API's clients expect."""
 
 import logging
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from latentrt.runtime import LatentRTError, RequestError
+from latentrt.runtime.request.settings import SETTINGS
 from latentrt.serve.messages import Failed
 from latentrt.serve.refusals import QueueFullError, UnavailableError
 
@@ -54,6 +57,12 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     return {"error": {"message": message, "type": kind, "param": param, "code": code or CODES.get(status)}}
 
 
+def setting_in(message: str) -> str | None:
+    """The setting that a message is about: it begins with its name, as in "steps 0: must be …"."""
+    match = re.match(r"(\w+)(?= [^:]*:|:)", message)
+    return match[1] if match and (match[1] in SETTINGS or match[1] in ("prompt", "model")) else None
+
+
 def status_of(error: Exception) -> int:
     """The status that an error is answered with."""
     match error:
@@ -83,18 +92,32 @@ def answer(path: str, error: Exception) -> JSONResponse:
         name = "HTTPException" if isinstance(error, LatentRTError | HTTPException) else type(error).__name__
         body = {"error": name, "detail": message, "body": "", "errors": ""}
     else:
-        body = error_body(status, message, getattr(error, "parameter", None), getattr(error, "code", None))
+        parameter = getattr(error, "parameter", None) or (setting_in(message) if status == 400 else None)
+        body = error_body(status, message, parameter, getattr(error, "code", None))
     return JSONResponse(body, status, headers)
 
 
-def validation_answer(path: str, error: RequestValidationError) -> JSONResponse:
+def _wrong_body(found: Sequence[Any], content_type: str) -> tuple[str, str | None]:
+    """What is wrong with a request that does not fit its schema, and with which of its parameters."""
+    first = found[0]
+    where, *inner = first["loc"]
+    if first["type"] == "json_invalid":
+        return f"the body is not valid JSON: {first['ctx']['error']} at character {inner[0]}", None
+    if where == "body" and not inner:
+        if not re.match(r"application/(?:[\w.-]+\+)?json\b", content_type, re.IGNORECASE):
+            return "the body is not read as JSON; send Content-Type: application/json", None
+        return "the body must be a JSON object", None
+    name = str(inner[0] if inner else where)
+    same = [entry["msg"] for entry in found if entry["loc"][:2] == first["loc"][:2]]
+    return f"{name}: {', or: '.join(dict.fromkeys(same))}", name
+
+
+def validation_answer(path: str, error: RequestValidationError, content_type: str = "") -> JSONResponse:
     """A body that does not fit the schema: 422 with a list for A1111's clients, as FastAPI itself; else 400."""
     found = [{"loc": entry["loc"], "msg": entry["msg"], "type": entry["type"]} for entry in error.errors()]
     if path.startswith("/sdapi/"):
         return JSONResponse({"detail": found}, 422)
-    where = ".".join(str(part) for part in found[0]["loc"] if part != "body") if found else ""
-    message = f"{where}: {found[0]['msg']}" if where else found[0]["msg"] if found else "the body is wrong"
-    return JSONResponse(error_body(400, message, where or None), 400)
+    return JSONResponse(error_body(400, *_wrong_body(error.errors(), content_type)), 400)
 
 
 def add_error_answers(app: FastAPI) -> None:
@@ -105,7 +128,7 @@ def add_error_answers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        return validation_answer(request.url.path, error)
+        return validation_answer(request.url.path, error, request.headers.get("content-type", ""))
 
     async def gone(request: Request, error: Exception) -> JSONResponse:
         return JSONResponse({}, 499)

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.params import Path, Query
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from latentrt.serve.http.errors import FailedError, NotFoundError, error_body
+from latentrt.serve.http.errors import FailedError, NotFoundError, error_body, setting_in
 from latentrt.serve.http.schema import Body, prompts_of, settings_of
 from latentrt.serve.http.waiting import attended, desk_of, event, while_connected, with_comments
 from latentrt.serve.messages import Failed
@@ -116,9 +116,11 @@ def describe_state(ticket: Ticket) -> dict[str, Any]:
         found["seeds"] = list(accepted.seeds)
     if ticket.failed is not None:
         failed = ticket.failed
-        found["error"] = error_body(FailedError(failed).status, failed.message)["error"]
+        status = FailedError(failed).status
+        parameter = setting_in(failed.message) if status == 400 else None
+        found["error"] = error_body(status, failed.message, parameter)["error"]
     if ticket.finished is not None:
-        found["seconds"] = dict(ticket.finished.seconds)
+        found["seconds"] = {stage: round(seconds, 4) for stage, seconds in ticket.finished.seconds.items()}
     return found
 
 

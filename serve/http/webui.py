@@ -17,11 +17,19 @@ from PIL import Image
 from latentrt.runtime import RequestError
 from latentrt.runtime.record import webui
 from latentrt.runtime.record.formats import WEBUI_KEY
-from latentrt.runtime.samplers import SAMPLERS
-from latentrt.runtime.samplers.names import WEBUI_SAMPLERS, WEBUI_SCHEDULES
+from latentrt.runtime.samplers.names import WEBUI_SAMPLERS
 from latentrt.serve.desk import Desk
 from latentrt.serve.http.waiting import attended, desk_of, picture_of, while_connected
-from latentrt.serve.http.webui_body import Img2Img, PngInfo, Txt2Img, seeds_of, settings_of, source_settings
+from latentrt.serve.http.webui_body import (
+    SAMPLER_NAMES,
+    SCHEDULE_NAMES,
+    Img2Img,
+    PngInfo,
+    Txt2Img,
+    seeds_of,
+    settings_of,
+    source_settings,
+)
 from latentrt.serve.messages import Finished, ModelNote
 from latentrt.serve.pictures import decode_base64, encode_base64, encode_picture, read_picture
 from latentrt.serve.ticket import Ticket
@@ -32,7 +40,7 @@ router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
 @router.post("/txt2img", response_model=None)
 async def txt2img(request: Request, body: Txt2Img) -> Response:
     """Draw pictures of a prompt."""
-    return await _draw(request, body, settings_of(body))
+    return await _draw(request, body, settings_of(body, _default_sampler(request, body)))
 
 
 @router.post("/img2img", response_model=None)
@@ -40,7 +48,7 @@ async def img2img(request: Request, body: Img2Img) -> Response:
     """Draw pictures that start from one."""
     if not body.init_images:
         return answer_missing("Init image not found")
-    settings = settings_of(body)
+    settings = settings_of(body, _default_sampler(request, body))
     settings |= await asyncio.to_thread(source_settings, body, desk_of(request).limits)
     return await _draw(request, body, settings)
 
@@ -53,6 +61,10 @@ def answer_missing(detail: str) -> JSONResponse:
 def _model(request: Request, body: Txt2Img) -> str | None:
     title = (body.override_settings or {}).get("sd_model_checkpoint") or request.app.state.webui_model
     return None if title is None else _named(desk_of(request), str(title))
+
+
+def _default_sampler(request: Request, body: Txt2Img) -> str:
+    return desk_of(request).model(_model(request, body)).sampler
 
 
 def _named(desk: Desk, title: str) -> str:
@@ -154,16 +166,14 @@ async def interrupt(request: Request) -> Response:
 @router.get("/samplers", response_model=None)
 async def samplers(request: Request) -> Response:
     """The samplers, by the web interface's names where it has one."""
-    return JSONResponse(
-        [{"name": WEBUI_SAMPLERS.get(name, name), "aliases": [name], "options": {}} for name in sorted(SAMPLERS)]
-    )
+    return JSONResponse([{"name": theirs, "aliases": [name], "options": {}} for name, theirs in SAMPLER_NAMES.items()])
 
 
 @router.get("/schedulers", response_model=None)
 async def schedulers(request: Request) -> Response:
     """The schedule types."""
-    names = ("Automatic", *WEBUI_SCHEDULES.values())
-    return JSONResponse([{"name": name.lower().replace(" ", "_"), "label": name, "aliases": None} for name in names])
+    found = [{"name": name.lower().replace(" ", "_"), "label": name, "aliases": None} for name in SCHEDULE_NAMES]
+    return JSONResponse(found)
 
 
 @router.get("/sd-models", response_model=None)

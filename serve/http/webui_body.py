@@ -1,6 +1,7 @@
 """Bodies of AUTOMATIC1111's API, and our settings from them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from PIL import ImageChops
@@ -8,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from latentrt.runtime import RequestError
 from latentrt.runtime.record import webui
+from latentrt.runtime.samplers import SAMPLERS, sampler_named, schedule_named
+from latentrt.runtime.samplers.names import WEBUI_SAMPLERS, WEBUI_SCHEDULES
 from latentrt.serve.limits import ServerLimits
 from latentrt.serve.pictures import decode_base64, read_picture
 
@@ -20,6 +23,12 @@ NOT_SERVED: Mapping[str, Any] = {
     "refiner_checkpoint": None,
 }
 """Fields that would change the picture, and the value that changes nothing."""
+
+SAMPLER_NAMES: Mapping[str, str] = {name: WEBUI_SAMPLERS.get(name, name) for name in sorted(SAMPLERS)}
+"""Our samplers, and what the web interface calls them, where it has them."""
+
+SCHEDULE_NAMES = ("Automatic", *WEBUI_SCHEDULES.values())
+"""The web interface's schedule types."""
 
 DEFAULT_STEPS, DEFAULT_SCALE = 50, 7.0
 """The web interface's own defaults."""
@@ -86,8 +95,8 @@ def source_settings(body: Img2Img, limits: ServerLimits) -> dict[str, Any]:
     return settings
 
 
-def settings_of(body: Txt2Img) -> dict[str, Any]:
-    """Our settings from theirs.
+def settings_of(body: Txt2Img, default_sampler: str) -> dict[str, Any]:
+    """Our settings from theirs. `default_sampler`: the model's, to which a schedule type without a sampler belongs.
 
     Raises:
         RequestError: a field that would change the picture and is not served, or a name that is not known.
@@ -99,8 +108,7 @@ def settings_of(body: Txt2Img) -> dict[str, Any]:
     settings |= {"width": body.width, "height": body.height}
     if body.negative_prompt and body.cfg_scale > 1:
         settings["negative"] = body.negative_prompt
-    if sampler := body.sampler_name or body.sampler_index:
-        settings |= webui.sampler_settings(sampler, _schedule(body.scheduler))
+    settings |= _sampler_settings(body.sampler_name or body.sampler_index, body.scheduler, default_sampler)
     if body.subseed_strength:
         settings |= {"variation_strength": body.subseed_strength, "variation_seed": body.subseed}
     override = body.override_settings or {}
@@ -109,9 +117,30 @@ def settings_of(body: Txt2Img) -> dict[str, Any]:
     return settings
 
 
-def _schedule(name: str | None) -> str | None:
-    """A schedule type; clients write `automatic` in either way."""
-    return "Automatic" if name is not None and name.lower() == "automatic" else name
+def _sampler_settings(sampler: str | None, schedule: str | None, default: str) -> dict[str, Any]:
+    """The settings for a sampler and a schedule type; clients write `automatic` in either way.
+
+    Raises:
+        RequestError: one is not known; it names those that are, as the web interface does.
+    """
+    if schedule and schedule.lower() == "automatic":
+        schedule = "Automatic"
+    if schedule and schedule != "Automatic":
+        _check_name("scheduler", schedule, schedule_named, SCHEDULE_NAMES)
+    if sampler:
+        _check_name("sampler_name", sampler, sampler_named, tuple(SAMPLER_NAMES.values()))
+        return webui.sampler_settings(sampler, schedule or None)
+    # without a sampler, `Automatic` is the schedule that the model's own sampler has
+    return webui.sampler_settings(default, schedule) if schedule and schedule != "Automatic" else {}
+
+
+def _check_name(field: str, given: str, read: Callable[[str], object], names: Sequence[str]) -> None:
+    try:
+        read(given)
+    except RequestError as error:
+        nearest = get_close_matches(given, names, n=1)
+        near = f"no such name, the nearest is {nearest[0]}; " if nearest else ""
+        raise RequestError(f"{field} {given!r}: {near}must be one of {', '.join(names)}") from error
 
 
 def seeds_of(settings: Mapping[str, Any], first: int, number: int) -> dict[str, int]:

@@ -440,7 +440,7 @@ class TestWebInterface:
         answer = http.post("/sdapi/v1/img2img", json={"prompt": "x"})
         assert (answer.status_code, answer.json()["detail"]) == (404, "Init image not found")
         answer = http.post("/sdapi/v1/txt2img", json={"prompt": "x", "sampler_name": "Fast"})
-        assert "sampler 'Fast': must be one of ddim" in answer.json()["detail"]
+        assert "sampler_name 'Fast': must be one of DDIM" in answer.json()["detail"]
 
 
 class TestWebInterfaceClient:

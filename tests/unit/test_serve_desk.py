@@ -5,49 +5,21 @@ from pathlib import Path
 
 import httpx
 import pytest
+from serving import NOTE, Noting, noting_desk
 
 from latentrt.runtime import BundleError, RequestError
 from latentrt.serve import app as app_module
 from latentrt.serve import desk as desk_module
 from latentrt.serve.app import create_app
-from latentrt.serve.desk import Desk, DeskConfig
-from latentrt.serve.messages import Cancel, Finished, LoadFailed, ModelNote, Ready, Started, Submit
+from latentrt.serve.desk import Desk
+from latentrt.serve.messages import Cancel, Finished, LoadFailed, Ready, Started, Submit
 from latentrt.serve.refusals import QueueFullError, UnavailableError
 from latentrt.serve.worker import WorkerConfig
-
-NOTE = ModelNote("m", "sdxl", 96, "0" * 64, "fp32", "onnxruntime", "cpu", "euler", 30, 5.0, False, {})
-
-
-class Noting:
-    """A supervisor without a worker."""
-
-    def __init__(self, config, receive, died):
-        self.sent, self.renewed, self.killed = [], 0, 0
-        self.receive, self.died, self.pid = receive, died, 1
-
-    def start(self):
-        pass
-
-    def stop(self):
-        pass
-
-    def send(self, message):
-        self.sent.append(message)
-
-    def renew(self):
-        self.sent.clear()
-        self.renewed += 1
-
-    def kill(self):
-        self.killed += 1
 
 
 @pytest.fixture
 def desk(monkeypatch):
-    monkeypatch.setattr(desk_module, "Supervisor", Noting)
-    made = Desk(WorkerConfig({"m": Path("m")}), DeskConfig(max_queue=3))
-    made._receive(Ready((NOTE,), 1))
-    return made
+    return noting_desk(monkeypatch, max_queue=3)
 
 
 def submit(desk, count=1, **options):

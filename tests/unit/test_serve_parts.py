@@ -134,6 +134,11 @@ class TestPictures:
         with pytest.raises(RequestError, match="mask: 101 x 100 pixels; this server takes up to 10000"):
             read_picture("mask", data, LIMITS)
 
+    def test_what_is_no_picture_is_said_without_pythons_names(self):
+        with pytest.raises(RequestError) as caught:
+            read_picture("image", b"hello", LIMITS)
+        assert str(caught.value) == "image: not readable as a picture; give a PNG, JPEG or WebP"
+
     def test_half_a_picture(self):
         data = png(Image.effect_noise((60, 60), 50))
         with pytest.raises(RequestError, match="not readable as a picture"):
@@ -268,19 +273,37 @@ class TestWebInterface:
     def test_settings(self):
         body = Txt2Img(prompt="a", negative_prompt="b", sampler_name="DPM++ 2M", scheduler="karras", width=64, steps=9)
         body.override_settings = {"CLIP_stop_at_last_layers": 2}
-        found = settings_of(body)
+        found = settings_of(body, "euler")
         assert found["sampler"] == "dpmpp_2m"
         assert found["schedule"] == {"sigma_spacing": "karras"}
         assert (found["negative"], found["clip_skip"], found["steps"], found["guidance"]) == ("b", 1, 9, 7.0)
 
     def test_automatic_in_either_way(self):
         for name in ("Automatic", "automatic"):
-            assert settings_of(Txt2Img(sampler_name="Euler", scheduler=name))["sampler"] == "euler"
+            assert settings_of(Txt2Img(sampler_name="Euler", scheduler=name), "lms")["sampler"] == "euler"
+
+    def test_a_schedule_type_without_a_sampler_is_for_the_models_own(self):
+        found = settings_of(Txt2Img(scheduler="Karras"), "dpmpp_2m")
+        assert (found["sampler"], found["schedule"]) == ("dpmpp_2m", {"sigma_spacing": "karras"})
+        assert "sampler" not in settings_of(Txt2Img(scheduler="Automatic"), "dpmpp_2m")
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"sampler_name": "Fast"}, r"^sampler_name 'Fast': must be one of DDIM, .*DPM\+\+ 2M, "),
+            ({"sampler_name": "DPM++ 2N"}, r"^sampler_name 'DPM\+\+ 2N': no such name, the nearest is DPM"),
+            ({"sampler_name": "Euler", "scheduler": "Nope"}, "^scheduler 'Nope': must be one of Automatic, .*Karras"),
+            ({"scheduler": "Nope"}, "^scheduler 'Nope': must be one of Automatic, "),
+        ],
+    )
+    def test_names_that_are_not_known(self, given, message):
+        with pytest.raises(RequestError, match=message):
+            settings_of(Txt2Img(**given), "euler")
 
     @pytest.mark.parametrize("given", [{"tiling": True}, {"styles": ["x"]}, {"script_name": "x"}])
     def test_what_would_change_the_picture(self, given):
         with pytest.raises(RequestError, match="not served here; leave it out"):
-            settings_of(Txt2Img(**given))
+            settings_of(Txt2Img(**given), "euler")
 
     def test_seeds(self):
         assert seeds_of({}, 5, 2) == {"seed": 7}
