@@ -9,6 +9,7 @@ import typer
 from latentrt.cli.destination import STDOUT, Destination, field_values
 from latentrt.cli.groups import option_groups
 from latentrt.cli.job import Job
+from latentrt.cli.loras import GivenLoras
 from latentrt.cli.options import (
     BackendOption,
     BuildOption,
@@ -23,8 +24,6 @@ from latentrt.cli.repeat import open_picture, repeated
 from latentrt.cli.request_options import GivenSettings, SecondPassOptions, given_options
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.lora.adapter import Lora
-from latentrt.runtime.lora.files import LoraFile
 from latentrt.runtime.pipeline import Pipeline
 from latentrt.runtime.record.metadata import PICTURES
 from latentrt.runtime.request.kinds import one_or_more
@@ -90,7 +89,7 @@ def generate(
     inputs = [Path(file) for name in PICTURES.keys() & job.options.keys() for file in one_or_more(job.options[name])]
     inputs += [] if from_png is None else [from_png]
     destination.check(job.count, inputs)
-    loras = [LoraFile.parse(text) for text in lora or ()]
+    loras = GivenLoras.parse(lora or ())
     opened = Bundle.open(bundle)
     options = dict(job.options)
     for name in PICTURES.keys() & options.keys():
@@ -98,19 +97,15 @@ def generate(
     job = Job(_ask() if asks else job.prompts, options)
     if from_png is not None:
         job = job.over(repeated(from_png, opened, options.keys()))
-    if loras:
-        job = Job(job.prompts, {**job.options, "loras": _strengths(loras)})
+    if given := loras.setting(job.options.get("loras")):
+        job = Job(job.prompts, {**job.options, "loras": given})
     job.check()
     destination.check(job.count, inputs)
 
     def load(chosen: Bundle) -> Pipeline:
-        if chosen is not opened:
-            return Pipeline.load(chosen, backend, device)
-        rank = sum(max(Lora.open(file.path).rank for file in one.files()) for one in loras)
-        pipeline = Pipeline.load(chosen, backend, device, build=build, lora_rank=rank)
-        for one in loras:
-            pipeline.load_lora(one.path, one.path.stem)
-        return pipeline
+        return (
+            loras.load(chosen, backend, device, build) if chosen is opened else Pipeline.load(chosen, backend, device)
+        )
 
     with progress_bar("steps") as update:
         result = job.draw(opened, load, lambda done, total: update("drawing", done, total))
@@ -157,15 +152,3 @@ def _prompts(prompt: str | None, file: Path | None) -> tuple[str, ...]:
 def _open_pictures(files: str | list[str]) -> Any:
     pictures = [open_picture(Path(file)) for file in ([files] if isinstance(files, str) else files)]
     return pictures[0] if len(pictures) == 1 else pictures
-
-
-def _strengths(loras: list[LoraFile]) -> dict[str, float]:
-    """Each LoRA's strength, by the name of its file.
-
-    Raises:
-        RequestError: two files have one name.
-    """
-    strengths = {one.path.stem: one.weight for one in loras}
-    if len(strengths) < len(loras):
-        raise RequestError(f"--lora: two files of the same name among {', '.join(str(one.path) for one in loras)}")
-    return strengths

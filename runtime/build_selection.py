@@ -135,6 +135,7 @@ def _named_build(bundle: Bundle, name: str, backend: str | None, device: str | N
     """The build of this name, checked, on the first device that runs it."""
     builds = bundle.builds()
     if name not in builds:
+        bundle.check_readable(name)
         raise BundleError(f"{bundle.path}: no build is called {name!r}; it has {', '.join(builds) or 'none'}")
     build = builds[name]
     if backend not in (None, build.backend):

@@ -34,10 +34,11 @@ def passes_for(target: str) -> tuple[Pass, ...]:
 
 
 def apply(passes: Iterable[Pass], model: ir.Model, name: str) -> bool:
-    """Run passes over a component's graph and log how many nodes each saves. Returns whether any changed the graph."""
+    """Run passes over a component's graph and log what each changes. Returns whether any changed the graph."""
     changed = False
     for change in passes:
         before = len(model.graph)
-        changed |= change(model).modified
-        logger.info("%s: %s saves %d nodes", name, change.__name__, before - len(model.graph))
+        if change(model).modified:
+            changed = True
+            logger.info("%s: %s, %d nodes become %d", name, change.__name__, before, len(model.graph))
     return changed

@@ -1,5 +1,6 @@
 """A bundle on disk: opens and checks it, finds its files and builds, and knows the key that each engine must have."""
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from latentrt.runtime.bundle.specs import ComponentSpec
 from latentrt.runtime.bundle.unet_parts import component_of, passes_of, recorded_parts, replace_whole
 from latentrt.runtime.cache import cache_folder
 from latentrt.runtime.errors import BundleError, StaleBuildError, shown, told_as
+
+logger = logging.getLogger(__name__)
 
 DEMO = "demo"
 """The name of the bundle that `latentrt demo` makes."""
@@ -94,10 +97,21 @@ class Bundle:
         return self.path / self.manifest.components[component].files[0]
 
     def builds(self) -> dict[str, BuildRecord]:
-        """Every build in the bundle, by its folder's name."""
+        """Every build in the bundle, by its folder's name; one that cannot be read is warned of and left out."""
         with told_as(BundleError, self.path / "builds", "read"):
             files = sorted(self.path.glob(f"builds/*/{BUILD}"))
-        return {file.parent.name: read_record(file, BuildRecord) for file in files}
+        found = {}
+        for file in files:
+            try:
+                found[file.parent.name] = read_record(file, BuildRecord)
+            except BundleError as error:
+                logger.warning("%s. The build is left out; remove its folder, or build it again", error)
+        return found
+
+    def check_readable(self, build: str) -> None:
+        """Raise `BundleError` if the record of a build cannot be read; a build that is not there is no error."""
+        if (file := self.path / "builds" / build / BUILD).is_file():
+            read_record(file, BuildRecord)
 
     def kernels(self, build: BuildRecord) -> dict[str, int]:
         """The kernels that were compiled for a build's engines: file name -> bytes, one for each version and GPU."""

@@ -184,7 +184,8 @@ class LoraBank:
         if name not in self._loaded:
             loaded = ", ".join(self._loaded) or "none"
             raise RequestError(
-                f"loras: {name!r} is not loaded; loaded are {loaded}. Load it: load_lora(path, {name!r})"
+                f"loras: {name!r} is not loaded; loaded are {loaded}. Load it: load_lora(path, {name!r}), or "
+                "--lora FILE on the command line"
             )
         return self._loaded[name]
 

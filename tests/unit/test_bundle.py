@@ -13,6 +13,7 @@ from json_files import edit_json
 
 from latentrt.cli.inspect import check_hashes
 from latentrt.runtime.backends.targets import cpu_target
+from latentrt.runtime.build_selection import select
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle import bundle as bundle_module
 from latentrt.runtime.bundle.atomic_files import (
@@ -172,14 +173,16 @@ def test_builds_are_read_by_folder(bundle):
     assert bundle.builds() == {here.name: here, there.name: there}
 
 
-def test_a_damaged_build_names_its_file(bundle):
+def test_a_damaged_build_is_left_out_unless_it_is_named(bundle, caplog):
     build = write_hollow_build(bundle, "onnxruntime", cpu_target())
     file = bundle.path / "builds" / build.name / BUILD
     file.write_text("{")
-    with pytest.raises(
-        BundleError, match=f"^{re.escape(str(file))}: not readable as a manifest .*; run build-engine again$"
-    ):
-        bundle.builds()
+    assert bundle.builds() == {}
+    message = f"{file}: not readable as a manifest "
+    assert message in caplog.text
+    assert "The build is left out; remove its folder, or build it again" in caplog.text
+    with pytest.raises(BundleError, match=f"^{re.escape(message)}.*; run build-engine again$"):
+        select(bundle, build=build.name)
 
 
 def test_write_record_round_trip(bundle, tmp_path):

@@ -397,7 +397,7 @@ def test_generate_with_loras_needs_room(bundle, capsys, tmp_path):
     assert "no build for this machine has room for LoRAs of rank 6; it has none. Build one with: " in failed(run)
     assert run.error.endswith(f"build-engine {bundle.path} --backend onnxruntime --lora-rank 6")
     run = run_main(capsys, "generate", bundle.path, "a cat", "--lora", file, "--lora", f"{file}:2")
-    assert "RequestError: --lora: two files of the same name among" in failed(run)
+    assert "have one name, by which LoRAs are told apart. Name each file once, or rename one" in failed(run)
 
 
 @pytest.mark.parametrize("rank", ["-1", "1025"])
