@@ -2,8 +2,14 @@
 
 import asyncio
 import importlib.util
+import logging
 import os
+import signal
+import socket
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Optional
@@ -24,6 +30,8 @@ NEEDED = ("fastapi", "uvicorn", "prometheus_client", "python_multipart")
 
 KEY_VARIABLE = "LATENTRT_API_KEY"
 
+log = logging.getLogger("latentrt.serve")
+
 
 def serve(
     bundles: Annotated[
@@ -31,7 +39,9 @@ def serve(
         typer.Argument(help="Folders of the bundles to serve; the demo if none is named.", metavar="BUNDLE"),
     ] = None,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for every one.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
     api_key: Annotated[
         OptionalText,
         typer.Option("--api-key", help="Key that clients must send.", envvar=KEY_VARIABLE, show_envvar=True),
@@ -72,27 +82,54 @@ def serve(
 ) -> None:
     """Serve pictures over HTTP: OpenAI's images API, AUTOMATIC1111's, and our own (docs/serving.md)."""
     check_installed()
-    from latentrt.serve.desk import Desk, DeskConfig
-    from latentrt.serve.limits import ServerLimits
-    from latentrt.serve.logs import configure_server_logging
-    from latentrt.serve.worker import WorkerConfig
+    _check_usage(api_key, certificate, private_key)
+    with _ended_by_signals():
+        from latentrt.serve.desk import Desk, DeskConfig
+        from latentrt.serve.limits import ServerLimits
+        from latentrt.serve.logs import configure_server_logging
+        from latentrt.serve.server import bind, check_tls
+        from latentrt.serve.worker import WorkerConfig
 
-    configure_server_logging(log_format == "json")
-    limits = ServerLimits(max_body * 2**20, max_pixels, max_steps, max_pictures, max_prompt)
-    worker = WorkerConfig(
-        named_bundles(bundles or [Path(DEMO)]),
-        None if backend is None else backend.value,
-        device,
-        build,
-        max_batch,
-        keep_steps,
-        limits,
-        log_format == "json",
-        tuple(lora or ()),
-    )
-    desk = Desk(worker, DeskConfig(max_queue=max_queue, keep_seconds=keep))
-    tls = (_text(certificate), _text(private_key))
-    asyncio.run(_run(desk, host, port, api_key, tls))
+        configure_server_logging(log_format == "json")
+        limits = ServerLimits(max_body * 2**20, max_pixels, max_steps, max_pictures, max_prompt)
+        check_tls(certificate, private_key)
+        with bind(host, port) as listening:  # before anything is loaded, or exported
+            worker = WorkerConfig(
+                named_bundles(bundles or [Path(DEMO)]),
+                None if backend is None else backend.value,
+                device,
+                build,
+                max_batch,
+                keep_steps,
+                limits,
+                log_format == "json",
+                tuple(lora or ()),
+            )
+            desk = Desk(worker, DeskConfig(max_queue=max_queue, keep_seconds=keep))
+            asyncio.run(_run(desk, host, listening, api_key, (_text(certificate), _text(private_key))))
+
+
+def _check_usage(api_key: str | None, certificate: Path | None, private_key: Path | None) -> None:
+    """Raise a usage error for options that do not go together."""
+    if private_key is not None and certificate is None:
+        raise typer.BadParameter("needs --tls-certificate too", param_hint="--tls-key")
+    if api_key is not None and not api_key.strip():
+        raise typer.BadParameter("an empty key; leave the option out to serve everybody", param_hint="--api-key")
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """In the `with` block, SIGINT and SIGTERM end the process with 0; a server that runs has its drain there."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(0)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _text(path: Path | None) -> str | None:
@@ -128,21 +165,26 @@ def _demo() -> Bundle:
         kept = Bundle.open(demo_folder())
         if kept.manifest.latentrt == version("latentrt"):
             return kept
-    return demo_bundle()
+    log.info("no demo here yet: it is exported first, which takes about half a minute on two cores")
+    started = time.monotonic()
+    made = demo_bundle()
+    log.info("the demo is exported", extra={"seconds": round(time.monotonic() - started, 1)})
+    return made
 
 
-async def _run(desk: "Desk", host: str, port: int, api_key: str | None, tls: tuple[str | None, str | None]) -> None:
-    from latentrt.serve.server import bind, run_server
+async def _run(
+    desk: "Desk", host: str, listening: socket.socket, api_key: str | None, tls: tuple[str | None, str | None]
+) -> None:
+    from latentrt.serve.server import run_server
 
     ready = asyncio.Event()
-    with bind(host, port) as listening:
-        shown = f"[{host}]" if ":" in host else host
-        address = f"http{'s' if tls[0] else ''}://{shown}:{listening.getsockname()[1]}"
-        saying = asyncio.ensure_future(_say_when_ready(ready, address))
-        try:
-            await run_server(desk, [listening], api_key=api_key, certificate=tls[0], private_key=tls[1], ready=ready)
-        finally:
-            saying.cancel()
+    shown = f"[{host}]" if ":" in host else host
+    address = f"http{'s' if tls[0] else ''}://{shown}:{listening.getsockname()[1]}"
+    saying = asyncio.ensure_future(_say_when_ready(ready, address))
+    try:
+        await run_server(desk, [listening], api_key=api_key, certificate=tls[0], private_key=tls[1], ready=ready)
+    finally:
+        saying.cancel()
 
 
 async def _say_when_ready(ready: asyncio.Event, address: str) -> None:

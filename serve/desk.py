@@ -113,7 +113,7 @@ class Desk:
             self._watch.cancel()
         for ticket in list(self._tickets.values()):
             self._receive(Failed(ticket.id, "worker", "the server was stopped"))
-        await asyncio.to_thread(self._supervisor.stop)
+        await asyncio.to_thread(self._supervisor.stop, at_once=not self.is_ready)
 
     @property
     def worker_pid(self) -> int | None:

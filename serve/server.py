@@ -5,6 +5,8 @@ import logging
 import os
 import signal
 import socket
+import ssl
+from pathlib import Path
 from types import FrameType
 
 import uvicorn
@@ -35,14 +37,17 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal's handler."""
-        if self._loop is not None and self._drain is None and self.started:
+        if not self.started and not self.should_exit:
+            self.should_exit = True
+        elif self._loop is not None and self._drain is None and self.started:
             self._loop.call_soon_threadsafe(self._begin_drain, signal.Signals(sig).name)
         else:
             self.should_exit = self.force_exit = True
 
     def _begin_drain(self, name: str) -> None:
         if self._drain is None:
-            log.info("draining", extra={"signal": name, "requests": len(self._desk.live())})
+            what = "draining" if self._desk.models else "stopped while loading"
+            log.info(what, extra={"signal": name, "requests": len(self._desk.live())})
             self._drain = asyncio.ensure_future(self._drain_and_exit())
 
     async def _drain_and_exit(self) -> None:
@@ -100,6 +105,41 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
+    except UnicodeError as error:
+        raise LatentRTError(f"--host {host}: not a host's name. Name another address") from error
     except OSError as error:
         why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error.strerror or error)
         raise LatentRTError(f"--host {host} --port {port}: {why}. Name another address") from error
+
+
+def check_tls(certificate: Path | None, private_key: Path | None) -> None:
+    """Check that HTTPS can be served with these files.
+
+    Raises:
+        LatentRTError: one is missing, or no PEM file of its kind, or they do not belong together.
+    """
+    if certificate is None:
+        return
+    options = {"--tls-certificate": certificate} | ({"--tls-key": private_key} if private_key is not None else {})
+    for option, file in options.items():
+        try:
+            file.read_bytes()
+        except OSError as error:
+            raise LatentRTError(f"{option} {file}: {error.strerror}") from error
+    named = " ".join(f"{option} {file}" for option, file in options.items())
+    encrypted: list[bool] = []
+
+    def password() -> str:
+        encrypted.append(True)
+        return ""
+
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, private_key, password)
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        if encrypted:
+            why = "the key is encrypted; give one without a passphrase"
+        elif getattr(error, "reason", None) == "KEY_VALUES_MISMATCH":
+            why = "the key is not the certificate's"
+        else:
+            why = "not a certificate and its private key in PEM format"
+        raise LatentRTError(f"{named}: {why}") from error

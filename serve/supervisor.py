@@ -60,14 +60,19 @@ class Supervisor:
 
     def kill(self) -> None:
         """End a worker that hangs; another one is started."""
-        if self._process is not None:
+        if self.pid is not None and self._process is not None:
             self._process.kill()
 
-    def stop(self) -> None:
-        """End the worker for good; returns when it and the threads have ended."""
+    def stop(self, at_once: bool = False) -> None:
+        """End the worker for good; returns when it and the threads have ended.
+
+        `at_once`: do not let it end by itself, since one that loads listens only when it is done.
+        """
         self._stopping.set()
         self._renewed.set()
         self._outbox.put(Stop())
+        if at_once:
+            self.kill()
         self._thread.join(STOP_SECONDS)
         self.kill()
         self._thread.join()
@@ -91,6 +96,8 @@ class Supervisor:
         )
         self._process.start()
         theirs.close()
+        if self._stopping.is_set():  # `stop` came before there was something to end
+            self._process.kill()
         outbox = self._outbox
         sender = threading.Thread(target=_pass_on, args=(outbox, ours), name="latentrt-sender", daemon=True)
         sender.start()

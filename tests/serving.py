@@ -106,14 +106,15 @@ class Noting:
 
     def __init__(self, config: WorkerConfig, receive: Any, died: Any):
         self.sent: list[Any] = []
+        self.stops: list[bool] = []
         self.renewed, self.killed = 0, 0
         self.receive, self.died, self.pid = receive, died, 1
 
     def start(self) -> None:
         pass
 
-    def stop(self) -> None:
-        pass
+    def stop(self, at_once: bool = False) -> None:
+        self.stops.append(at_once)
 
     def send(self, message: Any) -> None:
         self.sent.append(message)

@@ -552,6 +552,27 @@ def test_a_drain_finishes_what_is_there_and_refuses_what_comes(demo_bundle, tmp_
 
 
 @pytest.mark.slow
+def test_ctrl_c_while_it_loads_ends_it_at_once(demo_bundle, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    code = "from latentrt.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "serve", str(demo_bundle), "--port", str(port)]
+    with (tmp_path / "log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        eventually(lambda: answers(f"http://127.0.0.1:{port}/healthz"))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(8) == 0
+    said = [json.loads(line)["message"] for line in (tmp_path / "log").read_text().splitlines() if line[0] == "{"]
+    assert ("stopped while loading" in said, "ready" in said, "draining" in said) == (True, False, False)
+
+
+def answers(address):
+    try:
+        return httpx.get(address).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.slow
 def test_a_key(demo_bundle, tmp_path):
     with served(tmp_path, str(demo_bundle), LATENTRT_API_KEY="secret-ключ") as server:
         with httpx.Client(base_url=server.address, timeout=60) as http:

@@ -126,6 +126,13 @@ def test_a_bundle_that_cannot_be_loaded_is_an_error_at_the_start(monkeypatch):
         asyncio.run(start())
 
 
+def test_a_worker_that_loads_is_not_waited_for(desk):
+    asyncio.run(desk.stop())
+    desk.is_ready = False
+    asyncio.run(desk.stop())
+    assert desk._supervisor.stops == [False, True]
+
+
 def test_a_worker_that_says_nothing_is_replaced(desk, monkeypatch):
     async def wait():
         submit(desk)
