@@ -1,6 +1,5 @@
 """Draws requests as the scheduler says: one step of one batch at a time, on the pipelines of one process."""
 
-import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,7 +8,6 @@ from typing import cast
 from latentrt.runtime import (
     BackendError,
     Drawing,
-    LatentRTError,
     NumericsError,
     Pipeline,
     Request,
@@ -20,7 +18,8 @@ from latentrt.runtime import (
 from latentrt.runtime.backends import Mark
 from latentrt.runtime.record.metadata import Metadata, describe
 from latentrt.runtime.request.reading import read_given
-from latentrt.serve.limits import ServerLimits
+from latentrt.serve.failures import kind_of, told
+from latentrt.serve.limits import ServerLimits, check_loras
 from latentrt.serve.messages import (
     Accepted,
     Cancelled,
@@ -35,8 +34,6 @@ from latentrt.serve.messages import (
 )
 from latentrt.serve.previews import PreviewMap
 from latentrt.serve.scheduler import PATIENCE, Job, Lane, Scheduler, Turn
-
-log = logging.getLogger(__name__)
 
 Send = Callable[[FromWorker], None]
 
@@ -92,7 +89,7 @@ class BatchEngine:
         try:
             work = self._read(message, now)
         except Exception as error:  # nothing has run: whatever it is, it is about this request alone
-            self._send(Failed(message.id, _kind(error), _told(error, message.id)))
+            self._send(Failed(message.id, kind_of(error), told(error, message.id)))
             return
         self._works[message.id] = work
         self._scheduler.add(work.job)
@@ -109,6 +106,7 @@ class BatchEngine:
         self._limits.check_sizes(message.settings)
         settings = read_given(cast(Settings, message.settings))
         request = pipeline.request(message.prompt, **settings)
+        check_loras(request, pipeline.loras)
         demand = pipeline.check(request)
         self._limits.check(request, demand.evaluations)
         places, most = max(request.count, -(-demand.rows // 2)), self._most[message.model]
@@ -169,7 +167,7 @@ class BatchEngine:
         except BackendError:
             raise
         except Exception as error:
-            self._fail(id, _kind(error), _told(error, id))
+            self._fail(id, kind_of(error), told(error, id))
             return False
         work.job.begun = True
         self._send(Started(id, now - work.job.came))
@@ -209,7 +207,7 @@ class BatchEngine:
         except BackendError:
             raise
         except Exception as error:
-            self._fail(work.job.id, _kind(error), _told(error, work.job.id))
+            self._fail(work.job.id, kind_of(error), told(error, work.job.id))
 
     def _wait_for_the_step_before(self, pipeline: Pipeline) -> None:
         """Let the device be one step behind, so that it always has work and what comes can join soon."""
@@ -254,23 +252,6 @@ def _draw_again_alone(work: Work) -> None:
 def _finished(id: str, result: Result, metadata: Metadata) -> Finished:
     latents = None if result.images else result.latents
     return Finished(id, tuple(result.images), latents, dict(result.timings), metadata)
-
-
-def _kind(error: Exception) -> FailureKind:
-    match error:
-        case NumericsError():
-            return "numerics"
-        case RequestError():
-            return "request"
-    return "worker"
-
-
-def _told(error: Exception, id: str) -> str:
-    """What the client is told; what nobody expected is for the log."""
-    if isinstance(error, LatentRTError):
-        return str(error)
-    log.error("request %s: unexpected error", id, exc_info=error)
-    return f"internal error ({type(error).__name__}); the server's log has more"
 
 
 def _spread(count: int, steps: int) -> frozenset[int]:

@@ -1,6 +1,6 @@
 """What one request may ask of a server, whatever the build would serve."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,14 @@ class ServerLimits:
                 f"width {width}, height {height}: {width * height} pixels; this server draws up to {self.pixels}. Ask "
                 "for a smaller size"
             )
+
+
+def check_loras(request: Request, loaded: Collection[str]) -> None:
+    """Raise `RequestError` for a LoRA that is not loaded; clients of a server cannot load one."""
+    for use in (use for mix in request.loras for use in mix):
+        if use.name not in loaded:
+            here = ", ".join(loaded) or "none"
+            raise RequestError(f"loras: {use.name!r} is not loaded on this server; it has {here}")
 
 
 def _texts(value: Any) -> Iterator[str]:

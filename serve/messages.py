@@ -50,7 +50,7 @@ ToWorker = Submit | Cancel | Stop
 
 @dataclass(frozen=True, slots=True)
 class ModelNote:
-    """A model that the worker serves, and the ranges of its build as (min, usual, max)."""
+    """A model that the worker serves, the ranges of its build as (min, usual, max), and the LoRAs loaded into it."""
 
     name: str
     family: str
@@ -64,6 +64,7 @@ class ModelNote:
     guidance: float
     inpainting: bool
     ranges: Mapping[str, tuple[int, int, int]]
+    loras: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -141,4 +141,5 @@ def describe_model(name: str, pipeline: Pipeline) -> ModelNote:
         guidance=manifest.defaults.guidance,
         inpainting=manifest.model.is_inpainting,
         ranges={name: pipeline.limits.bounds(name) for name in ("width", "height", "images")},
+        loras=tuple(pipeline.loras),
     )

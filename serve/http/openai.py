@@ -203,4 +203,5 @@ def _model(note: ModelNote) -> dict[str, Any]:
         "ranges": {name: list(bounds) for name, bounds in note.ranges.items()},
         "defaults": {"sampler": note.sampler, "steps": note.steps, "guidance": note.guidance},
         "inpainting": note.inpainting,
+        "loras": list(note.loras),
     }

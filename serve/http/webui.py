@@ -29,6 +29,7 @@ from latentrt.serve.http.webui_body import (
     seeds_of,
     settings_of,
     source_settings,
+    without_tags,
 )
 from latentrt.serve.messages import Finished, ModelNote
 from latentrt.serve.pictures import decode_base64, encode_base64, encode_picture, read_picture
@@ -40,7 +41,7 @@ router = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
 @router.post("/txt2img", response_model=None)
 async def txt2img(request: Request, body: Txt2Img) -> Response:
     """Draw pictures of a prompt."""
-    return await _draw(request, body, settings_of(body, _default_sampler(request, body)))
+    return await _draw(request, body, settings_of(body, _note(request, body)))
 
 
 @router.post("/img2img", response_model=None)
@@ -48,7 +49,7 @@ async def img2img(request: Request, body: Img2Img) -> Response:
     """Draw pictures that start from one."""
     if not body.init_images:
         return answer_missing("Init image not found")
-    settings = settings_of(body, _default_sampler(request, body))
+    settings = settings_of(body, _note(request, body))
     settings |= await asyncio.to_thread(source_settings, body, desk_of(request).limits)
     return await _draw(request, body, settings)
 
@@ -63,8 +64,8 @@ def _model(request: Request, body: Txt2Img) -> str | None:
     return None if title is None else _named(desk_of(request), str(title))
 
 
-def _default_sampler(request: Request, body: Txt2Img) -> str:
-    return desk_of(request).model(_model(request, body)).sampler
+def _note(request: Request, body: Txt2Img) -> ModelNote:
+    return desk_of(request).model(_model(request, body))
 
 
 def _named(desk: Desk, title: str) -> str:
@@ -82,7 +83,7 @@ async def _draw(request: Request, body: Txt2Img, settings: Mapping[str, Any]) ->
         raise RequestError(f"batch_size * n_iter: {count}; this server draws up to {desk.limits.pictures} at once")
     first = body.seed if body.seed >= 0 else int(time.time_ns() % 2**32)
     each = [{**settings, **seeds_of(settings, first, number)} for number in range(count)]
-    tickets = desk.submit(_model(request, body), (body.prompt,), each, previews=4)
+    tickets = desk.submit(_model(request, body), (without_tags(body.prompt),), each, previews=4)
     jobs: set[Ticket] = request.app.state.webui_jobs
     jobs.update(tickets)
     try:
@@ -174,6 +175,13 @@ async def schedulers(request: Request) -> Response:
     """The schedule types."""
     found = [{"name": name.lower().replace(" ", "_"), "label": name, "aliases": None} for name in SCHEDULE_NAMES]
     return JSONResponse(found)
+
+
+@router.get("/loras", response_model=None)
+async def loras(request: Request) -> Response:
+    """The LoRAs of the model that this API draws with."""
+    note = desk_of(request).model(request.app.state.webui_model)
+    return JSONResponse([{"name": name, "alias": name, "path": name, "metadata": {}} for name in note.loras])
 
 
 @router.get("/sd-models", response_model=None)

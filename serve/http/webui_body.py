@@ -1,5 +1,6 @@
 """Bodies of AUTOMATIC1111's API, and our settings from them."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -12,6 +13,7 @@ from latentrt.runtime.record import webui
 from latentrt.runtime.samplers import SAMPLERS, sampler_named, schedule_named
 from latentrt.runtime.samplers.names import WEBUI_SAMPLERS, WEBUI_SCHEDULES
 from latentrt.serve.limits import ServerLimits
+from latentrt.serve.messages import ModelNote
 from latentrt.serve.pictures import decode_base64, read_picture
 
 NOT_SERVED: Mapping[str, Any] = {
@@ -95,8 +97,8 @@ def source_settings(body: Img2Img, limits: ServerLimits) -> dict[str, Any]:
     return settings
 
 
-def settings_of(body: Txt2Img, default_sampler: str) -> dict[str, Any]:
-    """Our settings from theirs. `default_sampler`: the model's, to which a schedule type without a sampler belongs.
+def settings_of(body: Txt2Img, model: ModelNote) -> dict[str, Any]:
+    """Our settings from theirs, for a model. The prompt's tags become `loras`.
 
     Raises:
         RequestError: a field that would change the picture and is not served, or a name that is not known.
@@ -108,13 +110,59 @@ def settings_of(body: Txt2Img, default_sampler: str) -> dict[str, Any]:
     settings |= {"width": body.width, "height": body.height}
     if body.negative_prompt and body.cfg_scale > 1:
         settings["negative"] = body.negative_prompt
-    settings |= _sampler_settings(body.sampler_name or body.sampler_index, body.scheduler, default_sampler)
+    settings |= _sampler_settings(body.sampler_name or body.sampler_index, body.scheduler, model.sampler)
+    if loras := loras_of(body.prompt, model.loras):
+        settings["loras"] = loras
     if body.subseed_strength:
         settings |= {"variation_strength": body.subseed_strength, "variation_seed": body.subseed}
     override = body.override_settings or {}
     if isinstance(skip := override.get("CLIP_stop_at_last_layers"), int) and skip > 1:
         settings["clip_skip"] = skip - 1
     return settings
+
+
+TAG = re.compile(r"<(lora|lyco|hypernet):([^>]+)>")
+"""Extra networks in a prompt."""
+
+
+def without_tags(prompt: str) -> str:
+    """A prompt without the tags of extra networks, as the text encoders read it."""
+    return TAG.sub("", prompt)
+
+
+def loras_of(prompt: str, loaded: Sequence[str]) -> dict[str, Any]:
+    """The strengths of `<lora:name:strength>`, or `:text encoders:U-Net` and `te=`, `unet=`; those of one name add up.
+
+    Raises:
+        RequestError: another kind of tag, a LoRA that is not loaded, or a strength that is not a number.
+    """
+    sums: dict[str, tuple[float, float]] = {}
+    for tag in TAG.finditer(prompt):
+        name, text, unet = _read_tag(tag)
+        if name not in loaded:
+            here = ", ".join(loaded) or "none"
+            raise RequestError(f"prompt: {tag[0]}: the LoRA {name!r} is not loaded on this server; it has {here}")
+        before = sums.get(name, (0.0, 0.0))
+        sums[name] = (before[0] + text, before[1] + unet)
+    return {
+        name: unet if text == unet else {"unet": unet, "text_encoder": text, "text_encoder_2": text}
+        for name, (text, unet) in sums.items()
+    }
+
+
+def _read_tag(tag: re.Match[str]) -> tuple[str, float, float]:
+    """A tag's name and its strengths in the text encoders and in the U-Net."""
+    parts = [part.strip() for part in tag[2].split(":")]
+    name, *places = [part for part in parts if "=" not in part]
+    named = dict(part.split("=", 1) for part in parts if "=" in part)
+    if tag[1] == "hypernet" or named.keys() - {"te", "unet"} or len(places) > 2:
+        raise RequestError(f"prompt: {tag[0]}: not served here; give <lora:name:strength>")
+    text = named.get("te", places[0] if places else "1")
+    unet = named.get("unet", places[1] if len(places) > 1 else text)
+    try:
+        return name, float(text), float(unet)
+    except ValueError as error:
+        raise RequestError(f"prompt: {tag[0]}: strengths must be numbers, such as <lora:{name}:0.8>") from error
 
 
 def _sampler_settings(sampler: str | None, schedule: str | None, default: str) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """What clients are told, by the app without a worker behind it."""
 
 import asyncio
+from dataclasses import replace
 
 import httpx
 import pytest
-from serving import noting_desk
+from hollow_bundles import without_engines
+from serving import NOTE, noting_desk
 
 from latentrt.serve.app import create_app
+from latentrt.serve.engine import BatchEngine
+from latentrt.serve.limits import ServerLimits
 from latentrt.serve.messages import Failed, Submit
 
 
@@ -87,3 +91,35 @@ def test_a_schedule_type_that_is_not_known_is_an_error(desk, body):
     answer = send(desk, "POST", "/sdapi/v1/txt2img", json={"prompt": "x", **body})
     assert (answer.status_code, answer.json()["detail"][:17]) == (400, "scheduler 'Nope':")
     assert desk._supervisor.sent == []
+
+
+def test_tags_of_loras_are_taken_out_of_the_prompt(monkeypatch):
+    desk = noting_desk(monkeypatch, replace(NOTE, loras=("style",)))
+    submitted = []
+
+    def refuse(sent):
+        if isinstance(sent, Submit):
+            submitted.append(sent)
+            desk._receive(Failed(sent.id, "request", "no"))
+
+    desk._supervisor.send = refuse
+    send(desk, "POST", "/sdapi/v1/txt2img", json={"prompt": "a cat<lora:style:0.8>"})
+    assert (submitted[0].prompt, submitted[0].settings["loras"]) == (("a cat",), {"style": 0.8})
+    assert [one["name"] for one in send(desk, "GET", "/sdapi/v1/loras").json()] == ["style"]
+    assert send(desk, "GET", "/v1/models").json()["data"][0]["loras"] == ["style"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 4096, "height": 1024}, "width 4096: this build serves 512 to 1536 in steps of 8."),
+        ({"loras": {"style": 1}}, "loras: 'style' is not loaded on this server; it has none"),
+    ],
+)
+def test_clients_are_not_told_how_to_build_the_server(bundle, caplog, settings, message):
+    sent = []
+    engine = BatchEngine({"m": without_engines(bundle)}, ServerLimits(pixels=10**9), 4, sent.append)
+    with caplog.at_level("INFO", "latentrt.serve"):
+        engine.submit(Submit("a", "m", ("a cat",), settings))
+    assert sent == [Failed("a", "request", message)]
+    assert (str(bundle.path) in caplog.text) is ("width" in settings)

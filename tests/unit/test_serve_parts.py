@@ -6,16 +6,19 @@ import io
 import json
 import logging
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from serving import NOTE
 
 from latentrt.runtime import RequestError
+from latentrt.runtime.lora.mix import read_loras
 from latentrt.serve.http.errors import ParameterError
 from latentrt.serve.http.openai_body import edit_settings, read_order, typed
-from latentrt.serve.http.webui_body import Txt2Img, seeds_of, settings_of
+from latentrt.serve.http.webui_body import Txt2Img, loras_of, seeds_of, settings_of, without_tags
 from latentrt.serve.limits import ServerLimits
 from latentrt.serve.logs import JsonLines
 from latentrt.serve.messages import Accepted, Cancelled, Failed, Preview, Started, Stepped, Submit
@@ -273,19 +276,19 @@ class TestWebInterface:
     def test_settings(self):
         body = Txt2Img(prompt="a", negative_prompt="b", sampler_name="DPM++ 2M", scheduler="karras", width=64, steps=9)
         body.override_settings = {"CLIP_stop_at_last_layers": 2}
-        found = settings_of(body, "euler")
+        found = settings_of(body, NOTE)
         assert found["sampler"] == "dpmpp_2m"
         assert found["schedule"] == {"sigma_spacing": "karras"}
         assert (found["negative"], found["clip_skip"], found["steps"], found["guidance"]) == ("b", 1, 9, 7.0)
 
     def test_automatic_in_either_way(self):
         for name in ("Automatic", "automatic"):
-            assert settings_of(Txt2Img(sampler_name="Euler", scheduler=name), "lms")["sampler"] == "euler"
+            assert settings_of(Txt2Img(sampler_name="Euler", scheduler=name), NOTE)["sampler"] == "euler"
 
     def test_a_schedule_type_without_a_sampler_is_for_the_models_own(self):
-        found = settings_of(Txt2Img(scheduler="Karras"), "dpmpp_2m")
+        found = settings_of(Txt2Img(scheduler="Karras"), replace(NOTE, sampler="dpmpp_2m"))
         assert (found["sampler"], found["schedule"]) == ("dpmpp_2m", {"sigma_spacing": "karras"})
-        assert "sampler" not in settings_of(Txt2Img(scheduler="Automatic"), "dpmpp_2m")
+        assert "sampler" not in settings_of(Txt2Img(scheduler="Automatic"), NOTE)
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -298,12 +301,45 @@ class TestWebInterface:
     )
     def test_names_that_are_not_known(self, given, message):
         with pytest.raises(RequestError, match=message):
-            settings_of(Txt2Img(**given), "euler")
+            settings_of(Txt2Img(**given), NOTE)
 
     @pytest.mark.parametrize("given", [{"tiling": True}, {"styles": ["x"]}, {"script_name": "x"}])
     def test_what_would_change_the_picture(self, given):
         with pytest.raises(RequestError, match="not served here; leave it out"):
-            settings_of(Txt2Img(**given), "euler")
+            settings_of(Txt2Img(**given), NOTE)
+
+    @pytest.mark.parametrize(
+        ("prompt", "loras"),
+        [
+            ("a cat", {}),
+            ("a <lora:style:0.8> cat", {"style": 0.8}),
+            ("a <lora:style> cat<lora:ink:-1>", {"style": 1.0, "ink": -1.0}),
+            ("<lora:style:0.5><lora:style:0.25>", {"style": 0.75}),
+            ("<lora:ink:0.5:1>", {"ink": {"unet": 1.0, "text_encoder": 0.5, "text_encoder_2": 0.5}}),
+            ("<lora:ink:te=0.5:unet=0.5>", {"ink": 0.5}),
+            ("<lora:ink:0.5:unet=0>", {"ink": {"unet": 0.0, "text_encoder": 0.5, "text_encoder_2": 0.5}}),
+        ],
+    )
+    def test_tags_of_loras(self, prompt, loras):
+        assert loras_of(prompt, ("style", "ink")) == loras
+        found = settings_of(Txt2Img(prompt=prompt), replace(NOTE, loras=("style", "ink")))
+        assert found.get("loras", {}) == loras
+        assert read_loras(loras, lambda value: isinstance(value, float)) == loras
+        assert "<" not in without_tags(prompt)
+
+    @pytest.mark.parametrize(
+        ("prompt", "message"),
+        [
+            ("<lora:other:1>", "the LoRA 'other' is not loaded on this server; it has style, ink"),
+            ("<lora:ink:much>", "strengths must be numbers, such as <lora:ink:0.8>"),
+            ("<lora:ink:1:1:8>", "not served here; give <lora:name:strength>"),
+            ("<lora:ink:dyn=8>", "not served here"),
+            ("<hypernet:ink:1>", "not served here"),
+        ],
+    )
+    def test_tags_that_are_wrong(self, prompt, message):
+        with pytest.raises(RequestError, match=f"^prompt: {prompt}: {message}"):
+            loras_of(prompt, ("style", "ink"))
 
     def test_seeds(self):
         assert seeds_of({}, 5, 2) == {"seed": 7}
