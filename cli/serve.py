@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Annotated, Literal, Optional
 import typer
 
 from latentrt.cli.demo import demo_bundle
+from latentrt.cli.loras import GivenLoras
 from latentrt.cli.options import BackendOption, BuildOption, OptionalPath, OptionalText
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.bundle import DEMO, bundle_folder, demo_folder, is_bundle
 from latentrt.runtime.errors import BackendError, RequestError
+from latentrt.runtime.lora.adapter import Lora
 
 if TYPE_CHECKING:
     from latentrt.serve.desk import Desk
@@ -93,6 +95,7 @@ def serve(
         configure_server_logging(log_format == "json")
         limits = ServerLimits(max_body * 2**20, max_pixels, max_steps, max_pictures, max_prompt)
         check_tls(certificate, private_key)
+        loras = _checked_loras(lora or [])
         with bind(host, port) as listening:  # before anything is loaded, or exported
             worker = WorkerConfig(
                 named_bundles(bundles or [Path(DEMO)]),
@@ -103,7 +106,7 @@ def serve(
                 keep_steps,
                 limits,
                 log_format == "json",
-                tuple(lora or ()),
+                loras,
             )
             desk = Desk(worker, DeskConfig(max_queue=max_queue, keep_seconds=keep))
             asyncio.run(_run(desk, host, listening, api_key, (_text(certificate), _text(private_key))))
@@ -115,6 +118,23 @@ def _check_usage(api_key: str | None, certificate: Path | None, private_key: Pat
         raise typer.BadParameter("needs --tls-certificate too", param_hint="--tls-key")
     if api_key is not None and not api_key.strip():
         raise typer.BadParameter("an empty key; leave the option out to serve everybody", param_hint="--api-key")
+
+
+def _checked_loras(files: list[Path]) -> tuple[Path, ...]:
+    """LoRAs that can be read, each of another name.
+
+    Raises:
+        RequestError: two have one name, or one has a strength, which is the requests' matter.
+        CheckpointError: one is missing, or no LoRA.
+    """
+    given = GivenLoras.parse(map(str, files))
+    for name, strength in given.strengths.items():
+        if strength is not None:
+            file = given.files[name].path
+            raise RequestError(f"--lora {file}:{strength:g}: requests give the strength. Name the file alone: {file}")
+    for file in files:
+        Lora.open(file)
+    return tuple(files)
 
 
 @contextmanager

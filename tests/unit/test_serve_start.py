@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 from command_line import run_main
+from loras import LINEAR, write_lora
 from PIL import Image
 
 from latentrt.cli import serve as serve_module
@@ -56,6 +57,19 @@ def test_files_that_are_no_certificate(capsys, tmp_path):
     assert (run.exit, run.error) == (1, f"LatentRTError: --tls-certificate {missing}: No such file or directory")
     run = run_main(capsys, "serve", "--tls-certificate", picture, "--tls-key", picture)
     assert (run.exit, "a.png: not a certificate and its private key in PEM format" in run.error) == (1, True)
+
+
+def test_loras_that_cannot_be_served(capsys, tmp_path):
+    file = write_lora(tmp_path / "a.safetensors", "peft", LINEAR, rank=2)
+    (tmp_path / "wrong.safetensors").write_bytes(b"wrong")
+    for arguments, message in (
+        ([tmp_path / "none.safetensors"], "none.safetensors"),
+        ([tmp_path / "wrong.safetensors"], "wrong.safetensors"),
+        ([f"{file}:0.8"], f"--lora {file}:0.8: requests give the strength. Name the file alone: {file}"),
+        ([file, tmp_path / "b" / "a.safetensors"], "have one name, by which LoRAs are told apart"),
+    ):
+        run = run_main(capsys, "serve", *(part for one in arguments for part in ("--lora", one)))
+        assert (run.exit, message in run.error) == (1, True), run.error
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificates")
