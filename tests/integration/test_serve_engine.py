@@ -374,4 +374,4 @@ def test_so_many_captured_steps_stay(demo_bundle):
     with Pipeline.load(demo_bundle, "onnxruntime", "cpu", kept_steps=2) as few:
         for width in (48, 56, 64):
             few.generate("a red circle", **(SETTINGS | {"width": width, "steps": 1}))
-        assert len(few._loop._kept) == 2
+        assert len(few._work.loop._kept) == 2

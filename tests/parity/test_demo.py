@@ -1,7 +1,7 @@
 """The checkpoint that ships draws what it is told, through latentrt; and planted faults show in the scores."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,14 @@ def test_ignored_prompts_would_show(demo_pipeline: Pipeline) -> None:
 def test_swapped_encoders_would_show(demo_pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     encode = PromptEncoder.encode
 
-    def swapped(self: PromptEncoder, request: Request, tokens: int) -> Conditioning:
-        inputs = encode(self, request, tokens)
-        first = self.model.text_encoders[0].width
-        return {**inputs, "encoder_hidden_states": np.roll(inputs["encoder_hidden_states"], -first, -1)}
+    def swapped(self: PromptEncoder, request: Request, tokens: int) -> Callable[[], Conditioning]:
+        begun, first = encode(self, request, tokens), self.model.text_encoders[0].width
+
+        def conditioning() -> Conditioning:
+            inputs = begun()
+            return {**inputs, "encoder_hidden_states": np.roll(inputs["encoder_hidden_states"], -first, -1)}
+
+        return conditioning
 
     monkeypatch.setattr(PromptEncoder, "encode", swapped)
     right = scores(demo_pipeline)

@@ -230,7 +230,7 @@ def test_two_pipelines_never_draw_one_drawing_at_once(pipe: Pipeline, second: Pi
         if done != 2:
             return
         with pytest.raises(RequestError, match=r"being advanced by another pipeline. Use a drawing in one pipeline at"):
-            second._loop.advance(drawing.pictures)
+            second._work.loop.advance(drawing.pictures)
         with pytest.raises(RequestError, match=r"or copy it first: copy.copy\(drawing\)"):
             second._finish(replace(drawing, pictures=[replace(drawing.pictures[0], step=STEPS)]))
 

@@ -66,7 +66,7 @@ def test_what_differs_is_the_encoder_alone(
     ours = models.ours(ROWS[case.row].family)
 
     def encode(pixels: torch.Tensor) -> Any:
-        mean, deviation = (torch.from_numpy(values) for values in ours._vae.encode(pixels.numpy()))
+        mean, deviation = (torch.from_numpy(values) for values in ours._work.vae.encode(pixels.numpy()))
         distribution = DiagonalGaussianDistribution(torch.cat([mean, 2 * deviation.log()], 1))
         return type("Encoded", (), {"latent_dist": distribution})
 
@@ -316,7 +316,7 @@ def test_a_weight_moves_its_own_tokens_away_from_the_empty_text(sdxl: Pipeline, 
     plain, weighted = sdxl.embed(f"{before}red circle"), sdxl.embed(f"{before}(red:1.5) circle")
     assert plain.tokens == 77 * chunks
     empty = np.concatenate([sdxl.embed("").hidden] * chunks, axis=1)
-    tokenizer = sdxl._prompts.tokenizers["tokenizer"]
+    tokenizer = sdxl._work.prompts.tokenizers["tokenizer"]
     first, count = len(tokenizer.encode(before)), len(tokenizer.encode("red"))
     # The first of a chunk's 77 tokens is the begin token.
     places = [(number // 75) * 77 + 1 + number % 75 for number in range(first, first + count)]
