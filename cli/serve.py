@@ -185,7 +185,7 @@ def _demo() -> Bundle:
         kept = Bundle.open(demo_folder())
         if kept.manifest.latentrt == version("latentrt"):
             return kept
-    log.info("no demo here yet: it is exported first, which takes about half a minute on two cores")
+    log.info("no demo here yet: it is exported first, which takes half a minute to a minute")
     started = time.monotonic()
     made = demo_bundle()
     log.info("the demo is exported", extra={"seconds": round(time.monotonic() - started, 1)})

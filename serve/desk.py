@@ -32,7 +32,7 @@ from latentrt.serve.worker import WorkerConfig
 
 log = logging.getLogger(__name__)
 
-MOST_STARTS = 2
+MOST_DEATHS = 2
 """How many workers may die under a request before it is answered with an error."""
 
 FAILED_STARTS = 3
@@ -258,7 +258,8 @@ class Desk:
         """The worker has ended: its requests are drawn again, or answered if that has happened before."""
         self._supervisor.renew()
         self.metrics.deaths.inc()
-        self._failed_starts = 0 if self.is_ready else self._failed_starts + 1
+        was_ready = self.is_ready
+        self._failed_starts = 0 if was_ready else self._failed_starts + 1
         self.is_ready = False
         self._heard = time.monotonic()
         log.error("the worker has died", extra={"exit_code": exit_code, "requests": len(self._tickets)})
@@ -268,9 +269,10 @@ class Desk:
         if self.load_error is not None:
             self._ready.set()
         for ticket in list(self._tickets.values()):
+            ticket.deaths += was_ready and ticket.in_hand
             if ticket.leaving:
                 self._tell(ticket.id, Cancelled(ticket.id))
-            elif ticket.starts >= MOST_STARTS or self._failed_starts >= FAILED_STARTS:
+            elif ticket.deaths >= MOST_DEATHS or self._failed_starts >= FAILED_STARTS:
                 self._tell(ticket.id, Failed(ticket.id, "worker", "the process that drew this request has died twice"))
             else:
                 ticket.start_over()

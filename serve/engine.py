@@ -162,6 +162,7 @@ class BatchEngine:
         if work.drawing is not None:
             return True
         id, lane = work.job.id, work.job.lane
+        self._send(Started(id, now - work.job.came))  # before: the front knows under whom a process dies
         try:
             work.drawing = self._pipelines[lane.model].begin(work.request, lane.tokens)
         except BackendError:
@@ -170,7 +171,6 @@ class BatchEngine:
             self._fail(id, kind_of(error), told(error, id))
             return False
         work.job.begun = True
-        self._send(Started(id, now - work.job.came))
         return True
 
     def _advance(self, turn: Turn, works: Sequence[Work]) -> None:

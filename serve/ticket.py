@@ -29,8 +29,8 @@ ENDS: frozenset[State] = frozenset({"finished", "failed", "cancelled"})
 class Ticket:
     """A request's state. Changed and watched in the event loop's thread alone.
 
-    `kept`: the answer may be asked for later, so that nobody needs to be connected. `starts`: how many workers have had
-    it. `came`, `ended`: by `time.monotonic`; `created` by the calendar. `http_request`: id of the HTTP request.
+    `kept`: the answer may be asked for later, so that nobody needs to be connected. `deaths`: how many workers died
+    under it. `came`, `ended`: by `time.monotonic`; `created` by the calendar. `http_request`: id of the HTTP request.
     `leaving`: it was cancelled, and the worker may not know yet.
     """
 
@@ -43,7 +43,7 @@ class Ticket:
     previews: list[Preview] = field(default_factory=list)
     finished: Finished | None = None
     failed: Failed | None = None
-    starts: int = 1
+    deaths: int = 0
     waited: float | None = None
     created: float = field(default_factory=time.time)
     came: float = field(default_factory=time.monotonic)
@@ -61,6 +61,11 @@ class Ticket:
     def is_done(self) -> bool:
         """Whether it has an answer."""
         return self.state in ENDS
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether the worker reads or draws it, so that it may be what a death comes from; others only wait."""
+        return self.state == "running" or self.accepted is None
 
     @property
     def steps(self) -> int | None:
@@ -98,7 +103,7 @@ class Ticket:
 
     def start_over(self) -> None:
         """It is drawn from its beginning by another worker."""
-        self.state, self.step, self.starts = "queued", 0, self.starts + 1
+        self.state, self.step = "queued", 0
         self.previews.clear()
         self._notify()
 

@@ -257,6 +257,19 @@ def test_what_nobody_expected_is_the_answer_to_one_request(pipe, monkeypatch, ca
     assert "ZeroDivisionError: oh" in caplog.text
 
 
+def test_the_front_knows_under_whom_a_process_ended(pipe, monkeypatch):
+    desk = Desk(pipe)
+    desk.submit("a")
+
+    def failing(*_):
+        raise BackendError("the device is lost")
+
+    monkeypatch.setattr(pipe, "begin", failing)
+    with pytest.raises(BackendError):
+        desk.draw()
+    assert len(desk.of(Started, "a")) == 1
+
+
 def test_a_device_that_fails_ends_the_process(pipe, monkeypatch):
     desk = Desk(pipe)
     desk.submit("a")

@@ -12,7 +12,7 @@ from latentrt.serve import app as app_module
 from latentrt.serve import desk as desk_module
 from latentrt.serve.app import create_app
 from latentrt.serve.desk import Desk
-from latentrt.serve.messages import Cancel, Finished, LoadFailed, Ready, Started, Submit
+from latentrt.serve.messages import Accepted, Cancel, Finished, LoadFailed, Ready, Started, Submit
 from latentrt.serve.refusals import QueueFullError, UnavailableError
 from latentrt.serve.worker import WorkerConfig
 
@@ -67,14 +67,27 @@ def test_answers_are_kept_where_that_was_asked(desk):
 
 def test_after_a_death_requests_are_drawn_again_once(desk):
     (ticket,) = submit(desk)
-    for starts in (1, 2):
-        assert ticket.starts == starts
+    for deaths in (0, 1):
+        assert (ticket.deaths, ticket.state) == (deaths, "queued")
         desk._receive(Started(ticket.id, 0.0))
         desk._died(-9)
         desk._receive(Ready((NOTE,), 2))
     assert (ticket.state, ticket.failed.kind) == ("failed", "worker")
     assert desk._supervisor.renewed == 2
     assert desk.metrics.deaths._value.get() == 2
+
+
+def test_deaths_count_for_those_that_were_read_or_drawn_alone(desk):
+    drawn, waiting, read = submit(desk, 3)
+    for ticket in (drawn, waiting):
+        desk._receive(Accepted(ticket.id, 3, 1, 64, 64, (1,)))
+    for _ in range(2):
+        desk._receive(Started(drawn.id, 0.0))
+        desk._died(-9)
+        desk._died(-9)  # the next one, while it loads, which is nobody's fault
+        desk._receive(Ready((NOTE,), 2))
+    assert [ticket.state for ticket in (drawn, waiting, read)] == ["failed", "queued", "failed"]
+    assert sent(desk) == [waiting.id]
 
 
 def test_who_was_cancelled_is_not_drawn_again(desk):

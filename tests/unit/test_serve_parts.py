@@ -58,7 +58,7 @@ class TestTickets:
         one.take(stepped(4))
         one.take(Preview("a", 4, ()))
         one.start_over()
-        assert (one.state, one.step, one.previews, one.starts) == ("queued", 0, [], 2)
+        assert (one.state, one.step, one.previews) == ("queued", 0, [])
 
     def test_the_time_that_is_left(self):
         assert ticket().left().seconds is None

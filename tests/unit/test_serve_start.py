@@ -104,6 +104,6 @@ def test_an_export_of_the_demo_is_logged(monkeypatch, tmp_path, caplog):
         assert serve_module._demo() == "made"
     first, last = (record.getMessage() for record in caplog.records)
     assert (first, last) == (
-        "no demo here yet: it is exported first, which takes about half a minute on two cores",
+        "no demo here yet: it is exported first, which takes half a minute to a minute",
         "the demo is exported",
     )
