@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,13 @@ import numpy as np
 import openai
 import pytest
 import webuiapi
+from loras import Change, write_lora
 from PIL import Image, ImageDraw
 from serving import eventually, served
 
-from latentrt.runtime import Pipeline
+from latentrt.engine.build import build_engines
+from latentrt.runtime import Bundle, Pipeline
+from latentrt.runtime.bundle.lora_slots import LoraSlots
 from latentrt.runtime.record.picture_files import read_request
 
 SMALL = {"steps": 3, "seed": 5, "width": 64, "height": 64}
@@ -618,3 +622,32 @@ def test_a_bundle_that_cannot_be_loaded_ends_the_server(demo_bundle, tmp_path):
     assert (done.returncode, "not a bundle" in done.stderr) == (1, True)
     done = run_cli(str(demo_bundle), str(demo_bundle), "--port", "0")
     assert "two bundles of this name" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_a_lora_of_the_server_is_used_by_every_api(demo_bundle, tmp_path):
+    bundle = Bundle.open(shutil.copytree(demo_bundle, tmp_path / "demo"))
+    build_engines(bundle, "onnxruntime", lora=LoraSlots(rank=4))
+    block = "up_blocks.0.attentions.1.transformer_blocks.0.attn2"
+    changes = tuple(Change("unet", f"{block}.{layer}", (96, 160)) for layer in ("to_k", "to_v"))
+    file = write_lora(tmp_path / "style.safetensors", "peft", changes, rank=4)
+    settings = SMALL | {"guidance": 4.0, "sampler": "euler"}
+    with Pipeline.load(bundle, "onnxruntime", "cpu", lora_rank=4) as pipe:
+        pipe.load_lora(file)
+        wanted = pipe.generate("a red circle", loras={"style": 3}, **settings).images[0]
+        assert difference(wanted, pipe.generate("a red circle", **settings).images[0]) > 20
+    with (
+        served(tmp_path, str(bundle.path), "--lora", str(file)) as server,
+        httpx.Client(base_url=server.address, timeout=60) as http,
+    ):
+        ours = draw(http, loras={"style": 3}, **settings).json()["data"][0]["b64_json"]
+        body = settings | {"prompt": "a red circle", "size": "64x64", "loras": {"style": 3}}
+        del body["width"], body["height"]
+        theirs = http.post("/v1/images/generations", json=body).json()["data"][0]["b64_json"]
+        body = {"prompt": "a red circle<lora:style:3>", "steps": 3, "seed": 5, "width": 64, "height": 64}
+        body |= {"cfg_scale": 4, "sampler_name": "Euler"}
+        tagged = http.post("/sdapi/v1/txt2img", json=body).json()["images"][0]
+        assert [difference(opened(one), wanted) <= 1 for one in (ours, theirs, tagged)] == [True] * 3
+        assert http.get("/v1/models").json()["data"][0]["loras"] == ["style"]
+        error = draw(http, loras={"ink": 1}).json()["error"]
+        assert error["message"] == "loras: 'ink' is not loaded on this server; it has style"
