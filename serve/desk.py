@@ -272,7 +272,9 @@ class Desk:
             ticket.deaths += was_ready and ticket.in_hand
             if ticket.leaving:
                 self._tell(ticket.id, Cancelled(ticket.id))
-            elif ticket.deaths >= MOST_DEATHS or self._failed_starts >= FAILED_STARTS:
+            elif self._failed_starts >= FAILED_STARTS:
+                self._tell(ticket.id, Failed(ticket.id, "worker", "no process could be started to draw this request"))
+            elif ticket.deaths >= MOST_DEATHS:
                 self._tell(ticket.id, Failed(ticket.id, "worker", "the process that drew this request has died twice"))
             else:
                 ticket.start_over()

@@ -12,7 +12,7 @@ from latentrt.serve import app as app_module
 from latentrt.serve import desk as desk_module
 from latentrt.serve.app import create_app
 from latentrt.serve.desk import Desk
-from latentrt.serve.messages import Accepted, Cancel, Finished, LoadFailed, Ready, Started, Submit
+from latentrt.serve.messages import Accepted, Cancel, Failed, Finished, LoadFailed, Ready, Started, Submit
 from latentrt.serve.refusals import QueueFullError, UnavailableError
 from latentrt.serve.worker import WorkerConfig
 
@@ -104,7 +104,7 @@ def test_if_no_worker_gets_ready_everybody_is_answered(desk):
     desk._died(1)
     for _ in range(3):
         desk._died(1)
-    assert ticket.state == "failed"
+    assert ticket.failed == Failed(ticket.id, "worker", "no process could be started to draw this request")
     with pytest.raises(UnavailableError, match="the worker cannot be started"):
         submit(desk)
     desk._receive(Ready((NOTE,), 3))
