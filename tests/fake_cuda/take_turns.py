@@ -22,9 +22,9 @@ PER_PART = 25
 def main(bundle: str, requests: int) -> None:
     """Draw the cold requests, then the warm ones."""
     bindings.install()
-    from latentrt.runtime import Pipeline, pipeline
+    from latentrt.runtime import Pipeline, pipeline_work
 
-    pipeline.check_finite = lambda *_: None  # the sampler writes whether a picture failed, and it did nothing
+    pipeline_work.check_finite = lambda *_: None  # the sampler writes whether a picture failed, and it did nothing
     bindings.mark("load")
     with Pipeline.load(bundle, "onnxruntime", "cuda:0") as pipe, ThreadPoolExecutor(THREADS) as threads:
 

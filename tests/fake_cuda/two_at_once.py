@@ -16,9 +16,9 @@ LOADS = 3
 def main(bundle: str) -> None:
     """Draw new sizes, which are captured, until the other thread is done."""
     bindings.install()
-    from latentrt.runtime import Pipeline, pipeline
+    from latentrt.runtime import Pipeline, pipeline_work
 
-    pipeline.check_finite = lambda *_: None  # the sampler writes whether a picture failed, and it did nothing
+    pipeline_work.check_finite = lambda *_: None  # the sampler writes whether a picture failed, and it did nothing
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.WARNING)
     done = Event()
 

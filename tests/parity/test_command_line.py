@@ -38,7 +38,7 @@ def test_build_engine_takes_a_checkpoint_and_generate_draws(
 
     refused = run_main(capsys, "generate", bundle, "a red circle", "--width", "1001")
     assert refused.exit == 1
-    assert "width 1001: must be a multiple of 8; the nearest are 1000 and 1008" in refused.error
+    assert "width 1001: must be a multiple of 8; the nearest that is served is 160" in refused.error
 
 
 def test_demo_ends_with_a_picture_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
