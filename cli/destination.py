@@ -107,7 +107,8 @@ class Destination:
                 )
 
     def _is_taken(self, file: Path) -> bool:
-        return file.is_dir() or (file.is_file() and not self.force)
+        """Whether a picture would replace what it must not. Whoever names a link wants what it leads to renewed."""
+        return file.is_dir() or (file.is_file() and not file.is_symlink() and not self.force)
 
     def write(
         self,

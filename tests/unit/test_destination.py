@@ -139,7 +139,7 @@ def test_of_a_link_what_it_leads_to_is_renewed() -> None:
     os.chmod("data/real.png", 0o640)
     Path("link.png").symlink_to("data/real.png")
     Path("dangling.jpg").symlink_to("data/new.jpg")
-    written("link.png", force=True)
+    written("link.png")
     written("dangling.jpg")
     assert Path("link.png").is_symlink()
     assert Path("dangling.jpg").is_symlink()
