@@ -93,6 +93,8 @@ def answer(path: str, error: Exception) -> JSONResponse:
         body = {"error": name, "detail": message, "body": "", "errors": ""}
     else:
         parameter = getattr(error, "parameter", None) or (setting_in(message) if status == 400 else None)
+        if path.startswith("/v1/images/") and parameter in ("width", "height"):
+            parameter = "size"  # OpenAI's name of both
         body = error_body(status, message, parameter, getattr(error, "code", None))
     return JSONResponse(body, status, headers)
 

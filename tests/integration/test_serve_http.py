@@ -339,7 +339,7 @@ class TestOpenAI:
             ({"n": 11}, "n", "n 11: must be a whole number from 1 to 10"),
             ({"size": "big"}, "size", "size 'big': must be auto, or WIDTHxHEIGHT"),
             ({"background": "transparent"}, "background", "must be one of auto, opaque"),
-            ({"size": "65x64"}, None, "width 65: must be a multiple of 8"),
+            ({"size": "65x64"}, "size", "width 65: must be a multiple of 8"),
             ({"extra_body": {"stream": "yes"}}, "stream", "must be true or false"),
         ],
     )

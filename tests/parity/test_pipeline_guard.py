@@ -232,7 +232,7 @@ def test_two_pipelines_never_draw_one_drawing_at_once(pipe: Pipeline, second: Pi
         with pytest.raises(RequestError, match=r"being advanced by another pipeline. Use a drawing in one pipeline at"):
             second._work.loop.advance(drawing.pictures)
         with pytest.raises(RequestError, match=r"or copy it first: copy.copy\(drawing\)"):
-            second._finish(replace(drawing, pictures=[replace(drawing.pictures[0], step=STEPS)]))
+            second._work.finish(replace(drawing, pictures=[replace(drawing.pictures[0], step=STEPS)]))
 
     pipe.advance([drawing], STEPS, progress)
     np.testing.assert_array_equal(pipe.finish(drawing).latents, wanted)
