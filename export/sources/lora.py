@@ -44,9 +44,8 @@ class WithLoras(Overlay):
         known = {folder: self._layers(folder, kind) for folder, kind in networks.items()}
         for _, _, lora in self.loras:
             lora.check(known, one_for_all(self.config("unet"), "cross_attention_dim"))
-            for folder in known:
-                for _ in lora.matrices(folder, known[folder]):
-                    pass  # reading them finds NaN, which no weight survives
+            for _ in lora.matrices(known):
+                pass  # reading them finds NaN, which no weight survives
 
     def _layers(self, folder: str, kind: Any) -> dict[str, Layer]:
         return layers(folder, kind, self.config(folder), self.config("unet"))
@@ -62,7 +61,7 @@ class WithLoras(Overlay):
         known = self._layers(folder, kind)
         with torch.no_grad():
             for weight, lora in relevant:
-                for layer, down, up, scale in lora.matrices(folder, known):
+                for _, (layer, down, up, scale) in lora.matrices({folder: known}):
                     changed = network.get_submodule(layer).get_parameter("weight")
                     product = torch.from_numpy(up).flatten(1) @ torch.from_numpy(down).flatten(1)
                     changed.add_(weight * scale * product.reshape(changed.shape))

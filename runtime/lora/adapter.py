@@ -114,24 +114,24 @@ class Lora:
         """The largest rank of its layers."""
         return max(self.file.shapes[keys["down"]][0] for keys in self.parts.values())
 
-    def matrices(self, folder: str, known: Mapping[str, Layer]) -> Iterator[Matrices]:
-        """Read what is added to each layer of one network.
+    def matrices(self, known: Mapping[str, Mapping[str, Layer]]) -> Iterator[tuple[str, Matrices]]:
+        """Read, once, what is added to each layer of the networks in `known`, and yield it with its network.
 
         Raises:
             CheckpointError: a matrix holds NaN or infinity.
         """
-        own_layers = {layer: keys for (network, layer), keys in self.parts.items() if network == folder}
+        own_layers = {part: keys for part, keys in self.parts.items() if part[0] in known}
         tensors = dict(self.file.arrays({key for keys in own_layers.values() for key in keys.values()}))
         if bad := sorted(key for key, values in tensors.items() if not np.isfinite(values).all()):
             raise CheckpointError(
                 f"{self.file.path}: {list_keys(bad)}: NaN or infinity. The training of this LoRA failed; take another "
                 "file of it"
             )
-        for layer, keys in own_layers.items():
+        for (folder, layer), keys in own_layers.items():
             down, up = tensors[keys["down"]], tensors[keys["up"]]
             alpha = float(tensors[keys["alpha"]].item()) if "alpha" in keys else None
-            name = known[layer].name
-            yield Matrices(name, down, up, self.scale.scale(folder, name, len(down), alpha))
+            name = known[folder][layer].name
+            yield folder, Matrices(name, down, up, self.scale.scale(folder, name, len(down), alpha))
 
 
 def _sort_keys(file: TensorFile, text_widths: Mapping[str, int]) -> dict[tuple[str, str], dict[str, str]]:

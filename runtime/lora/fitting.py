@@ -58,12 +58,7 @@ def fit_lora(files: Sequence[Path], known: Known, slots: LoraSlots, model: Model
         CheckpointError: not a LoRA, made for another family, or for layers that have no slots here.
     """
     opened = [_open(file, known, slots, model) for file in files]
-    matrices = {
-        (network, one.layer): one
-        for lora in opened
-        for network in dict.fromkeys(network for network, _ in lora.parts)
-        for one in lora.matrices(network, known[network])
-    }
+    matrices = {(network, one.layer): one for lora in opened for network, one in lora.matrices(known)}
     if not matrices:
         raise CheckpointError(
             f"{files[0]}: changes only layers of text encoders that are not read. It has no effect here"
