@@ -4,20 +4,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from latentrt.export.sources.config_fields import checked_config, one_for_all
-from latentrt.export.sources.folder import Folder
+from latentrt.export.sources.other import NetworkFile, OtherNetwork
 from latentrt.export.sources.places import Place, unet_place
-from latentrt.export.sources.source import Classes, Config, Overlay, Source, read_config
-from latentrt.export.sources.weight_file import (
-    WeightFile,
-    check_places,
-    filled_network,
-    given_path,
-    is_text_encoder,
-    sha256,
-)
+from latentrt.export.sources.source import Classes, Config, Source, read_config
+from latentrt.export.sources.weight_file import check_places, is_text_encoder
 from latentrt.runtime.errors import CheckpointError
 from latentrt.runtime.lora.tensor_file import list_keys
 
@@ -32,7 +23,7 @@ ORIGINAL_IN, DIFFUSERS_IN = "input_blocks.0.0.weight", "conv_in.weight"
 OTHER_MODEL = "The U-Net was made for another model than this checkpoint, or needs its own config.json beside it"
 
 
-class UnetFile(Source):
+class UnetFile(NetworkFile):
     """One file with a U-Net's weights, in diffusers' layout or the original one; ignores the names of folders.
 
     Its config is the file beside it; without one that of the checkpoint's own U-Net, `own`, with the input channels and
@@ -40,8 +31,7 @@ class UnetFile(Source):
     """
 
     def __init__(self, path: Path, own: Config):
-        self.path = path
-        self.file = WeightFile.open(path)
+        super().__init__(path)
         keys = self.file.shapes
         found = [
             (prefix, layout == ORIGINAL_IN)
@@ -70,31 +60,23 @@ class UnetFile(Source):
 
     def _shown(self, config: Config) -> dict[str, Any]:
         """The fields of the config that the weights show."""
-        guidance = self._place("time_embedding.cond_proj.weight", config).key
-        channels = self.file.shapes[self._place(DIFFUSERS_IN, config).key]
+        guidance = self._place_for("time_embedding.cond_proj.weight", config).key
+        channels = self.file.shapes[self._place_for(DIFFUSERS_IN, config).key]
         return {
             "in_channels": channels[1] if len(channels) == 4 else config["in_channels"],
             "time_cond_proj_dim": self.file.shapes[guidance][-1] if guidance in self.file.shapes else None,
         }
 
-    def _place(self, name: str, config: Config) -> Place:
+    def _place_for(self, name: str, config: Config) -> Place:
         return Place(self._prefix + (unet_place(name, config).key if self._original else name))
 
-    def _naming(self, name: str) -> Place:
-        return self._place(name, self._config)
-
-    def config(self, folder: str, name: str = "config.json") -> Config:
-        """Give the U-Net's config."""
-        return Config(self._config.file, self._config)
-
-    def tokenizer(self, folder: str) -> dict[str, bytes]:
-        """Give no files: a U-Net has no tokenizer."""
-        return {}
+    def _place(self, name: str) -> Place:
+        return self._place_for(name, self._config)
 
     def check(self, classes: Classes) -> None:
         """Check that the file holds every tensor of the U-Net, and no other ones below its prefix."""
         for kind in classes.values():
-            known = check_places(self.file, kind, self._config, self._naming, OTHER_MODEL)
+            known = check_places(self.file, kind, self._config, self._place, OTHER_MODEL)
             left = sorted(key for key in self.file.shapes if key.startswith(self._prefix) and key not in known)
             if left:
                 raise CheckpointError(
@@ -102,21 +84,8 @@ class UnetFile(Source):
                     + OTHER_MODEL
                 )
 
-    def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """Load the U-Net."""
-        return filled_network(self.file, kind, self._config, self._naming, dtype)
 
-    def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
-        """Yield the config, and the file's hash."""
-        yield self._config.to_bytes()
-        yield sha256(self.path)
-
-    def provenance(self) -> dict[str, Any]:
-        """Name the file."""
-        return {"checkpoint": self.path.name, "weights": "checkpoint"}
-
-
-class OtherUnet(Overlay):
+class OtherUnet(OtherNetwork):
     """A checkpoint whose U-Net comes from elsewhere. `random_seed` and `variant` are those of `Folder`.
 
     `prediction_type`: what the U-Net predicts, where it is not what the checkpoint's own one does.
@@ -130,17 +99,11 @@ class OtherUnet(Overlay):
         variant: str | None = None,
         prediction_type: str | None = None,
     ):
-        super().__init__(base)
-        self.given = given_path(path)
+        super().__init__(base, path, "unet", lambda file: UnetFile(file, base.config("unet")), random_seed, variant)
         self.prediction_type = prediction_type
-        place = self.given / "unet" if (self.given / "model_index.json").is_file() else self.given
-        self.folder = place.name
-        self.unet: Source = (
-            Folder(place.parent, random_seed, variant) if place.is_dir() else UnetFile(place, base.config("unet"))
-        )
-        kind = self.config("unet").get("_class_name")
-        if kind != UNET_CLASS:
-            what = f"a {kind}" if kind else f"{self.config('unet').file} is no U-Net's config, it names no class"
+        if self.class_name != UNET_CLASS:
+            nameless = f"{self.config('unet').file} is no U-Net's config, it names no class"
+            what = f"a {self.class_name}" if self.class_name else nameless
             raise CheckpointError(f"--unet {path}: {what}; latentrt serves {UNET_CLASS}")
         self._check_fits()
 
@@ -157,33 +120,13 @@ class OtherUnet(Overlay):
             )
 
     def config(self, folder: str, name: str = "config.json") -> Config:
-        """Read the new U-Net's config, or the base's; the pipeline's names the U-Net's class."""
-        if folder == "unet":
-            return self.unet.config(self.folder)
-        config = self.base.config(folder, name)
-        if folder == "":
-            return Config(config.file, config | {"unet": ["diffusers", UNET_CLASS]})
+        """Read the new U-Net's config, or the base's; the scheduler's says what the new U-Net predicts."""
+        config = super().config(folder, name)
         if folder == "scheduler" and self.prediction_type:
             return Config(config.file, config | {"prediction_type": self.prediction_type})
         return config
 
-    def check(self, classes: Classes) -> None:
-        """Check the new U-Net's weights, and those of the base's other networks."""
-        self.base.check({folder: kind for folder, kind in classes.items() if folder != "unet"})
-        self.unet.check({self.folder: classes["unet"]})
-
-    def network(self, folder: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """Load the new U-Net, or another network of the base."""
-        if folder == "unet":
-            return self.unet.network(self.folder, kind, dtype)
-        return self.base.network(folder, kind, dtype)
-
     def identity(self, folders: Iterable[str]) -> Iterator[bytes]:
         """Yield what identifies the base's other networks, the new U-Net, and what it predicts."""
-        yield from self.base.identity([folder for folder in folders if folder != "unet"])
-        yield from self.unet.identity([self.folder])
+        yield from super().identity(folders)
         yield str(self.prediction_type).encode()
-
-    def provenance(self) -> dict[str, Any]:
-        """Say where the base's weights and the new U-Net come from."""
-        return self.base.provenance() | {"unet": f"{UNET_CLASS} of {self.given.name}"}
