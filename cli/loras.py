@@ -7,7 +7,7 @@ from typing import Any
 
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.errors import RequestError
-from latentrt.runtime.lora.adapter import Lora
+from latentrt.runtime.lora.adapter import rank_of
 from latentrt.runtime.lora.files import LoraFile
 from latentrt.runtime.pipeline import Pipeline
 
@@ -50,7 +50,7 @@ class GivenLoras:
 
     def load(self, bundle: Bundle, backend: str | None, device: str | None, build: str | None) -> Pipeline:
         """A pipeline in whose build these LoRAs have room, with all of them loaded."""
-        rank = sum(max(Lora.open(file.path).rank for file in one.files()) for one in self.files.values())
+        rank = sum(map(rank_of, self.files.values()))
         pipeline = Pipeline.load(bundle, backend, device, build=build, lora_rank=rank)
         try:
             for name, one in self.files.items():

@@ -22,7 +22,7 @@ from latentrt.cli.options import BackendOption, BuildOption, OptionalPath, Optio
 from latentrt.runtime.bundle import Bundle
 from latentrt.runtime.bundle.bundle import DEMO, bundle_folder, demo_folder, is_bundle
 from latentrt.runtime.errors import BackendError, RequestError
-from latentrt.runtime.lora.adapter import Lora
+from latentrt.runtime.lora.adapter import rank_of
 
 if TYPE_CHECKING:
     from latentrt.serve.desk import Desk
@@ -132,8 +132,8 @@ def _checked_loras(files: list[Path]) -> tuple[Path, ...]:
         if strength is not None:
             file = given.files[name].path
             raise RequestError(f"--lora {file}:{strength:g}: requests give the strength. Name the file alone: {file}")
-    for file in files:
-        Lora.open(file)
+    for one in given.files.values():
+        rank_of(one)  # reads the header
     return tuple(files)
 
 

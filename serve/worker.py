@@ -10,7 +10,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from latentrt.runtime import Bundle, LatentRTError, Pipeline
-from latentrt.runtime.lora.adapter import Lora
+from latentrt.runtime.lora.adapter import rank_of
+from latentrt.runtime.lora.files import LoraFile
 from latentrt.serve.engine import BatchEngine
 from latentrt.serve.limits import ServerLimits
 from latentrt.serve.logs import configure_server_logging
@@ -81,7 +82,7 @@ def load_pipeline(folder: Path, config: WorkerConfig) -> Pipeline:
     Raises:
         LatentRTError: it cannot be loaded, or has no room for them.
     """
-    rank = sum(Lora.open(file).rank for file in config.loras)
+    rank = sum(rank_of(LoraFile(file)) for file in config.loras)
     pipeline = Pipeline.load(
         Bundle.open(folder),
         config.backend,

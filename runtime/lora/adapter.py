@@ -11,6 +11,7 @@ import numpy as np
 
 from latentrt.runtime.arrays import Float32s
 from latentrt.runtime.errors import CheckpointError
+from latentrt.runtime.lora.files import LoraFile
 from latentrt.runtime.lora.keys import Key, Layer, describe_unread, other_kind, read_key
 from latentrt.runtime.lora.scale import LoraScale
 from latentrt.runtime.lora.tensor_file import Shape, TensorFile, list_keys
@@ -132,6 +133,15 @@ class Lora:
             alpha = float(tensors[keys["alpha"]].item()) if "alpha" in keys else None
             name = known[folder][layer].name
             yield folder, Matrices(name, down, up, self.scale.scale(folder, name, len(down), alpha))
+
+
+def rank_of(lora: LoraFile) -> int:
+    """The room that a LoRA needs: the largest rank in its files. Only their headers are read.
+
+    Raises:
+        CheckpointError: a file is missing, or no LoRA.
+    """
+    return max(Lora.open(one.path).rank for one in lora.files())
 
 
 def _sort_keys(file: TensorFile, text_widths: Mapping[str, int]) -> dict[tuple[str, str], dict[str, str]]:
