@@ -116,11 +116,6 @@ class Desk:
         await asyncio.to_thread(self._supervisor.stop, at_once=not self.is_ready)
 
     @property
-    def worker_pid(self) -> int | None:
-        """Process id of the worker."""
-        return self._supervisor.pid
-
-    @property
     def waiting(self) -> int:
         """Requests that wait to be drawn."""
         return sum(ticket.state == "queued" for ticket in self._tickets.values())

@@ -159,10 +159,9 @@ class Cancelled:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of the worker process in bytes, and of its device where there is one."""
+    """Resident memory of the worker process, in bytes."""
 
     resident: int
-    device_used: int | None = None
 
 
 FromWorker = Ready | LoadFailed | Accepted | Started | Stepped | Preview | Finished | Failed | Cancelled | Memory

@@ -19,11 +19,10 @@ def merge_gemms(model: ir.Model) -> PassResult:
        For the same reason, no more than `MOST_PARTS` are merged.
     3. There are at least two.
     """
-    groups: dict[tuple[ir.Value, int], list[ir.Node]] = {}
+    groups: dict[tuple[ir.Value, int | ir.SymbolicDim], list[ir.Node]] = {}
     for node in model.graph:
-        if node.op_type == "Gemm" and _is_linear(node) and node.inputs[0] is not None:
-            width = node.inputs[2].shape[0]  # type: ignore[union-attr, index]
-            groups.setdefault((node.inputs[0], width), []).append(node)  # type: ignore[arg-type]
+        if (found := _linear(node)) is not None:
+            groups.setdefault(found, []).append(node)
     merged = [nodes[:MOST_PARTS] for nodes in groups.values() if len(nodes) > 1]
     for nodes in merged:
         _merge(model.graph, nodes)
@@ -32,16 +31,16 @@ def merge_gemms(model: ir.Model) -> PassResult:
     return PassResult(model, bool(merged))
 
 
-def _is_linear(node: ir.Node) -> bool:
-    factors = (node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta"))
-    vectors = len(node.inputs) == 3 and all(value is not None and value.shape is not None for value in node.inputs[1:])
-    return (
-        vectors
-        and has_constants(node)
-        and len(node.inputs[2].shape) == 1  # type: ignore[union-attr, arg-type]
-        and set(factors) == {1.0}
-        and (attribute(node, "transA", 0), attribute(node, "transB", 0)) == (0, 1)
-    )
+def _linear(node: ir.Node) -> tuple[ir.Value, int | ir.SymbolicDim] | None:
+    """The x of a `Gemm` that rule 1 allows, and the width of its result."""
+    if node.op_type != "Gemm" or len(node.inputs) != 3 or not has_constants(node):
+        return None
+    x, weights, bias = node.inputs
+    if x is None or weights is None or weights.shape is None or bias is None or bias.shape is None:
+        return None
+    factors = {node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta")}
+    transposed = attribute(node, "transA", 0), attribute(node, "transB", 0)
+    return (x, bias.shape[0]) if len(bias.shape) == 1 and factors == {1.0} and transposed == (0, 1) else None
 
 
 def _merge(graph: ir.Graph, nodes: list[ir.Node]) -> None:
@@ -50,7 +49,7 @@ def _merge(graph: ir.Graph, nodes: list[ir.Node]) -> None:
     name = f"{first.outputs[0].name}_to_{nodes[-1].outputs[0].name}"
     joined = []
     for place, what in ((1, "weights"), (2, "biases")):
-        tensors = [constant_values(node.inputs[place]) for node in nodes]  # type: ignore[arg-type]
+        tensors = [constant_values(value) for node in nodes if (value := node.inputs[place]) is not None]
         joined.append(add_constant(graph, f"{name}_{what}", np.concatenate(tensors)))
     product = ir.node("Gemm", [first.inputs[0], *joined], {"transB": 1})
     parts = {"axis": 1, "num_outputs": len(nodes)}
